@@ -1,0 +1,81 @@
+/** Layering rules: programs never import each other; runtime's layers look down only; pure files do no I/O. */
+const pure = "(^|/)(spec/[^/]+|plan|state)\\.ts$";
+module.exports = {
+  forbidden: [
+    {
+      name: "no-circular",
+      severity: "error",
+      from: {},
+      to: { circular: true, viaOnly: { dependencyTypesNot: ["type-only"] } },
+    },
+    {
+      name: "lib-stands-alone",
+      severity: "error",
+      from: { path: "^lib/" },
+      to: { path: "^(operator|node-agent|runtime|test)/" },
+    },
+    {
+      name: "operator-imports-only-lib",
+      severity: "error",
+      from: { path: "^operator/" },
+      to: { path: "^(node-agent|runtime|test)/" },
+    },
+    {
+      name: "node-agent-imports-only-lib",
+      severity: "error",
+      from: { path: "^node-agent/" },
+      to: { path: "^(operator|runtime|test)/" },
+    },
+    {
+      name: "runtime-imports-only-lib",
+      severity: "error",
+      from: { path: "^runtime/" },
+      to: { path: "^(operator|node-agent|test)/" },
+    },
+    {
+      name: "nothing-imports-cri",
+      comment: "cri is the top layer of the runtime: only main and the CLI wire it",
+      severity: "error",
+      from: { path: "^runtime/src/[^/]+/", pathNot: "^runtime/src/cri/" },
+      to: { path: "^runtime/src/cri/" },
+    },
+    {
+      name: "linux-is-the-bottom",
+      severity: "error",
+      from: { path: "^runtime/src/linux/" },
+      to: { path: "^runtime/src/(?!linux/)" },
+    },
+    {
+      name: "pure-does-no-io",
+      severity: "error",
+      from: { path: pure },
+      to: {
+        dependencyTypes: ["core"],
+        path: "^(fs|fs/promises|child_process|net|http|https|http2|dgram|worker_threads)$",
+      },
+    },
+    {
+      name: "api-does-no-io",
+      severity: "error",
+      from: { path: "^lib/api/", pathNot: "\\.test\\.ts$" },
+      to: { dependencyTypes: ["core"] },
+    },
+    {
+      name: "no-orphan-npm",
+      severity: "error",
+      from: {},
+      to: { dependencyTypes: ["npm-no-pkg", "npm-unknown"] },
+    },
+  ],
+  options: {
+    doNotFollow: { path: "node_modules" },
+    exclude: { path: "^lib/gen/" },
+    tsPreCompilationDeps: true,
+    tsConfig: { fileName: "tsconfig.json" },
+    enhancedResolveOptions: {
+      extensions: [".ts", ".js", ".json"],
+      conditionNames: ["import", "node", "default"],
+      exportsFields: ["exports"],
+    },
+  },
+};

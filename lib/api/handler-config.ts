@@ -1,0 +1,72 @@
+import { z } from "zod";
+
+/**
+ * A file of the runtime's handlers.d/: one CRI runtime handler. The node agent writes them, the runtime loads
+ * them hot (a file that appears, changes or goes takes effect on the next RunPodSandbox; running pods keep the
+ * handler that they were started with). File name: NAME.yaml.
+ */
+
+const absolutePath = z.string().regex(/^\/[^\0]*$/, "must be an absolute path");
+
+/** Deadlines in seconds: a VM under emulation needs other ones than runc. */
+const deadlines = z
+  .object({
+    create: z.int().min(1).default(120),
+    start: z.int().min(1).default(120),
+    stop: z.int().min(1).default(30),
+  })
+  .strict()
+  .default({ create: 120, start: 120, stop: 30 });
+
+const base = {
+  /** The name that kubelet sends as runtime_handler. */
+  name: z
+    .string()
+    .regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/, "must be a RuntimeClass handler name")
+    .max(63),
+  /** Set by the agent: the profile's revision, shown in Status and logs. */
+  revision: z.string().optional(),
+  /** Annotations that a pod may pass to the runtime, as globs. */
+  allowedAnnotations: z.array(z.string()).default([]),
+  deadlines,
+};
+
+/** An OCI runtime driven by its command line under conmon: runc, crun, youki. */
+const OciHandler = z
+  .object({
+    ...base,
+    kind: z.literal("oci"),
+    binary: absolutePath,
+    /** Global flags before the subcommand. */
+    flags: z.array(z.string()).default([]),
+  })
+  .strict();
+
+/** A containerd shim (runtime v2): gVisor, Kata, anything. */
+const ShimHandler = z
+  .object({
+    ...base,
+    kind: z.literal("shim"),
+    /** Absolute path of containerd-shim-NAME-VERSION. */
+    binary: absolutePath,
+    /** Type URL of the options Any sent with Create; empty: no options. */
+    optionsTypeUrl: z.string().default(""),
+    /** The shim's configuration file, passed as ConfigPath. */
+    configPath: absolutePath.optional(),
+    /** One line: the wall that the canary expects. */
+    wall: z.enum(["namespaces", "kernel", "vm"]).default("kernel"),
+    /** Files and settings of gVisor's command line, where the shim is runsc's (port-forward, stats). */
+    runsc: z.object({ binary: absolutePath, root: absolutePath }).strict().optional(),
+    /** Extra environment of the shim process. */
+    env: z.record(z.string(), z.string()).default({}),
+  })
+  .strict();
+
+/** Another CRI socket that serves the handler: fronting. */
+const DelegateHandler = z.object({ ...base, kind: z.literal("delegate"), socket: absolutePath }).strict();
+
+export const HandlerConfig = z.discriminatedUnion("kind", [OciHandler, ShimHandler, DelegateHandler]);
+export type HandlerConfig = z.infer<typeof HandlerConfig>;
+export type OciHandlerConfig = z.infer<typeof OciHandler>;
+export type ShimHandlerConfig = z.infer<typeof ShimHandler>;
+export type DelegateHandlerConfig = z.infer<typeof DelegateHandler>;

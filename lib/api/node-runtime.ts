@@ -1,0 +1,111 @@
+import { z } from "zod";
+import { Condition, dnsLabel, RuntimeProfileSpec } from "./runtime-profile.ts";
+
+/**
+ * NodeRuntime (cluster-scoped, one per node, same name, owned by the Node): `spec` is written by the operator,
+ * `status` by that node's agent alone.
+ */
+
+/** What one node shall have of one profile: all that reaches the node, and the hash of it. */
+export const DesiredProfile = RuntimeProfileSpec.pick({
+  handler: true,
+  artifact: true,
+  engine: true,
+  probe: true,
+}).extend({
+  name: dnsLabel,
+  /** Hash of what reaches the node; see `revisionOf`. */
+  revision: z.string().regex(/^[0-9a-f]{10}$/),
+});
+export type DesiredProfile = z.infer<typeof DesiredProfile>;
+
+export const NodeRuntimeSpec = z.object({
+  profiles: z
+    .array(DesiredProfile)
+    .max(100)
+    .meta({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"] }),
+});
+export type NodeRuntimeSpec = z.infer<typeof NodeRuntimeSpec>;
+
+/** Where a profile is on its way to serving pods on a node. */
+export const profilePhases = [
+  "Pending",
+  "Installing",
+  "Verifying",
+  "Ready",
+  "Failed",
+  "RolledBack",
+  "Removing",
+] as const;
+
+export const ProfileStatus = z.object({
+  name: dnsLabel,
+  phase: z.enum(profilePhases),
+  /** The revision that serves now; "" while none does. */
+  revision: z.string(),
+  /** The revision last tried, when it is another than `revision`. */
+  attemptedRevision: z.string().optional(),
+  /** CamelCase; stable, for machines. */
+  reason: z.string(),
+  message: z.string().max(1024),
+  canary: z
+    .object({
+      passed: z.boolean(),
+      at: z.string().meta({ format: "date-time" }),
+      /** Seconds from RunPodSandbox to the canary's container running. */
+      startSeconds: z.number(),
+      /** Kernel release that a process behind the wall sees. */
+      kernel: z.string().max(256),
+      /** What was asserted, such as kernel-differs, own-pid-namespace. */
+      assertions: z.array(z.string()).max(32),
+      failures: z.int(),
+    })
+    .optional(),
+  /** Latencies of the last canaries on this node, in seconds. */
+  startSeconds: z.object({ p50: z.number(), p99: z.number() }).optional(),
+  /** Pods of this profile now running here, by namespace. */
+  pods: z.record(z.string(), z.int()).optional(),
+});
+export type ProfileStatus = z.infer<typeof ProfileStatus>;
+
+export const NodeRuntimeStatus = z.object({
+  observedGeneration: z.int().optional(),
+  conditions: z.array(Condition).optional(),
+  /** What serves the node's kubelet: its own engine, or Bulkhead in front of it. */
+  engine: z
+    .object({
+      name: z.string(),
+      version: z.string(),
+      socket: z.string(),
+      fronted: z.boolean(),
+    })
+    .optional(),
+  kernel: z.string().optional(),
+  arch: z.string().optional(),
+  cgroup: z.enum(["v1", "v2"]).optional(),
+  kvm: z.boolean().optional(),
+  agentVersion: z.string().optional(),
+  runtimeVersion: z.string().optional(),
+  heartbeat: z.string().meta({ format: "date-time" }).optional(),
+  profiles: z
+    .array(ProfileStatus)
+    .max(100)
+    .optional()
+    .meta({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"] }),
+});
+export type NodeRuntimeStatus = z.infer<typeof NodeRuntimeStatus>;
+
+export type NodeRuntime = {
+  apiVersion: string;
+  kind: "NodeRuntime";
+  metadata: {
+    name: string;
+    uid?: string;
+    generation?: number;
+    resourceVersion?: string;
+    ownerReferences?: { apiVersion: string; kind: string; name: string; uid: string }[];
+    labels?: Record<string, string>;
+  };
+  spec: NodeRuntimeSpec;
+  status?: NodeRuntimeStatus;
+};

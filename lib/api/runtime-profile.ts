@@ -1,0 +1,198 @@
+import { z } from "zod";
+
+/**
+ * RuntimeProfile (cluster-scoped, written by people): which wall a workload stands behind.
+ * These types are the only source: crds/ is generated from them, and the operator parses with them.
+ */
+
+/** Name of a Kubernetes object that may also stand in a label value and a file name (RFC 1123 label). */
+export const dnsLabel = z
+  .string()
+  .min(1)
+  .max(63)
+  .regex(/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/, "must be a lower-case RFC 1123 label");
+
+/** A Kubernetes quantity, such as 120Mi or 250m. */
+const quantity = z
+  .string()
+  .regex(/^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$/, "must be a Kubernetes quantity");
+
+/** A duration in seconds, minutes or hours, such as 60s. */
+const duration = z.string().regex(/^[1-9][0-9]*(s|m|h)$/, "must be a duration such as 60s, 5m or 1h");
+
+const intOrPercent = z.union([z.int().min(1), z.string().regex(/^(100|[1-9]?[0-9])%$/)]);
+
+const nodeSelector = z.record(z.string(), z.string());
+
+const toleration = z.object({
+  key: z.string().optional(),
+  operator: z.enum(["Exists", "Equal"]).optional(),
+  value: z.string().optional(),
+  effect: z.enum(["NoSchedule", "PreferNoSchedule", "NoExecute"]).optional(),
+  tolerationSeconds: z.int().optional(),
+});
+
+/** Extra arguments of an OCI runtime's command line: `--flag` or `--flag=value`, nothing else. */
+const flags = z.array(z.string().regex(/^--[a-z][a-z0-9-]*(=[A-Za-z0-9_.:/,-]*)?$/)).max(32);
+
+const oci = z.object({ flags: flags.optional() });
+
+const gvisor = z.object({
+  /** How the sentry intercepts system calls. auto takes kvm where it boots, else systrap. */
+  platform: z.enum(["auto", "systrap", "kvm", "ptrace"]).default("auto"),
+  /** sandbox: gVisor's own network stack. host: the host's (a weaker wall). none: loopback only. */
+  network: z.enum(["sandbox", "host", "none"]).default("sandbox"),
+  /** Where writes to the root filesystem go. */
+  overlay: z.enum(["memory", "self", "none"]).default("memory"),
+  flags: flags.optional(),
+});
+
+const kata = z.object({
+  hypervisor: z.enum(["qemu", "cloud-hypervisor", "dragonball", "firecracker"]).default("qemu"),
+});
+
+const shim = z.object({
+  /** The shim's runtime type, io.containerd.NAME.VERSION, which names the binary containerd-shim-NAME-VERSION. */
+  runtimeType: z.string().regex(/^[a-z0-9]+(\.[a-z0-9-]+)*\.v[0-9]+$/),
+});
+
+/** Exactly one of these is set. */
+const handler = z
+  .object({
+    runc: oci.optional(),
+    crun: oci.optional(),
+    gvisor: gvisor.optional(),
+    kata: kata.optional(),
+    firecracker: z.object({}).optional(),
+    shim: shim.optional(),
+  })
+  .meta({
+    "x-kubernetes-validations": [
+      {
+        rule: "[has(self.runc), has(self.crun), has(self.gvisor), has(self.kata), has(self.firecracker), has(self.shim)].filter(x, x).size() == 1",
+        message: "exactly one of runc, crun, gvisor, kata, firecracker, shim must be set",
+      },
+    ],
+  });
+
+/** The kinds of wall, in the order of spec.handler. */
+export const handlerKinds = ["runc", "crun", "gvisor", "kata", "firecracker", "shim"] as const;
+export type HandlerKind = (typeof handlerKinds)[number];
+
+const artifact = z
+  .object({
+    /** The files that come with the node agent's image. */
+    bundled: z.boolean().optional(),
+    /** An OCI image or artifact, by digest. */
+    image: z
+      .string()
+      .regex(/@sha256:[0-9a-f]{64}$/, "must name the image by digest (…@sha256:…)")
+      .optional(),
+  })
+  .meta({
+    "x-kubernetes-validations": [
+      {
+        rule: "(has(self.bundled) && self.bundled) != has(self.image)",
+        message: "exactly one of bundled: true and image must be set",
+      },
+    ],
+  });
+
+export const RuntimeProfileSpec = z
+  .object({
+    handler,
+    artifact: artifact.default({ bundled: true }),
+    /** bulkhead: our runtime runs it. node: the node's own engine is configured to. */
+    engine: z.enum(["bulkhead", "node"]).default("bulkhead"),
+    nodeSelector: nodeSelector.optional(),
+    tolerations: z.array(toleration).max(16).optional(),
+    runtimeClass: z
+      .object({
+        /** Name of the RuntimeClass; the profile's name when left out. */
+        name: dnsLabel.optional(),
+        overhead: z.object({ memory: quantity.optional(), cpu: quantity.optional() }).optional(),
+        /** label: pods go only to nodes whose canary passed. none: to every node of nodeSelector. */
+        readiness: z.enum(["label", "none"]).default("label"),
+      })
+      .default({ readiness: "label" }),
+    rollout: z
+      .object({
+        canaryNodes: z.int().min(0).max(100).default(1),
+        maxUnavailable: intOrPercent.default("25%"),
+        failureThreshold: z.int().min(1).default(2),
+        paused: z.boolean().default(false),
+      })
+      .default({ canaryNodes: 1, maxUnavailable: "25%", failureThreshold: 2, paused: false }),
+    probe: z
+      .object({ interval: duration.default("60s"), assertIsolation: z.boolean().default(true) })
+      .default({ interval: "60s", assertIsolation: true }),
+  })
+  .meta({
+    "x-kubernetes-validations": [
+      {
+        rule: "self.engine == 'bulkhead' || has(self.handler)",
+        message: "engine: node needs a handler",
+      },
+    ],
+  });
+export type RuntimeProfileSpec = z.infer<typeof RuntimeProfileSpec>;
+
+/** A condition as in meta/v1. */
+export const Condition = z.object({
+  type: z.string(),
+  status: z.enum(["True", "False", "Unknown"]),
+  reason: z.string(),
+  message: z.string(),
+  lastTransitionTime: z.string().meta({ format: "date-time" }),
+  observedGeneration: z.int().optional(),
+});
+export type Condition = z.infer<typeof Condition>;
+
+export const profileConditions = [
+  "Accepted",
+  "RuntimeClassReady",
+  "Progressing",
+  "Ready",
+  "Degraded",
+] as const;
+
+export const RuntimeProfileStatus = z.object({
+  observedGeneration: z.int().optional(),
+  conditions: z.array(Condition).optional(),
+  nodes: z.object({ desired: z.int(), updated: z.int(), ready: z.int(), failed: z.int() }).optional(),
+  currentRevision: z.string().optional(),
+  updateRevision: z.string().optional(),
+  /** At most 20, so that this object does not grow with the cluster. */
+  failedNodes: z
+    .array(z.object({ name: z.string(), reason: z.string(), message: z.string() }))
+    .max(20)
+    .optional(),
+  pods: z.int().optional(),
+  startSeconds: z.object({ p50: z.number(), p99: z.number() }).optional(),
+});
+export type RuntimeProfileStatus = z.infer<typeof RuntimeProfileStatus>;
+
+export type RuntimeProfile = {
+  apiVersion: string;
+  kind: "RuntimeProfile";
+  metadata: {
+    name: string;
+    uid?: string;
+    generation?: number;
+    resourceVersion?: string;
+    deletionTimestamp?: string;
+    finalizers?: string[];
+    labels?: Record<string, string>;
+    annotations?: Record<string, string>;
+  };
+  spec: RuntimeProfileSpec;
+  status?: RuntimeProfileStatus;
+};
+
+/** Which wall the profile names. */
+export const handlerKind = (spec: Pick<RuntimeProfileSpec, "handler">): HandlerKind =>
+  handlerKinds.find((kind) => spec.handler[kind] !== undefined) ?? "runc";
+
+/** Name of the profile's RuntimeClass. Its handler is always the profile's own name. */
+export const runtimeClassName = (profile: Pick<RuntimeProfile, "metadata" | "spec">): string =>
+  profile.spec.runtimeClass.name ?? profile.metadata.name;

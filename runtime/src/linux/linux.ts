@@ -1,0 +1,52 @@
+/**
+ * The kernel calls that Node has no API for, by FFI (koffi). Errors are thrown as NodeJS.ErrnoException with
+ * code, errno and syscall set, like node:fs does. Calls that may block run off the main thread and return promises.
+ * Tests use the recording fake in linux/fake.ts.
+ */
+export interface Linux {
+  /** mount(2). `flags` from {@link MountFlags}. */
+  mount(source: string, target: string, type: string, flags: number, data: string): Promise<void>;
+  umount(target: string, flags: number): Promise<void>;
+  /** mknod(2); mode includes the type bits. */
+  mknod(path: string, mode: number, major: number, minor: number): void;
+  mkfifo(path: string, mode: number): void;
+  lsetxattr(path: string, name: string, value: Uint8Array): void;
+  lgetxattr(path: string, name: string): Uint8Array | undefined;
+  /** Makes the namespaces on a thread of its own and bind-mounts them on files, which must exist. */
+  pinNamespaces(files: { net?: string; ipc?: string; uts?: string }, hostname: string): Promise<void>;
+  /** A connected TCP socket (non-blocking fd) made inside the network namespace at `netns`. */
+  dialIn(netns: string, host: "127.0.0.1" | "::1", port: number): Promise<number>;
+  /** A connected AF_UNIX socket of type stream or seqpacket; a long path goes through /proc/self/fd. */
+  connectUnix(path: string, type: "stream" | "seqpacket"): number;
+  /** Kills by pidfd: true when the process with that start time got the signal. */
+  kill(pid: number, startTime: bigint, signo: number): boolean;
+  setSubreaper(): void;
+  /** tee(2): copies up to `length` bytes between pipes without consuming them. */
+  tee(fdIn: number, fdOut: number, length: number): number;
+  statfs(path: string): {
+    type: number;
+    blockSize: number;
+    blocks: bigint;
+    available: bigint;
+    files: bigint;
+    filesFree: bigint;
+  };
+  fsync(path: string): Promise<void>;
+}
+
+/** Flags of mount(2) and umount2(2). */
+export const MountFlags = {
+  RDONLY: 0x1,
+  NOSUID: 0x2,
+  NODEV: 0x4,
+  NOEXEC: 0x8,
+  REMOUNT: 0x20,
+  BIND: 0x1000,
+  MOVE: 0x2000,
+  REC: 0x4000,
+  UNBINDABLE: 0x20000,
+  PRIVATE: 0x40000,
+  SLAVE: 0x80000,
+  SHARED: 0x100000,
+  DETACH: 0x2,
+} as const;

@@ -1,0 +1,34 @@
+import { defineConfig } from "vitest/config";
+
+// unit: pure, no root. host: root on this machine, real kernel and runtimes. cluster: the real control plane and nodes.
+export default defineConfig({
+  test: {
+    projects: [
+      {
+        test: {
+          name: "unit",
+          include: ["{lib,operator,node-agent,runtime,test}/**/*.test.ts"],
+          exclude: ["**/*.{host,cluster}.test.ts", "**/node_modules/**"],
+        },
+      },
+      {
+        test: {
+          name: "host",
+          include: ["{lib,operator,node-agent,runtime,test}/**/*.host.test.ts"],
+          fileParallelism: false,
+          testTimeout: 60_000,
+          hookTimeout: 120_000,
+        },
+      },
+      {
+        test: {
+          name: "cluster",
+          include: ["test/**/*.cluster.test.ts"],
+          fileParallelism: false,
+          testTimeout: 180_000,
+          hookTimeout: 600_000,
+        },
+      },
+    ],
+  },
+});
