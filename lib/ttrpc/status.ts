@@ -1,0 +1,29 @@
+import { type ErrorCode, messageOf, RuntimeError } from "../std/errors.ts";
+
+/** google.rpc.Code, as far as Bulkhead has a code for it. */
+const codes: Record<number, ErrorCode> = {
+  1: "cancelled",
+  2: "unknown",
+  3: "invalid-argument",
+  4: "deadline-exceeded",
+  5: "not-found",
+  6: "already-exists",
+  7: "permission-denied",
+  8: "resource-exhausted",
+  9: "failed-precondition",
+  12: "unimplemented",
+  13: "internal",
+  14: "unavailable",
+};
+
+const numbers = new Map(Object.entries(codes).map(([number, code]) => [code, Number(number)]));
+
+/** The error that a status other than OK stands for. */
+export const errorOfStatus = (method: string, status: { code: number; message: string }): RuntimeError =>
+  new RuntimeError(codes[status.code] ?? "unknown", `${method}: ${status.message}`);
+
+/** The status that tells the peer of an error. */
+export const statusOfError = (error: unknown): { code: number; message: string } => ({
+  code: error instanceof RuntimeError ? (numbers.get(error.code) ?? 2) : 2,
+  message: messageOf(error),
+});
