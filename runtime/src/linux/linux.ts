@@ -1,27 +1,36 @@
 /**
  * The kernel calls that Node has no API for, by FFI (koffi). Errors are thrown as NodeJS.ErrnoException with
  * code, errno and syscall set, like node:fs does. Calls that may block run off the main thread and return promises.
- * Tests use the recording fake in linux/fake.ts.
  */
 export interface Linux {
   /** mount(2). `flags` from {@link MountFlags}. */
   mount(source: string, target: string, type: string, flags: number, data: string): Promise<void>;
+  /**
+   * mount(2) by fsopen, fsconfig and move_mount: has no limit of one page on the options, and a key may come
+   * again (overlayfs `lowerdir+`, Linux 6.8). `flags` as for {@link Linux.mount}.
+   */
+  mountWith(type: string, parameters: [key: string, value: string][], target: string, flags: number): void;
   umount(target: string, flags: number): Promise<void>;
   /** mknod(2); mode includes the type bits. */
   mknod(path: string, mode: number, major: number, minor: number): void;
   mkfifo(path: string, mode: number): void;
   lsetxattr(path: string, name: string, value: Uint8Array): void;
   lgetxattr(path: string, name: string): Uint8Array | undefined;
-  /** Makes the namespaces on a thread of its own and bind-mounts them on files, which must exist. */
+  /**
+   * Makes the namespaces and bind-mounts them on files, which must exist. Hostname and loopback are set before
+   * the first file is mounted, so a pinned namespace is a finished one.
+   */
   pinNamespaces(files: { net?: string; ipc?: string; uts?: string }, hostname: string): Promise<void>;
   /** A connected TCP socket (non-blocking fd) made inside the network namespace at `netns`. */
   dialIn(netns: string, host: "127.0.0.1" | "::1", port: number): Promise<number>;
-  /** A connected AF_UNIX socket of type stream or seqpacket; a long path goes through /proc/self/fd. */
+  /** Sets the interface up inside the network namespace at `netns`. */
+  linkUp(netns: string, name: string): void;
+  /** A connected, non-blocking AF_UNIX socket of type stream or seqpacket; a long path goes through /proc/self/fd. */
   connectUnix(path: string, type: "stream" | "seqpacket"): number;
   /** Kills by pidfd: true when the process with that start time got the signal. */
   kill(pid: number, startTime: bigint, signo: number): boolean;
   setSubreaper(): void;
-  /** tee(2): copies up to `length` bytes between pipes without consuming them. */
+  /** tee(2): copies up to `length` bytes between pipes without consuming them; 0 at end of file, EAGAIN when it would block. */
   tee(fdIn: number, fdOut: number, length: number): number;
   statfs(path: string): {
     type: number;
