@@ -1,0 +1,124 @@
+import { createServer, type IncomingMessage } from "node:http";
+import type { AddressInfo, Socket } from "node:net";
+import type { Duplex } from "node:stream";
+import { WebSocketServer } from "ws";
+import { portForwardProtocol, servePortForward } from "./port-forward.ts";
+import { runAttach, runExec } from "./remote-command.ts";
+import { spdyChannels, spdyProtocols } from "./spdy/channels.ts";
+import type { StreamingBackend, StreamingServer, StreamRequest } from "./streaming.ts";
+import { Tokens } from "./token.ts";
+import { webSocketChannels, webSocketProtocols } from "./websocket/channels.ts";
+import { webSocketPortForward } from "./websocket/port-forward.ts";
+import { tunnelProtocol, webSocketTunnel } from "./websocket/tunnel.ts";
+
+type Request =
+  | ({ kind: "exec" | "attach" } & StreamRequest)
+  | { kind: "portforward"; podId: string; ports: number[] };
+
+/** One message of a WebSocket client: kubectl sends at most 32 KiB, crictl somewhat more. */
+const maxMessage = 1024 * 1024;
+
+/**
+ * Serves the streaming URLs of CRI's Exec, Attach and PortForward. Listens on loopback: kubelet proxies clients
+ * here, and whoever connects must hold a single-use token.
+ */
+export async function createStreamingServer(
+  options: { host: string; port: number },
+  backend: StreamingBackend,
+): Promise<StreamingServer> {
+  const tokens = new Tokens<Request>();
+  const sockets = new Set<Duplex>();
+  const server = createServer((_request, response) => {
+    response
+      .writeHead(400, { "Content-Type": "text/plain" })
+      .end("Upgrade to SPDY/3.1 or WebSocket expected\n");
+  });
+  const webSockets = new WebSocketServer({
+    noServer: true,
+    maxPayload: maxMessage,
+    perMessageDeflate: false,
+    handleProtocols: (offered, request) => {
+      const spoken: readonly string[] = (request.url ?? "").startsWith("/portforward/")
+        ? [tunnelProtocol, "v4.channel.k8s.io"]
+        : webSocketProtocols;
+      return spoken.find((protocol) => offered.has(protocol)) ?? false;
+    },
+  });
+
+  server.on("upgrade", (message: IncomingMessage, socket: Socket, head: Buffer) => {
+    sockets.add(socket);
+    socket.once("close", () => sockets.delete(socket));
+    socket.on("error", () => socket.destroy());
+    socket.setNoDelay(true);
+    socket.setKeepAlive(true, 30_000);
+    const token = /^\/(?:exec|attach|portforward)\/([\w-]+)$/.exec(message.url ?? "")?.[1];
+    const request = token === undefined ? undefined : tokens.redeem(token);
+    if (!request) return refuse(socket, "404 Not Found", "Unknown or used streaming token");
+    const upgrade = (message.headers.upgrade ?? "").toLowerCase();
+    if (upgrade === "spdy/3.1") serveSpdy(message, socket, head, request);
+    else if (upgrade === "websocket") serveWebSocket(message, socket, head, request);
+    else refuse(socket, "400 Bad Request", `Upgrade to SPDY/3.1 or WebSocket expected, not "${upgrade}"`);
+  });
+
+  function serveSpdy(message: IncomingMessage, socket: Socket, head: Buffer, request: Request): void {
+    const offered = (message.headersDistinct["x-stream-protocol-version"] ?? []).flatMap((line) =>
+      line.split(",").map((each) => each.trim()),
+    );
+    const spoken: readonly string[] = request.kind === "portforward" ? [portForwardProtocol] : spdyProtocols;
+    // The oldest clients name no version.
+    const protocol = offered.length === 0 ? spoken.at(-1) : spoken.find((each) => offered.includes(each));
+    if (protocol === undefined)
+      return refuse(
+        socket,
+        "403 Forbidden",
+        `Unable to upgrade: none of ${offered.join(", ")} is spoken here`,
+      );
+    socket.write(
+      `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: ${protocol}\r\n\r\n`,
+    );
+    if (head.length > 0) socket.unshift(head);
+    if (request.kind === "portforward") return servePortForward(backend, request.podId, socket);
+    const { kind } = request;
+    spdyChannels(socket, protocol as (typeof spdyProtocols)[number], request)
+      .then((channels) => (kind === "exec" ? runExec : runAttach)(backend, request, channels))
+      .catch(() => socket.destroy());
+  }
+
+  function serveWebSocket(message: IncomingMessage, socket: Socket, head: Buffer, request: Request): void {
+    webSockets.handleUpgrade(message, socket, head, (webSocket) => {
+      const { protocol } = webSocket;
+      if (request.kind === "portforward") {
+        if (protocol === tunnelProtocol) servePortForward(backend, request.podId, webSocketTunnel(webSocket));
+        else webSocketPortForward(backend, request.podId, request.ports, webSocket);
+        return;
+      }
+      const spoken = webSocketProtocols.find((each) => each === protocol) ?? "channel.k8s.io";
+      const channels = webSocketChannels(webSocket, spoken, request);
+      (request.kind === "exec" ? runExec : runAttach)(backend, request, channels).catch(() =>
+        webSocket.terminate(),
+      );
+    });
+  }
+
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", reject);
+    server.listen(options.port, options.host, () => resolve());
+  });
+  const { address, port, family } = server.address() as AddressInfo;
+  const base = `http://${family === "IPv6" ? `[${address}]` : address}:${port}`;
+  return {
+    execUrl: (request) => `${base}/exec/${tokens.issue({ kind: "exec", ...request })}`,
+    attachUrl: (request) => `${base}/attach/${tokens.issue({ kind: "attach", ...request })}`,
+    portForwardUrl: (request) => `${base}/portforward/${tokens.issue({ kind: "portforward", ...request })}`,
+    async close() {
+      for (const socket of sockets) socket.destroy();
+      await new Promise<void>((resolve) => server.close(() => resolve()));
+    },
+  };
+}
+
+function refuse(socket: Socket, status: string, text: string): void {
+  socket.end(
+    `HTTP/1.1 ${status}\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: ${Buffer.byteLength(text)}\r\n\r\n${text}`,
+  );
+}
