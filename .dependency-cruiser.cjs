@@ -70,7 +70,9 @@ module.exports = {
   options: {
     doNotFollow: { path: "node_modules" },
     exclude: { path: "^lib/gen/" },
+    combinedDependencies: true,
     tsPreCompilationDeps: true,
+    parser: "tsc",
     tsConfig: { fileName: "tsconfig.json" },
     enhancedResolveOptions: {
       extensions: [".ts", ".js", ".json"],
