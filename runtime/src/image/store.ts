@@ -1,0 +1,396 @@
+import { mkdir, readdir, readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { Logger } from "pino";
+import type { Snapshotter } from "../snapshot/snapshotter.ts";
+import { syncFolder, writeDurably } from "./atomic-file.ts";
+import type { FsInfo, Image, Images, PullRequest } from "./images.ts";
+import { hostPlatform, type Platform } from "./manifest.ts";
+import { type LayerUsage, type Resolved, resolveImage, unpackLayers } from "./pull.ts";
+import { type ImageRecord, imageRecord, planSweep, refsRecord } from "./record.ts";
+import { formatReference, nameOf, parseReference, type Reference } from "./reference.ts";
+import { Registry, RegistryUnavailable } from "./registry.ts";
+import { Semaphore } from "./semaphore.ts";
+import { SingleFlight } from "./single-flight.ts";
+
+export type ImagesOptions = {
+  /** Folder of the store; blobs/, images/, staging/ and refs.json are in it. */
+  root: string;
+  snapshotter: Snapshotter;
+  /** Host of a registry → URLs asked before it: { "registry.k8s.io": ["http://10.0.0.1:5000"] }. */
+  mirrors: Readonly<Record<string, readonly string[]>>;
+  /** Folder of HOST:PORT/{*.crt,*.cert,*.key}, as in Docker's certs.d. */
+  certsDir?: string | undefined;
+  log: Logger;
+  /** References of images that are never to be collected by the kubelet. */
+  pinned?: readonly string[];
+  /** IDs of the images that containers stand on, removed or not. Asked whenever something is collected. */
+  inUse?: () => Iterable<string>;
+  /** Downloads at a time, over all pulls. */
+  maxDownloads?: number;
+  platform?: Platform;
+};
+
+/** The store of images, with what the daemon needs besides {@link Images}. */
+export interface ImageStore extends Images, AsyncDisposable {
+  /** Removes what no image, pull or container needs. To be called when the last container of an image is gone. */
+  collect(): Promise<void>;
+}
+
+const idPrefix = /^(?:sha256:)?([0-9a-f]{12,64})$/;
+
+/**
+ * Opens the store at `root`. Images are known again from their records; one whose layers are not all there any more is
+ * not listed and will be pulled anew.
+ */
+export const openImages = async (options: ImagesOptions): Promise<ImageStore> => {
+  const store = new Store(options);
+  await store.load();
+  return store;
+};
+
+class Store implements ImageStore {
+  readonly #options: ImagesOptions;
+  readonly #registry: Registry;
+  readonly #platform: Platform;
+  readonly #pinned: Set<string>;
+  readonly #records = new Map<string, ImageRecord>();
+  /** name:tag and name@digest → image ID. */
+  #refs = new Map<string, string>();
+  /** Chain IDs that pulls under way need, counted; and the images they are of. */
+  readonly #heldLayers = new Map<string, number>();
+  readonly #heldImages = new Map<string, number>();
+  /** Everything that changes records, refs or removes layers goes through here, one at a time. */
+  readonly #changes = new Semaphore(1);
+  readonly #downloads: Semaphore;
+  readonly #flights = new SingleFlight<LayerUsage | undefined>();
+
+  constructor(options: ImagesOptions) {
+    this.#options = options;
+    this.#registry = new Registry(options);
+    this.#platform = options.platform ?? hostPlatform();
+    this.#pinned = new Set((options.pinned ?? []).map((ref) => formatReference(parseReference(ref))));
+    this.#downloads = new Semaphore(options.maxDownloads ?? 6);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#registry[Symbol.asyncDispose]();
+  }
+
+  async load(): Promise<void> {
+    const { log, snapshotter } = this.#options;
+    await rm(this.#path("staging"), { recursive: true, force: true });
+    for (const folder of ["", "staging", "images", "blobs", "blobs/sha256", "blobs/sha512"]) {
+      await mkdir(this.#path(folder), { recursive: true, mode: 0o700 });
+    }
+    for (const name of await readdir(this.#path("images"))) {
+      const file = this.#path("images", name);
+      try {
+        if (!name.endsWith(".json")) throw new Error("left over from a write");
+        const record = imageRecord.parse(JSON.parse(await readFile(file, "utf8")));
+        const whole = record.layers.every(({ chainId }) => snapshotter.has(chainId));
+        if (!whole && record.state === "present") log.warn({ image: record.id }, "image has lost a layer");
+        this.#records.set(record.id, whole ? record : { ...record, state: "partial" });
+      } catch (error) {
+        log.warn({ file, err: messageOf(error) }, "image record dropped");
+        await rm(file, { force: true });
+      }
+    }
+    await this.#loadRefs();
+    const wanted = new Set([...this.#records.values()].flatMap((record) => record.blobs));
+    for (const algorithm of ["sha256", "sha512"]) {
+      for (const hex of await readdir(this.#path("blobs", algorithm))) {
+        if (!wanted.has(`${algorithm}:${hex}`))
+          await rm(this.#path("blobs", algorithm, hex), { force: true });
+      }
+    }
+    log.info({ images: this.list().length }, "images loaded");
+  }
+
+  async #loadRefs(): Promise<void> {
+    let text: string;
+    try {
+      text = await readFile(this.#path("refs.json"), "utf8");
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
+      throw error;
+    }
+    try {
+      const { refs } = refsRecord.parse(JSON.parse(text));
+      this.#refs = new Map(Object.entries(refs).filter(([, id]) => this.#isPresent(id)));
+    } catch (error) {
+      this.#options.log.warn({ err: messageOf(error) }, "image names dropped");
+    }
+  }
+
+  list(): Image[] {
+    const names = this.#namesById();
+    return [...this.#records.values()]
+      .filter(({ state }) => state === "present")
+      .map((record) => this.#image(record, names.get(record.id) ?? []));
+  }
+
+  get(ref: string): Image | undefined {
+    const record = this.#find(ref);
+    return record && this.#image(record, this.#namesById().get(record.id) ?? []);
+  }
+
+  async pull(request: PullRequest, signal: AbortSignal): Promise<Image> {
+    try {
+      return await this.#pull(parseReference(request.ref), request.auth, signal);
+    } catch (error) {
+      throw pullError(request.ref, error, signal);
+    }
+  }
+
+  async #pull(reference: Reference, auth: PullRequest["auth"], signal: AbortSignal): Promise<Image> {
+    const { snapshotter, log } = this.#options;
+    const started = performance.now();
+    const repository = this.#registry.repository(reference, auth);
+    const tagOrDigest = reference.digest ?? reference.tag ?? "latest";
+    const resolved = await resolveImage(repository, tagOrDigest, this.#platform, signal);
+    const chain = resolved.layers.map(({ chainId }) => chainId);
+    await using _held = await this.#hold(resolved.id, chain);
+
+    await this.#record(resolved);
+    const usages = await unpackLayers(
+      resolved.layers,
+      {
+        repository,
+        snapshotter,
+        staging: this.#path("staging"),
+        downloads: this.#downloads,
+        flights: this.#flights,
+      },
+      signal,
+    );
+    const image = await this.#commit(resolved, usages, reference);
+    const ms = Math.round(performance.now() - started);
+    log.info({ image: image.id, ref: formatReference(reference), layers: usages.size, ms }, "image pulled");
+    return image;
+  }
+
+  /** Keeps an image's layers from being collected until disposed. Waits for a collection that is under way. */
+  #hold(id: string, chain: readonly string[]): Promise<Disposable> {
+    const count = (map: Map<string, number>, key: string, by: number): void => {
+      const next = (map.get(key) ?? 0) + by;
+      if (next > 0) map.set(key, next);
+      else map.delete(key);
+    };
+    return this.#changes.run(async () => {
+      count(this.#heldImages, id, 1);
+      for (const layer of chain) count(this.#heldLayers, layer, 1);
+      return {
+        [Symbol.dispose]: () => {
+          count(this.#heldImages, id, -1);
+          for (const layer of chain) count(this.#heldLayers, layer, -1);
+        },
+      };
+    });
+  }
+
+  /** Writes the documents and a record that names the layers, before the first layer is there. */
+  #record(resolved: Resolved): Promise<void> {
+    return this.#changes.run(async () => {
+      const known = this.#records.get(resolved.id);
+      const kept = new Set(known?.blobs);
+      const fresh = [...resolved.blobs].filter(([digest]) => !kept.has(digest));
+      await Promise.all(
+        fresh.map(([digest, bytes]) => writeDurably(this.#path("blobs", ...digest.split(":")), bytes)),
+      );
+      if (known !== undefined && fresh.length === 0) return;
+      await this.#put({
+        version: 1,
+        state: known?.state ?? "partial",
+        id: resolved.id,
+        size: resolved.size,
+        layers: resolved.layers.map(({ chainId, digest }, n) => ({
+          chainId,
+          digest,
+          bytes: known?.layers[n]?.bytes ?? 0,
+          inodes: known?.layers[n]?.inodes ?? 0,
+        })),
+        blobs: [...new Set([...kept, ...resolved.blobs.keys()])],
+        user: resolved.config.user,
+        config: resolved.config.config,
+      });
+    });
+  }
+
+  /** Makes the image visible under its name. */
+  #commit(resolved: Resolved, usages: ReadonlyMap<string, LayerUsage>, reference: Reference): Promise<Image> {
+    return this.#changes.run(async () => {
+      const record = this.#records.get(resolved.id);
+      if (record === undefined)
+        throw new RuntimeError("internal", `image ${resolved.id} has lost its record`);
+      const whole = resolved.layers.every(({ chainId }) => this.#options.snapshotter.has(chainId));
+      if (!whole) throw new RuntimeError("internal", `image ${resolved.id} has lost a layer`);
+      if (record.state !== "present" || usages.size > 0) {
+        const known = this.#layerUsages();
+        const layers = record.layers.map((layer) => ({
+          ...layer,
+          ...(usages.get(layer.chainId) ?? known.get(layer.chainId)),
+        }));
+        await this.#put({ ...record, state: "present", layers });
+      }
+      const refs = new Map(this.#refs);
+      refs.set(`${nameOf(reference)}@${resolved.target}`, resolved.id);
+      if (reference.digest === undefined) refs.set(formatReference(reference), resolved.id);
+      if ([...refs].some(([ref, id]) => this.#refs.get(ref) !== id)) await this.#putRefs(refs);
+      const image = this.get(resolved.id);
+      if (image === undefined) throw new RuntimeError("internal", `image ${resolved.id} is not there`);
+      return image;
+    });
+  }
+
+  async remove(ref: string, signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    await this.#changes.run(async () => {
+      const record = this.#find(ref);
+      if (record === undefined) return;
+      await this.#putRefs(new Map([...this.#refs].filter(([, id]) => id !== record.id)));
+      await this.#put({ ...record, state: "removed" });
+      await this.#sweep();
+      this.#options.log.info({ image: record.id, ref }, "image removed");
+    }, signal);
+  }
+
+  collect(): Promise<void> {
+    return this.#changes.run(() => this.#sweep());
+  }
+
+  async #sweep(): Promise<void> {
+    const images = new Set([...this.#heldImages.keys(), ...(this.#options.inUse?.() ?? [])]);
+    const sweep = planSweep(this.#records.values(), { images, layers: new Set(this.#heldLayers.keys()) });
+    if (sweep.records.length === 0) return;
+    const stuck = new Set<string>();
+    for (const layer of sweep.layers) {
+      try {
+        await this.#options.snapshotter.removeLayer(layer);
+      } catch (error) {
+        stuck.add(layer);
+        this.#options.log.warn({ layer, err: messageOf(error) }, "layer cannot be removed yet");
+      }
+    }
+    // A record goes after its layers, so that a layer never loses the last thing that names it.
+    for (const record of sweep.records) {
+      if (record.layers.some(({ chainId }) => stuck.has(chainId))) continue;
+      await rm(this.#recordPath(record.id), { force: true });
+      this.#records.delete(record.id);
+    }
+    await syncFolder(this.#path("images"));
+    for (const blob of sweep.blobs) await rm(this.#path("blobs", ...blob.split(":")), { force: true });
+  }
+
+  async fsInfo(): Promise<FsInfo> {
+    let bytes = 0;
+    let inodes = 0;
+    for (const usage of this.#layerUsages().values()) {
+      bytes += usage.bytes;
+      inodes += usage.inodes;
+    }
+    return { mountpoint: this.#options.root, usedBytes: BigInt(bytes), inodesUsed: BigInt(inodes) };
+  }
+
+  #layerUsages(): Map<string, LayerUsage> {
+    const usages = new Map<string, LayerUsage>();
+    for (const { layers } of this.#records.values()) {
+      for (const { chainId, bytes, inodes } of layers) {
+        if (!usages.has(chainId) || bytes > 0) usages.set(chainId, { bytes, inodes });
+      }
+    }
+    return usages;
+  }
+
+  #find(ref: string): ImageRecord | undefined {
+    const named = this.#byName(ref);
+    if (named !== undefined) return this.#records.get(named);
+    const prefix = idPrefix.exec(ref)?.[1];
+    if (prefix === undefined) return undefined;
+    const found = [...this.#records.values()].filter(
+      ({ id, state }) => state === "present" && id.startsWith(`sha256:${prefix}`),
+    );
+    return found.length === 1 ? found[0] : undefined;
+  }
+
+  #byName(ref: string): string | undefined {
+    try {
+      return this.#refs.get(formatReference(parseReference(ref)));
+    } catch {
+      return undefined;
+    }
+  }
+
+  #namesById(): Map<string, string[]> {
+    const names = new Map<string, string[]>();
+    for (const [ref, id] of this.#refs) {
+      const of = names.get(id);
+      if (of === undefined) names.set(id, [ref]);
+      else of.push(ref);
+    }
+    return names;
+  }
+
+  #image(record: ImageRecord, names: string[]): Image {
+    return {
+      id: record.id,
+      repoTags: names.filter((name) => !name.includes("@")).sort(),
+      repoDigests: names.filter((name) => name.includes("@")).sort(),
+      size: record.size,
+      user: {
+        username: record.user.username,
+        ...(record.user.uid === undefined ? {} : { uid: record.user.uid }),
+      },
+      pinned: names.some((name) => this.#pinned.has(name)),
+      layers: record.layers.map(({ chainId }) => chainId),
+      config: record.config,
+    };
+  }
+
+  #isPresent(id: string): boolean {
+    return this.#records.get(id)?.state === "present";
+  }
+
+  async #put(record: ImageRecord): Promise<void> {
+    await writeDurably(this.#recordPath(record.id), JSON.stringify(record));
+    this.#records.set(record.id, record);
+  }
+
+  async #putRefs(refs: Map<string, string>): Promise<void> {
+    await writeDurably(
+      this.#path("refs.json"),
+      JSON.stringify({ version: 1, refs: Object.fromEntries(refs) }),
+    );
+    this.#refs = refs;
+  }
+
+  #recordPath(id: string): string {
+    return this.#path("images", `${id.replace(":", "-")}.json`);
+  }
+
+  #path(...parts: string[]): string {
+    return join(this.#options.root, ...parts);
+  }
+}
+
+/** Any failure of a pull as an error that names the image. */
+const pullError = (ref: string, error: unknown, signal: AbortSignal): RuntimeError => {
+  const what = `Cannot pull image "${ref}"`;
+  if (signal.aborted) {
+    const late = signal.reason instanceof Error && signal.reason.name === "TimeoutError";
+    return new RuntimeError(
+      late ? "deadline-exceeded" : "cancelled",
+      `${what}: ${late ? "it took too long" : "the pull was cancelled"}`,
+      { cause: error },
+    );
+  }
+  if (error instanceof RegistryUnavailable) {
+    return new RuntimeError("unknown", `RegistryUnavailable: ${what}: ${error.message}`, { cause: error });
+  }
+  if (error instanceof RuntimeError)
+    return new RuntimeError(error.code, `${what}: ${error.message}`, { cause: error });
+  const full = (error as NodeJS.ErrnoException | undefined)?.code === "ENOSPC";
+  return new RuntimeError(full ? "resource-exhausted" : "unknown", `${what}: ${messageOf(error)}`, {
+    cause: error,
+  });
+};
