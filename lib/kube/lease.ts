@@ -1,0 +1,175 @@
+import type { Logger } from "pino";
+import { type Clock, systemClock } from "../std/clock.ts";
+import { hasCode, messageOf, RuntimeError } from "../std/errors.ts";
+import type { Client } from "./client.ts";
+import type { KubeObject, Resource } from "./object.ts";
+
+export type Lease = KubeObject & {
+  spec?: {
+    holderIdentity?: string;
+    leaseDurationSeconds?: number;
+    acquireTime?: string;
+    renewTime?: string;
+    leaseTransitions?: number;
+  };
+};
+
+export const leases: Resource<Lease> = {
+  apiVersion: "coordination.k8s.io/v1",
+  kind: "Lease",
+  plural: "leases",
+  namespaced: true,
+};
+
+/** meta/v1 MicroTime. */
+export const microTime = (ms: number): string => new Date(ms).toISOString().replace("Z", "000Z");
+
+export type LeaderOptions = {
+  client: Pick<Client, "get" | "create" | "replace">;
+  namespace: string;
+  name: string;
+  identity: string;
+  log?: Logger;
+  clock?: Clock;
+  random?: () => number;
+  /** Others wait so long after the last renewal that they saw. Defaults 15, 10 and 2 s, as client-go. */
+  leaseDurationMs?: number;
+  /** The leader that could not renew for so long stops. Shorter than the duration: two never work at once. */
+  renewDeadlineMs?: number;
+  retryPeriodMs?: number;
+  onChange?: (leads: boolean) => void;
+};
+
+/**
+ * Waits for the Lease, then runs `work` while holding it; the work's signal aborts when `signal` does or the
+ * lease is lost. Returns when `signal` aborted and the work has ended (the lease is then given up at once, so that
+ * another can take over); rejects when the lease was lost, so that the process exits and starts anew.
+ * Time is measured by when a change was seen here, never by clocks of other machines (as client-go does).
+ */
+export const runAsLeader = async (
+  options: LeaderOptions,
+  work: (signal: AbortSignal) => Promise<void>,
+  signal: AbortSignal,
+): Promise<void> => {
+  const { client, namespace, name, identity, log, clock = systemClock, random = Math.random } = options;
+  const leaseDurationMs = options.leaseDurationMs ?? 15_000;
+  const renewDeadlineMs = options.renewDeadlineMs ?? 10_000;
+  const retryPeriodMs = options.retryPeriodMs ?? 2_000;
+  let seen: { version: string; at: number } | undefined;
+
+  /** One try to take or renew; true when we hold the lease now. */
+  const tryOnce = async (within: AbortSignal): Promise<boolean> => {
+    const now = clock.now();
+    const ours = {
+      holderIdentity: identity,
+      leaseDurationSeconds: Math.max(1, Math.round(leaseDurationMs / 1000)),
+      renewTime: microTime(now),
+    };
+    let lease: Lease;
+    try {
+      lease = await client.get(leases, name, { namespace, signal: within });
+    } catch (error) {
+      if (!hasCode(error, "not-found")) throw error;
+      const made = await client.create(
+        leases,
+        { metadata: { name, namespace }, spec: { ...ours, acquireTime: microTime(now), leaseTransitions: 0 } },
+        { signal: within },
+      );
+      seen = { version: made.metadata.resourceVersion ?? "", at: now };
+      return true;
+    }
+    const version = lease.metadata.resourceVersion ?? "";
+    if (seen?.version !== version) seen = { version, at: now };
+    const held = lease.spec?.holderIdentity === identity;
+    const free = !lease.spec?.holderIdentity;
+    if (!held && !free && now - seen.at < (lease.spec?.leaseDurationSeconds ?? 15) * 1000) return false;
+    const next = await client.replace(
+      leases,
+      {
+        ...lease,
+        spec: {
+          ...ours,
+          acquireTime: (held && lease.spec?.acquireTime) || microTime(now),
+          leaseTransitions: (lease.spec?.leaseTransitions ?? 0) + (held ? 0 : 1),
+        },
+      },
+      { signal: within },
+    );
+    seen = { version: next.metadata.resourceVersion ?? "", at: now };
+    return true;
+  };
+
+  const attempt = async (): Promise<boolean> => {
+    try {
+      return await tryOnce(AbortSignal.any([signal, AbortSignal.timeout(renewDeadlineMs / 2)]));
+    } catch (error) {
+      if (!signal.aborted) log?.debug({ lease: name, err: messageOf(error) }, "lease not taken");
+      return false;
+    }
+  };
+
+  const rest = (until: AbortSignal) => clock.sleep(retryPeriodMs * (1 + 0.2 * random()), until);
+  try {
+    while (!(await attempt())) await rest(signal);
+  } catch (error) {
+    if (signal.aborted) return;
+    throw error;
+  }
+  if (signal.aborted) return;
+  log?.info({ lease: name, identity }, "leader");
+  options.onChange?.(true);
+
+  const lost = new AbortController();
+  const ended = new AbortController();
+  const inner = AbortSignal.any([signal, lost.signal]);
+  const renewing = (async () => {
+    let renewed = clock.now();
+    for (;;) {
+      await rest(AbortSignal.any([signal, ended.signal]));
+      const started = clock.now();
+      if (await attempt()) renewed = started;
+      else if (clock.now() - renewed >= renewDeadlineMs) {
+        lost.abort(new RuntimeError("failed-precondition", `Cannot renew lease "${namespace}/${name}": lost it`));
+        return;
+      }
+    }
+  })().catch((error: unknown) => {
+    if (!signal.aborted && !ended.signal.aborted) lost.abort(error);
+  });
+
+  try {
+    await work(inner);
+  } finally {
+    ended.abort();
+    options.onChange?.(false);
+  }
+  lost.signal.throwIfAborted();
+  if (!signal.aborted) {
+    throw new RuntimeError("internal", "Cannot go on leading: the work ended by itself");
+  }
+  await renewing;
+  await release(options).catch((error: unknown) =>
+    log?.warn({ lease: name, err: messageOf(error) }, "lease not released; it runs out by itself"),
+  );
+  log?.info({ lease: name }, "lease released");
+};
+
+/** Gives the lease up, if it is ours, so that a standby need not wait for it to run out. */
+const release = async ({ client, namespace, name, identity, clock = systemClock }: LeaderOptions) => {
+  const signal = AbortSignal.timeout(5_000);
+  const lease = await client.get(leases, name, { namespace, signal });
+  if (lease.spec?.holderIdentity !== identity) return;
+  await client.replace(
+    leases,
+    {
+      ...lease,
+      spec: {
+        ...lease.spec,
+        holderIdentity: "",
+        leaseDurationSeconds: 1,
+        renewTime: microTime(clock.now()),
+      },
+    },
+    { signal },
+  );
+};
