@@ -34,7 +34,10 @@ export type NetworkPod = {
   }[];
   cgroupParent: string;
   annotations: Record<string, string>;
+  /** Bits per second; without it the annotations kubernetes.io/{ingress,egress}-bandwidth count. */
   bandwidth?: { ingress?: number; egress?: number };
+  /** For plugins with the capability "dns". */
+  dns?: { servers: string[]; searches: string[]; options: string[] };
 };
 
 export type NetworkResult = {

@@ -1,0 +1,188 @@
+import { readFile, rename, rm, writeFile } from "node:fs/promises";
+import { Socket } from "node:net";
+import { join } from "node:path";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { z } from "zod";
+import type { Linux } from "../linux/linux.ts";
+import { createConfig } from "./config.ts";
+import { createNamespaces, isPinned, removeNamespaces } from "./namespaces.ts";
+import type { Network, NetworkPod, NetworkResult } from "./network.ts";
+import {
+  addressesOf,
+  type CniCommand,
+  type CniNetwork,
+  type CniPlugin,
+  capabilitiesOf,
+  executionConfig,
+  executionEnv,
+  hasStatus,
+  parseNetwork,
+  parseResult,
+} from "./plan.ts";
+import { findPlugin, runPlugin } from "./plugin.ts";
+
+export type CniOptions = {
+  /** Where plugins are looked for, in order: /opt/cni/bin. */
+  binDirs: string[];
+  /** Where network configurations are: /etc/cni/net.d. */
+  confDir: string;
+  /** A plugin that takes longer is killed. */
+  pluginTimeoutMs?: number;
+};
+
+const PLUGIN_TIMEOUT_MS = 60_000;
+/** kubelet asks for the status every few seconds; its answer may be this old. */
+const STATUS_MS = 10_000;
+/** File in the pod's directory: the network that ADD was begun with, and its result. */
+const KEPT = "cni.json";
+
+const Kept = z.object({ config: z.unknown(), raw: z.unknown().optional() });
+
+type NetworkLinux = Pick<Linux, "statfs" | "pinNamespaces" | "umount" | "linkUp" | "dialIn">;
+
+/** Attaches pods by executing CNI plugins, any plugins, as the CNI specification 1.1 says. */
+export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network => {
+  const { binDirs, confDir, pluginTimeoutMs = PLUGIN_TIMEOUT_MS } = options;
+  const config = createConfig(confDir);
+  let status: { network: CniNetwork; at: number; answer: Promise<string | undefined> } | undefined;
+
+  const execute = async (
+    command: CniCommand,
+    network: CniNetwork,
+    plugin: CniPlugin,
+    pod: NetworkPod | undefined,
+    previous: unknown,
+    signal: AbortSignal,
+  ): Promise<string> => {
+    const what = `run CNI plugin "${plugin.type}" (${command}, network "${network.name}")`;
+    const path = await findPlugin(plugin.type, binDirs);
+    if (path === undefined)
+      throw new RuntimeError("unavailable", `Cannot ${what}: it is not in ${binDirs.join(", ")}`);
+    return await runPlugin(
+      path,
+      executionEnv(command, binDirs, pod),
+      executionConfig(network, plugin, pod === undefined ? {} : capabilitiesOf(pod), previous),
+      what,
+      AbortSignal.any([signal, AbortSignal.timeout(pluginTimeoutMs)]),
+    );
+  };
+
+  const statusOf = async (network: CniNetwork): Promise<string | undefined> => {
+    for (const plugin of network.plugins)
+      if ((await findPlugin(plugin.type, binDirs)) === undefined)
+        return `CNI plugin "${plugin.type}" of network "${network.name}" is not in ${binDirs.join(", ")}`;
+    if (!hasStatus(network)) return undefined;
+    if (status?.network !== network || Date.now() - status.at > STATUS_MS)
+      status = { network, at: Date.now(), answer: askPlugins(network) };
+    return await status.answer;
+  };
+
+  const askPlugins = async (network: CniNetwork): Promise<string | undefined> => {
+    for (const plugin of network.plugins) {
+      try {
+        await execute("STATUS", network, plugin, undefined, undefined, AbortSignal.timeout(STATUS_MS));
+      } catch (error) {
+        return messageOf(error);
+      }
+    }
+    return undefined;
+  };
+
+  return {
+    async notReady() {
+      const loaded = await config();
+      return "missing" in loaded ? loaded.missing : await statusOf(loaded.network);
+    },
+
+    createNamespaces: (dir, which, hostname) => createNamespaces(dir, which, hostname, linux),
+    removeNamespaces: (dir) => removeNamespaces(dir, linux),
+
+    async attach(pod, signal) {
+      const loaded = await config();
+      if ("missing" in loaded)
+        throw new RuntimeError("unavailable", `Cannot attach pod to a network: ${loaded.missing}`);
+      const { network } = loaded;
+      // Before the first plugin runs: an ADD that fails half-way is undone with the configuration it had.
+      await keep(pod, { config: network });
+      linux.linkUp(pod.netns, "lo");
+      let raw: ReturnType<typeof parseResult> | undefined;
+      for (const plugin of network.plugins) {
+        const output = await execute("ADD", network, plugin, pod, raw, signal);
+        try {
+          raw = parseResult(output);
+        } catch (error) {
+          throw new RuntimeError(
+            "unavailable",
+            `Cannot use the result of CNI plugin "${plugin.type}" (network "${network.name}"): ${reasonOf(error)}`,
+            { cause: error },
+          );
+        }
+      }
+      const ips = addressesOf(raw ?? {});
+      if (ips.length === 0)
+        throw new RuntimeError(
+          "unavailable",
+          `Cannot attach pod to network "${network.name}": its plugins gave no address`,
+        );
+      await keep(pod, { config: network, raw });
+      return { ips, raw, config: network };
+    },
+
+    async detach(pod, result, signal) {
+      const kept = result ?? (await keptOf(pod));
+      // Without either, ADD never began.
+      if (kept === undefined) return;
+      const network = parseNetwork(kept.config);
+      const netns = pod.netns !== "" && isPinned(pod.netns, linux) ? pod.netns : "";
+      const failures: unknown[] = [];
+      // One plugin's failure keeps no other from giving back what it holds; the caller tries all again.
+      for (const plugin of network.plugins.toReversed())
+        await execute("DEL", network, plugin, { ...pod, netns }, kept.raw, signal).catch((error) =>
+          failures.push(error),
+        );
+      if (failures.length > 0) throw failures[0];
+      await rm(join(pod.dir, KEPT), { force: true });
+    },
+
+    async dial(netns, port, signal) {
+      const failures: string[] = [];
+      for (const host of ["127.0.0.1", "::1"] as const) {
+        signal.throwIfAborted();
+        try {
+          const fd = await linux.dialIn(netns, host, port);
+          const socket = new Socket({ fd, allowHalfOpen: true, readable: true, writable: true });
+          if (signal.aborted) socket.destroy();
+          signal.throwIfAborted();
+          return socket.setNoDelay(true);
+        } catch (error) {
+          if (signal.aborted) throw error;
+          failures.push(messageOf(error));
+        }
+      }
+      throw new RuntimeError(
+        "unavailable",
+        `Cannot connect to port ${port} in the pod: ${failures.join("; ")}`,
+      );
+    },
+  };
+};
+
+const keep = async (pod: NetworkPod, kept: { config: CniNetwork; raw?: unknown }): Promise<void> => {
+  const path = join(pod.dir, KEPT);
+  await writeFile(`${path}.new`, JSON.stringify(kept), { mode: 0o600 });
+  await rename(`${path}.new`, path);
+};
+
+const keptOf = async (pod: NetworkPod): Promise<Pick<NetworkResult, "config" | "raw"> | undefined> => {
+  let text: string;
+  try {
+    text = await readFile(join(pod.dir, KEPT), "utf8");
+  } catch {
+    return undefined;
+  }
+  const { config, raw } = Kept.parse(JSON.parse(text));
+  return { config, raw };
+};
+
+const reasonOf = (error: unknown): string =>
+  error instanceof z.ZodError ? z.prettifyError(error) : messageOf(error);
