@@ -14,7 +14,19 @@ export const labels = {
   profile: `${group}/profile`,
   /** On Node, `handler.bulkhead.dev/PROFILE: ready` once that profile's canary passed there. */
   handlerReady: (profile: string) => `handler.${group}/${profile}`,
+  /** On the agent's canary pods: the handler they prove. */
+  canary: `${group}/canary`,
 } as const;
 
 /** Held on a RuntimeProfile until no pod uses its class and every node gave the handler back. */
 export const finalizer = `${group}/in-use`;
+
+/**
+ * Namespace of the agent's canary pods. No Kubernetes namespace can have this name (a DNS label has no dot), so no
+ * pod of the cluster can pass for one. The runtime leaves them out of lists, statistics and events unless the
+ * caller's filter has a label selector: a kubelet kills pods that it does not know.
+ */
+export const canaryNamespace = "bulkhead.canary";
+
+/** Image of the canary. The registry's name cannot resolve: the runtime's mirror of it is a directory of the bundle. */
+export const canaryImage = "canary.bulkhead.invalid/canary:1";

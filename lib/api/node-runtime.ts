@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { Condition, dnsLabel, RuntimeProfileSpec } from "./runtime-profile.ts";
+import { conditionList, dnsLabel, RuntimeProfileSpec } from "./runtime-profile.ts";
 
 /**
  * NodeRuntime (cluster-scoped, one per node, same name, owned by the Node): `spec` is written by the operator,
@@ -70,7 +70,7 @@ export type ProfileStatus = z.infer<typeof ProfileStatus>;
 
 export const NodeRuntimeStatus = z.object({
   observedGeneration: z.int().optional(),
-  conditions: z.array(Condition).optional(),
+  conditions: conditionList.optional(),
   /** What serves the node's kubelet: its own engine, or Bulkhead in front of it. */
   engine: z
     .object({

@@ -15,25 +15,70 @@ export const dnsLabel = z
 /** A Kubernetes quantity, such as 120Mi or 250m. */
 const quantity = z
   .string()
+  .max(32)
   .regex(/^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$/, "must be a Kubernetes quantity");
 
 /** A duration in seconds, minutes or hours, such as 60s. */
-const duration = z.string().regex(/^[1-9][0-9]*(s|m|h)$/, "must be a duration such as 60s, 5m or 1h");
+const duration = z
+  .string()
+  .max(16)
+  .regex(/^[1-9][0-9]*(s|m|h)$/, "must be a duration such as 60s, 5m or 1h");
 
-const intOrPercent = z.union([z.int().min(1), z.string().regex(/^(100|[1-9]?[0-9])%$/)]);
-
-const nodeSelector = z.record(z.string(), z.string());
-
-const toleration = z.object({
-  key: z.string().optional(),
-  operator: z.enum(["Exists", "Equal"]).optional(),
-  value: z.string().optional(),
-  effect: z.enum(["NoSchedule", "PreferNoSchedule", "NoExecute"]).optional(),
-  tolerationSeconds: z.int().optional(),
+const intOrPercent = z.union([z.int().min(1), z.string().regex(/^(100|[1-9]?[0-9])%$/)]).meta({
+  "x-kubernetes-int-or-string": true,
+  "x-kubernetes-validations": [
+    {
+      rule: "type(self) == int ? self >= 1 : self.matches('^(100|[1-9]?[0-9])%$')",
+      message: "must be a number of at least 1 or a percentage such as 25%",
+    },
+  ],
 });
 
+/** Node labels that must all match. */
+const nodeSelector = z
+  .record(
+    z.string(),
+    z
+      .string()
+      .max(63)
+      .regex(/^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$/, "must be a label value"),
+  )
+  .meta({ maxProperties: 32 });
+
+const toleration = z
+  .object({
+    key: z.string().max(316).optional(),
+    operator: z.enum(["Exists", "Equal"]).optional(),
+    value: z.string().max(63).optional(),
+    effect: z.enum(["NoSchedule", "PreferNoSchedule", "NoExecute"]).optional(),
+    tolerationSeconds: z.int().optional(),
+  })
+  .meta({
+    "x-kubernetes-validations": [
+      {
+        rule: "!has(self.operator) || self.operator != 'Exists' || !has(self.value) || self.value == ''",
+        message: "value must be empty when operator is Exists",
+      },
+      {
+        rule: "has(self.key) || (has(self.operator) && self.operator == 'Exists')",
+        message: "operator must be Exists when key is left out",
+      },
+      {
+        rule: "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+        message: "effect must be NoExecute when tolerationSeconds is set",
+      },
+    ],
+  });
+
 /** Extra arguments of an OCI runtime's command line: `--flag` or `--flag=value`, nothing else. */
-const flags = z.array(z.string().regex(/^--[a-z][a-z0-9-]*(=[A-Za-z0-9_.:/,-]*)?$/)).max(32);
+const flags = z
+  .array(
+    z
+      .string()
+      .max(256)
+      .regex(/^--[a-z][a-z0-9-]*(=[A-Za-z0-9_.:/,-]*)?$/),
+  )
+  .max(32);
 
 const oci = z.object({ flags: flags.optional() });
 
@@ -53,7 +98,10 @@ const kata = z.object({
 
 const shim = z.object({
   /** The shim's runtime type, io.containerd.NAME.VERSION, which names the binary containerd-shim-NAME-VERSION. */
-  runtimeType: z.string().regex(/^[a-z0-9]+(\.[a-z0-9-]+)*\.v[0-9]+$/),
+  runtimeType: z
+    .string()
+    .max(128)
+    .regex(/^[a-z0-9]+(\.[a-z0-9-]+)*\.v[0-9]+$/),
 });
 
 /** Exactly one of these is set. */
@@ -86,6 +134,7 @@ const artifact = z
     /** An OCI image or artifact, by digest. */
     image: z
       .string()
+      .max(512)
       .regex(/@sha256:[0-9a-f]{64}$/, "must name the image by digest (…@sha256:…)")
       .optional(),
   })
@@ -98,55 +147,60 @@ const artifact = z
     ],
   });
 
-export const RuntimeProfileSpec = z
-  .object({
-    handler,
-    artifact: artifact.default({ bundled: true }),
-    /** bulkhead: our runtime runs it. node: the node's own engine is configured to. */
-    engine: z.enum(["bulkhead", "node"]).default("bulkhead"),
-    nodeSelector: nodeSelector.optional(),
-    tolerations: z.array(toleration).max(16).optional(),
-    runtimeClass: z
-      .object({
-        /** Name of the RuntimeClass; the profile's name when left out. */
-        name: dnsLabel.optional(),
-        overhead: z.object({ memory: quantity.optional(), cpu: quantity.optional() }).optional(),
-        /** label: pods go only to nodes whose canary passed. none: to every node of nodeSelector. */
-        readiness: z.enum(["label", "none"]).default("label"),
-      })
-      .default({ readiness: "label" }),
-    rollout: z
-      .object({
-        canaryNodes: z.int().min(0).max(100).default(1),
-        maxUnavailable: intOrPercent.default("25%"),
-        failureThreshold: z.int().min(1).default(2),
-        paused: z.boolean().default(false),
-      })
-      .default({ canaryNodes: 1, maxUnavailable: "25%", failureThreshold: 2, paused: false }),
-    probe: z
-      .object({ interval: duration.default("60s"), assertIsolation: z.boolean().default(true) })
-      .default({ interval: "60s", assertIsolation: true }),
-  })
-  .meta({
-    "x-kubernetes-validations": [
-      {
-        rule: "self.engine == 'bulkhead' || has(self.handler)",
-        message: "engine: node needs a handler",
-      },
-    ],
-  });
+export const RuntimeProfileSpec = z.object({
+  handler,
+  artifact: artifact.default({ bundled: true }),
+  /** bulkhead: our runtime runs it. node: the node's own engine is configured to. */
+  engine: z.enum(["bulkhead", "node"]).default("bulkhead"),
+  nodeSelector: nodeSelector.optional(),
+  tolerations: z.array(toleration).max(16).optional(),
+  runtimeClass: z
+    .object({
+      /** Name of the RuntimeClass; the profile's name when left out. Pods name it, so it cannot change. */
+      name: dnsLabel.optional(),
+      overhead: z.object({ memory: quantity.optional(), cpu: quantity.optional() }).optional(),
+      /** label: pods go only to nodes whose canary passed. none: to every node of nodeSelector. */
+      readiness: z.enum(["label", "none"]).default("label"),
+    })
+    .meta({
+      "x-kubernetes-validations": [
+        {
+          rule: "has(self.name) == has(oldSelf.name) && (!has(self.name) || self.name == oldSelf.name)",
+          message: "name cannot be changed: pods use it",
+        },
+      ],
+    })
+    .default({ readiness: "label" }),
+  rollout: z
+    .object({
+      canaryNodes: z.int().min(0).max(100).default(1),
+      maxUnavailable: intOrPercent.default("25%"),
+      failureThreshold: z.int().min(1).default(2),
+      paused: z.boolean().default(false),
+    })
+    .default({ canaryNodes: 1, maxUnavailable: "25%", failureThreshold: 2, paused: false }),
+  probe: z
+    .object({ interval: duration.default("60s"), assertIsolation: z.boolean().default(true) })
+    .default({ interval: "60s", assertIsolation: true }),
+});
 export type RuntimeProfileSpec = z.infer<typeof RuntimeProfileSpec>;
 
 /** A condition as in meta/v1. */
 export const Condition = z.object({
-  type: z.string(),
+  type: z.string().max(316),
   status: z.enum(["True", "False", "Unknown"]),
-  reason: z.string(),
-  message: z.string(),
+  reason: z.string().max(1024),
+  message: z.string().max(32768),
   lastTransitionTime: z.string().meta({ format: "date-time" }),
   observedGeneration: z.int().optional(),
 });
 export type Condition = z.infer<typeof Condition>;
+
+/** Conditions by type, as a map for server-side apply. */
+export const conditionList = z
+  .array(Condition)
+  .max(32)
+  .meta({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"] });
 
 export const profileConditions = [
   "Accepted",
@@ -158,7 +212,7 @@ export const profileConditions = [
 
 export const RuntimeProfileStatus = z.object({
   observedGeneration: z.int().optional(),
-  conditions: z.array(Condition).optional(),
+  conditions: conditionList.optional(),
   nodes: z.object({ desired: z.int(), updated: z.int(), ready: z.int(), failed: z.int() }).optional(),
   currentRevision: z.string().optional(),
   updateRevision: z.string().optional(),

@@ -35,6 +35,12 @@ export type Scope = { namespace?: string; labelSelector?: string; fieldSelector?
 export type Wait = { signal?: AbortSignal };
 export type Place = { namespace?: string };
 
+/** What is applied: only the fields that the manager wants to own. */
+export type Applied = {
+  metadata: { name: string; namespace?: string; [field: string]: unknown };
+  [field: string]: unknown;
+};
+
 export type WatchOptions = Scope & {
   resourceVersion: string;
   signal: AbortSignal;
@@ -67,13 +73,13 @@ export type Client = {
   /** Server-side apply. Fields of another manager are taken over only with `force`. */
   apply<T extends KubeObject>(
     resource: Resource<T>,
-    object: { metadata: { name: string; namespace?: string } } & object,
+    object: Applied,
     options: Wait & { fieldManager: string; force?: boolean },
   ): Promise<T>;
   /** Server-side apply of the status subresource. */
   applyStatus<T extends KubeObject>(
     resource: Resource<T>,
-    object: { metadata: { name: string; namespace?: string } } & object,
+    object: Applied,
     options: Wait & { fieldManager: string; force?: boolean },
   ): Promise<T>;
   /** JSON merge patch (RFC 7386). */
@@ -123,7 +129,9 @@ const codes: Record<number, ErrorCode> = {
 };
 
 const basePath = (resource: Resource<KubeObject>, namespace?: string): string => {
-  const root = resource.apiVersion.includes("/") ? `/apis/${resource.apiVersion}` : `/api/${resource.apiVersion}`;
+  const root = resource.apiVersion.includes("/")
+    ? `/apis/${resource.apiVersion}`
+    : `/api/${resource.apiVersion}`;
   return namespace && resource.namespaced
     ? `${root}/namespaces/${encodeURIComponent(namespace)}/${resource.plural}`
     : `${root}/${resource.plural}`;
@@ -139,7 +147,12 @@ const accept = (resource: Resource<KubeObject>, list: boolean): string =>
     ? `application/json;as=PartialObjectMetadata${list ? "List" : ""};v=v1;g=meta.k8s.io`
     : "application/json";
 
-type StatusBody = { reason?: string; message?: string; code?: number; details?: { retryAfterSeconds?: number } };
+type StatusBody = {
+  reason?: string;
+  message?: string;
+  code?: number;
+  details?: { retryAfterSeconds?: number };
+};
 
 const parse = (text: string): unknown => {
   try {
@@ -159,9 +172,13 @@ const failure = (what: string, httpStatus: number, text: string, retryAfter?: st
     ...(seconds !== undefined && Number.isFinite(seconds) ? { retryAfterMs: seconds * 1000 } : {}),
   };
   const code = body.reason === "AlreadyExists" ? "already-exists" : (codes[httpStatus] ?? "unknown");
-  return new RuntimeError(code, `Cannot ${what}: ${body.message ?? `the API server answered ${httpStatus}`}`, {
-    cause,
-  });
+  return new RuntimeError(
+    code,
+    `Cannot ${what}: ${body.message ?? `the API server answered ${httpStatus}`}`,
+    {
+      cause,
+    },
+  );
 };
 
 /** The error of a request that got no answer. */
@@ -171,11 +188,9 @@ const noAnswer = (what: string, error: unknown, signal?: AbortSignal): unknown =
     error instanceof undiciErrors.HeadersTimeoutError ||
     error instanceof undiciErrors.BodyTimeoutError ||
     (error instanceof Error && error.name === "TimeoutError");
-  return new RuntimeError(
-    late ? "deadline-exceeded" : "unavailable",
-    `Cannot ${what}: ${messageOf(error)}`,
-    { cause: error },
-  );
+  return new RuntimeError(late ? "deadline-exceeded" : "unavailable", `Cannot ${what}: ${messageOf(error)}`, {
+    cause: error,
+  });
 };
 
 /** One line of a watch answer is one object; nothing Bulkhead watches comes near this. */
@@ -192,7 +207,8 @@ async function* lines(body: AsyncIterable<Uint8Array>): AsyncIterable<string> {
       from = end + 1;
     }
     rest = rest.slice(from);
-    if (rest.length > maxLine) throw new RuntimeError("resource-exhausted", "Cannot read a watch event: too long");
+    if (rest.length > maxLine)
+      throw new RuntimeError("resource-exhausted", "Cannot read a watch event: too long");
   }
 }
 
@@ -274,7 +290,7 @@ export const createClient = (options: ClientOptions): Client => {
     (subresource?: "status") =>
     async <T extends KubeObject>(
       resource: Resource<T>,
-      object: { metadata: { name: string; namespace?: string } } & object,
+      object: Applied,
       { fieldManager, force, signal }: Wait & { fieldManager: string; force?: boolean },
     ): Promise<T> => {
       const { name, namespace } = object.metadata;

@@ -127,7 +127,9 @@ export const createRecorder = (options: {
       pending++;
       writing = writing
         .then(() => write(event))
-        .catch((error: unknown) => log?.warn({ reason: event.reason, err: messageOf(error) }, "event not written"))
+        .catch((error: unknown) =>
+          log?.warn({ reason: event.reason, err: messageOf(error) }, "event not written"),
+        )
         .finally(() => {
           pending--;
         });

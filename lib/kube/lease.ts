@@ -72,7 +72,10 @@ export const runAsLeader = async (
       if (!hasCode(error, "not-found")) throw error;
       const made = await client.create(
         leases,
-        { metadata: { name, namespace }, spec: { ...ours, acquireTime: microTime(now), leaseTransitions: 0 } },
+        {
+          metadata: { name, namespace },
+          spec: { ...ours, acquireTime: microTime(now), leaseTransitions: 0 },
+        },
         { signal: within },
       );
       seen = { version: made.metadata.resourceVersion ?? "", at: now };
@@ -129,7 +132,9 @@ export const runAsLeader = async (
       const started = clock.now();
       if (await attempt()) renewed = started;
       else if (clock.now() - renewed >= renewDeadlineMs) {
-        lost.abort(new RuntimeError("failed-precondition", `Cannot renew lease "${namespace}/${name}": lost it`));
+        lost.abort(
+          new RuntimeError("failed-precondition", `Cannot renew lease "${namespace}/${name}": lost it`),
+        );
         return;
       }
     }

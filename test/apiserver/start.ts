@@ -12,7 +12,7 @@ import { kubeconfigFile } from "@bulkhead/lib/kube/config.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { dump } from "js-yaml";
 import { tool } from "../tools/cache.ts";
-import { debianPrograms, debianProgram } from "../tools/debian.ts";
+import { debianProgram, debianPrograms } from "../tools/debian.ts";
 
 /** A real kube-apiserver on a real etcd, both on loopback in a directory of their own, without any controller. */
 export type ApiServer = AsyncDisposable & {
@@ -31,7 +31,8 @@ const freePort = async (): Promise<number> => {
   await once(server, "listening");
   const address = server.address();
   await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === "string") throw new RuntimeError("internal", "Cannot find a free port");
+  if (address === null || typeof address === "string")
+    throw new RuntimeError("internal", "Cannot find a free port");
   return address.port;
 };
 
@@ -137,7 +138,12 @@ export const startApiServer = async (options: { flags?: string[] } = {}): Promis
 };
 
 /** True when the server answers /readyz; the certificate that it makes for itself is there then, too. */
-const ready = async (certificates: string, kubeconfig: string, port: number, token: string): Promise<boolean> => {
+const ready = async (
+  certificates: string,
+  kubeconfig: string,
+  port: number,
+  token: string,
+): Promise<boolean> => {
   const ca = await readFile(join(certificates, "apiserver.crt"), "utf8").catch(() => undefined);
   if (!ca) return false;
   await writeFile(
@@ -164,7 +170,10 @@ const ready = async (certificates: string, kubeconfig: string, port: number, tok
   const client = createClient({ config: await kubeconfigFile(kubeconfig), timeoutMs: 2_000, attempts: 1 });
   try {
     // The default namespace is made late: with it, the server is ready for objects of any kind.
-    await client.get({ apiVersion: "v1", kind: "Namespace", plural: "namespaces", namespaced: false }, "default");
+    await client.get(
+      { apiVersion: "v1", kind: "Namespace", plural: "namespaces", namespaced: false },
+      "default",
+    );
     return true;
   } catch {
     return false;

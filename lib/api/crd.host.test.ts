@@ -1,0 +1,179 @@
+import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
+import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type Client, createClient } from "../kube/client.ts";
+import { kubeconfigFile } from "../kube/config.ts";
+import {
+  customResourceDefinitions as crdResource,
+  nodeRuntimes,
+  runtimeProfiles,
+} from "../kube/resources.ts";
+import { RuntimeProfileSpec } from "./runtime-profile.ts";
+
+let server: ApiServer;
+let client: Client;
+
+beforeAll(async () => {
+  server = await startApiServer();
+  client = createClient({ config: await kubeconfigFile(server.kubeconfig) });
+  await installCrds(client);
+});
+afterAll(async () => {
+  await client?.close();
+  await server?.[Symbol.asyncDispose]();
+});
+
+const create = (name: string, spec: unknown) =>
+  client.create(runtimeProfiles, { metadata: { name }, spec } as never);
+
+const digest = `registry.example/gvisor@sha256:${"a".repeat(64)}`;
+
+describe("The API server accepts", () => {
+  const accepted: [string, unknown][] = [
+    ["a profile of each namespaces wall", { handler: { runc: {} } }],
+    ["crun with flags", { handler: { crun: { flags: ["--systemd-cgroup", "--log=/run/x.log"] } } }],
+    ["gVisor as in the README", { handler: { gvisor: { platform: "systrap" } } }],
+    ["Kata on a named hypervisor", { handler: { kata: { hypervisor: "cloud-hypervisor" } } }],
+    ["a containerd shim", { handler: { shim: { runtimeType: "io.containerd.kata-qemu.v2" } } }],
+    ["an artifact by digest", { handler: { gvisor: {} }, artifact: { image: digest } }],
+    ["maxUnavailable as a number", { handler: { runc: {} }, rollout: { maxUnavailable: 3 } }],
+    ["maxUnavailable as a percentage", { handler: { runc: {} }, rollout: { maxUnavailable: "10%" } }],
+    ["a toleration of everything", { handler: { runc: {} }, tolerations: [{ operator: "Exists" }] }],
+    [
+      "overhead and a class of another name",
+      { handler: { runc: {} }, runtimeClass: { name: "walled", overhead: { memory: "120Mi", cpu: "250m" } } },
+    ],
+  ];
+  test.each(accepted.map(([title, spec], at) => [title, spec, `good-${at}`] as const))(
+    "%s",
+    async (_title, spec, name) => {
+      const made = await create(name, spec);
+      // What the server filled in is what the operator's own parser fills in.
+      expect(made.spec).toEqual(RuntimeProfileSpec.parse(spec));
+    },
+  );
+});
+
+describe("The API server refuses, naming the field,", () => {
+  const runc = { handler: { runc: {} } };
+  const refused: [title: string, field: string, spec: unknown, name?: string][] = [
+    ["a profile without spec", "spec", undefined],
+    ["no handler", "spec.handler", {}],
+    ["an empty handler", "spec.handler", { handler: {} }],
+    ["two handlers", "spec.handler", { handler: { runc: {}, gvisor: {} } }],
+    ["an unknown platform", "spec.handler.gvisor.platform", { handler: { gvisor: { platform: "magic" } } }],
+    ["an unknown hypervisor", "spec.handler.kata.hypervisor", { handler: { kata: { hypervisor: "xen" } } }],
+    [
+      "a flag that is a second argument",
+      "spec.handler.runc.flags",
+      { handler: { runc: { flags: ["run"] } } },
+    ],
+    [
+      "a flag with a shell's meaning",
+      "spec.handler.runc.flags",
+      { handler: { runc: { flags: ["--a=$(id)"] } } },
+    ],
+    [
+      "a shim named by path",
+      "spec.handler.shim.runtimeType",
+      { handler: { shim: { runtimeType: "/bin/sh" } } },
+    ],
+    ["a shim without a type", "spec.handler.shim.runtimeType", { handler: { shim: {} } }],
+    ["an artifact by tag", "spec.artifact.image", { ...runc, artifact: { image: "registry/gvisor:1" } }],
+    ["no artifact at all", "spec.artifact", { ...runc, artifact: {} }],
+    ["both artifacts", "spec.artifact", { ...runc, artifact: { bundled: true, image: digest } }],
+    ["an unknown engine", "spec.engine", { ...runc, engine: "docker" }],
+    [
+      "a selector that is no label value",
+      "spec.nodeSelector.disk",
+      { ...runc, nodeSelector: { disk: "a b" } },
+    ],
+    ["maxUnavailable of zero", "spec.rollout.maxUnavailable", { ...runc, rollout: { maxUnavailable: 0 } }],
+    [
+      "maxUnavailable of 101%",
+      "spec.rollout.maxUnavailable",
+      { ...runc, rollout: { maxUnavailable: "101%" } },
+    ],
+    ["maxUnavailable of a list", "spec.rollout.maxUnavailable", { ...runc, rollout: { maxUnavailable: [] } }],
+    ["a negative number of canaries", "spec.rollout.canaryNodes", { ...runc, rollout: { canaryNodes: -1 } }],
+    ["no failure allowed", "spec.rollout.failureThreshold", { ...runc, rollout: { failureThreshold: 0 } }],
+    ["an interval without unit", "spec.probe.interval", { ...runc, probe: { interval: "60" } }],
+    ["an interval of nothing", "spec.probe.interval", { ...runc, probe: { interval: "0s" } }],
+    [
+      "memory that is no quantity",
+      "spec.runtimeClass.overhead.memory",
+      { ...runc, runtimeClass: { overhead: { memory: "lots" } } },
+    ],
+    ["a class name with capitals", "spec.runtimeClass.name", { ...runc, runtimeClass: { name: "Walled" } }],
+    ["an unknown readiness", "spec.runtimeClass.readiness", { ...runc, runtimeClass: { readiness: "hope" } }],
+    [
+      "a toleration with Exists and a value",
+      "spec.tolerations[0]",
+      { ...runc, tolerations: [{ key: "a", operator: "Exists", value: "b" }] },
+    ],
+    ["a toleration of nothing", "spec.tolerations[0]", { ...runc, tolerations: [{ value: "b" }] }],
+    ["a name with a dot", "metadata.name", runc, "sand.boxed"],
+    ["a name of 64 characters", "metadata.name", runc, "a".repeat(64)],
+  ];
+  test.each(refused)("%s", async (_title, field, spec, name) => {
+    const made = create(name ?? "bad", spec);
+    await expect(made).rejects.toMatchObject({ code: "invalid-argument" });
+    await expect(made).rejects.toThrow(field);
+  });
+
+  test("a RuntimeClass name that changes", async () => {
+    await create("renamed", { handler: { runc: {} }, runtimeClass: { name: "one" } });
+    const change = client.patch(runtimeProfiles, "renamed", { spec: { runtimeClass: { name: "two" } } });
+    await expect(change).rejects.toThrow("spec.runtimeClass: Invalid value");
+    await expect(change).rejects.toThrow("name cannot be changed");
+    const removal = client.patch(runtimeProfiles, "renamed", { spec: { runtimeClass: { name: null } } });
+    await expect(removal).rejects.toThrow("name cannot be changed");
+  });
+
+  test("a NodeRuntime with a revision that is no hash", async () => {
+    const profile = { name: "p", revision: "latest", handler: { runc: {} } };
+    await expect(
+      client.create(nodeRuntimes, { metadata: { name: "n" }, spec: { profiles: [profile] } } as never),
+    ).rejects.toThrow("spec.profiles[0].revision");
+  });
+});
+
+test("A handler can be changed: it is a new revision", async () => {
+  await create("changed", { handler: { gvisor: {} } });
+  const changed = await client.patch(runtimeProfiles, "changed", {
+    spec: { handler: { gvisor: null, runc: {} } },
+  });
+  expect(changed.spec.handler).toEqual({ runc: {} });
+});
+
+test("Status is written by its subresource alone, and the generation counts spec changes alone", async () => {
+  const made = await create("status", { handler: { runc: {} } });
+  const status = { observedGeneration: 1, pods: 3 };
+  await client.patch(runtimeProfiles, "status", { status });
+  expect((await client.get(runtimeProfiles, "status")).status).toBeUndefined();
+  const written = await client.applyStatus(
+    runtimeProfiles,
+    { metadata: { name: "status" }, status },
+    { fieldManager: "test" },
+  );
+  expect(written.status).toEqual(status);
+  expect(written.metadata.generation).toBe(made.metadata.generation);
+});
+
+test("The definitions are established, structural, with short names, category and columns", async () => {
+  for (const [name, short] of [
+    ["runtimeprofiles.bulkhead.dev", "rtp"],
+    ["noderuntimes.bulkhead.dev", "nrt"],
+  ] as const) {
+    const crd = (await client.get(crdResource, name)) as unknown as {
+      spec: { names: { shortNames: string[]; categories: string[] }; versions: object[] };
+      status: { conditions: { type: string; status: string }[] };
+    };
+    const condition = (type: string) => crd.status.conditions.find((c) => c.type === type)?.status;
+    expect(condition("Established")).toBe("True");
+    expect(condition("NonStructuralSchema") ?? "False").toBe("False");
+    expect(crd.spec.names.shortNames).toEqual([short]);
+    expect(crd.spec.names.categories).toEqual(["bulkhead"]);
+    expect(crd.spec.versions[0]).toHaveProperty("additionalPrinterColumns");
+  }
+});
