@@ -1,4 +1,4 @@
-import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { mkdir, readFile, stat, writeFile } from "node:fs/promises";
 import { isDeepStrictEqual } from "node:util";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { inCache, tool } from "../tools/cache.ts";
@@ -152,15 +152,16 @@ const mend = async (plan: ClusterPlan, signal: AbortSignal, progress: Progress):
   const cluster = clusterOf(plan);
   const daemons = controlPlane(plan, { etcd: etcd!, registry: registry! });
   const running = new Set((await cluster.processes()).map((each) => each.component));
-  const start = async (component: Component): Promise<void> => {
+  const start = async (component: Component, signal: AbortSignal): Promise<void> => {
+    signal.throwIfAborted();
     if (!running.has(component)) await startDaemon(plan.name, daemons[component]);
     await well(plan, component, signal);
   };
-  await Promise.all([
+  await all(signal, (signal) => [
     progress("control plane", async () => {
-      await start("etcd");
-      await start("kube-apiserver");
-      await Promise.all([start("kube-controller-manager"), start("kube-scheduler")]);
+      await start("etcd", signal);
+      await start("kube-apiserver", signal);
+      await Promise.all([start("kube-controller-manager", signal), start("kube-scheduler", signal)]);
       await until(signal, 60_000, "the default service account", async () => {
         const { status } = await get(
           plan,
@@ -169,7 +170,7 @@ const mend = async (plan: ClusterPlan, signal: AbortSignal, progress: Progress):
         return status === 200;
       });
     }),
-    progress("registry", () => start("registry")),
+    progress("registry", () => start("registry", signal)),
     ...cluster.nodes.map((node) =>
       progress(`node ${node.name}`, async () => {
         if (!(await node.running())) await bootNode(plan, node.plan, signal);
@@ -179,6 +180,27 @@ const mend = async (plan: ClusterPlan, signal: AbortSignal, progress: Progress):
     ),
   ]);
   return cluster;
+};
+
+/**
+ * Like Promise.all, but the first failure aborts the others and none is left running behind the caller's back: what
+ * comes next may be an undo.
+ */
+const all = async (
+  signal: AbortSignal,
+  works: (signal: AbortSignal) => readonly Promise<unknown>[],
+): Promise<void> => {
+  const failed = new AbortController();
+  const results = await Promise.allSettled(
+    works(AbortSignal.any([signal, failed.signal])).map((work) =>
+      work.catch((error: unknown) => {
+        failed.abort(error);
+        throw error;
+      }),
+    ),
+  );
+  signal.throwIfAborted();
+  if (results.some((result) => result.status === "rejected")) throw failed.signal.reason;
 };
 
 /** NodeRestriction keeps kubelet from setting most labels: the administrator does. */
@@ -266,7 +288,7 @@ const nodeOf = (plan: ClusterPlan, node: NodePlan): Node => {
   const ready = (signal = new AbortController().signal): Promise<void> =>
     until(signal, 120_000, `node ${node.name} to be Ready`, async () => {
       const { status, body } = await get(plan, `${apiUrl(plan)}/api/v1/nodes/${node.name}`);
-      return status === 200 && isReady(JSON.parse(body), await bootTime(plan, node));
+      return status === 200 && isReady(JSON.parse(body), await bootTime(node));
     });
   const stop = (): Promise<void> => haltNode(plan, node);
   const start = async (): Promise<void> => {
@@ -307,8 +329,8 @@ const isReady = (node: NodeObject, boot: number): boolean =>
   ) ?? false;
 
 /** When the node booted, to the second that heartbeats are written in. */
-const bootTime = async (_plan: ClusterPlan, node: NodePlan): Promise<number> => {
-  const { mtimeMs } = await import("node:fs/promises").then(({ stat }) => stat(`${node.run}/pid`));
+const bootTime = async (node: NodePlan): Promise<number> => {
+  const { mtimeMs } = await stat(`${node.run}/pid`);
   return Math.floor(mtimeMs / 1000) * 1000;
 };
 

@@ -78,6 +78,9 @@ export const controlPlane = (
       `--service-account-private-key-file=${at.serviceAccount.key}`,
       `--cluster-signing-cert-file=${at.ca.cert}`,
       `--cluster-signing-key-file=${at.ca.key}`,
+      // The defaults spread the start of all controllers over five seconds.
+      "--kube-api-qps=300",
+      "--kube-api-burst=600",
       // A node that died is seen within seconds.
       "--node-monitor-period=2s",
       "--node-monitor-grace-period=20s",

@@ -1,7 +1,8 @@
 import { existsSync } from "node:fs";
 import { readdir, readFile, rmdir } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { outcome, run } from "../tools/run.ts";
+import { endProcesses } from "./process.ts";
 
 /** Mount points of this machine at or below a directory, innermost first. */
 export const mountsBelow = async (dir: string): Promise<string[]> =>
@@ -26,9 +27,28 @@ export const cgroupDirs = async (path: string): Promise<string[]> => {
   return [...new Set(hierarchies.map((name) => join(root, name, path)))].filter((dir) => existsSync(dir));
 };
 
-/** Removes a cgroup and all below it, in every hierarchy. Its processes must be gone. */
+/** Kills every process of a cgroup and of all below it. */
+export const killCgroups = async (path: string): Promise<void> => {
+  const pids = new Set<number>();
+  for (const dir of await cgroupDirs(path)) await collectProcesses(dir, pids);
+  await endProcesses(
+    [...pids].map((pid) => ({ pid })),
+    0,
+  );
+};
+
+const collectProcesses = async (dir: string, into: Set<number>): Promise<void> => {
+  const text = await readFile(join(dir, "cgroup.procs"), "utf8").catch(() => "");
+  for (const pid of text.split("\n").filter(Boolean)) into.add(Number(pid));
+  for (const entry of await readdir(dir, { withFileTypes: true }).catch(() => []))
+    if (entry.isDirectory()) await collectProcesses(join(dir, entry.name), into);
+};
+
+/** Removes a cgroup and all below it, in every hierarchy, and its parent if that is empty. Its processes must be gone. */
 export const removeCgroups = async (path: string): Promise<void> => {
   for (const dir of await cgroupDirs(path)) await removeTree(dir);
+  // Another cluster's cgroups keep the parent: rmdir refuses then.
+  for (const dir of await cgroupDirs(dirname(path))) await rmdir(dir).catch(() => {});
 };
 
 const removeTree = async (dir: string): Promise<void> => {

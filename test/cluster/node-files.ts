@@ -33,15 +33,20 @@ export const nodeFiles = (
   { path: "/etc/systemd/system/kubelet.service", text: kubeletUnit(node) },
   {
     path: "/etc/systemd/journald.conf.d/node.conf",
-    text: "[Journal]\nStorage=persistent\nSystemMaxUse=64M\n",
+    // The kernel's log is the machine's, not this node's.
+    text: "[Journal]\nStorage=persistent\nSystemMaxUse=64M\nReadKMsg=no\n",
   },
 ];
 
 /** Units to start at boot. */
 export const enabledUnits = ["containerd.service", "kubelet.service"];
 
-/** Units that make no sense on a node without consoles and timers of its own. */
+/** Units that make no sense on a node without consoles and timers of its own, or that would set up the machine. */
 export const maskedUnits = [
+  "systemd-sysctl.service",
+  "sys-kernel-debug.mount",
+  "sys-kernel-tracing.mount",
+  "dev-hugepages.mount",
   "console-getty.service",
   "getty.target",
   "systemd-logind.service",

@@ -6,7 +6,7 @@ import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { tool } from "../tools/cache.ts";
 import { type Outcome, outcome, type RunOptions, run } from "../tools/run.ts";
 import { kubeconfig, pki } from "./certificates.ts";
-import { removeCgroups, unmountBelow } from "./mounts.ts";
+import { killCgroups, removeCgroups, unmountBelow } from "./mounts.ts";
 import { plugNode } from "./network.ts";
 import { capabilitiesOf, type MachineFacts, nodeBundle, plainDirs, wantedDevices } from "./node-bundle.ts";
 import { enabledUnits, maskedUnits, nodeFiles } from "./node-files.ts";
@@ -73,14 +73,13 @@ export const bootNode = async (plan: ClusterPlan, node: NodePlan, signal: AbortS
   await run(runc(plan, "start", node.container), { signal });
 };
 
-const container = (node: NodePlan): string => node.container;
-
 /** Ends a node at once, as a power cut would, and takes its mounts and cgroups away. Its disk stays. */
 export const haltNode = async (plan: ClusterPlan, node: NodePlan): Promise<void> => {
-  if ((await nodeState(plan, node)) !== undefined) {
-    await outcome(runc(plan, "kill", node.container, "KILL"));
-    await run(runc(plan, "delete", "--force", node.container));
-  }
+  // Its first process takes all others of its PID namespace along.
+  await outcome(runc(plan, "kill", node.container, "KILL"));
+  await killCgroups(node.cgroup);
+  await outcome(runc(plan, "delete", "--force", node.container));
+  await rm(`${plan.run}/runc/${node.container}`, { recursive: true, force: true });
   await unmountBelow(node.run);
   await removeCgroups(node.cgroup);
 };
@@ -183,6 +182,3 @@ const machineFacts = async (): Promise<MachineFacts> => {
     devices: devices.filter((device) => device !== undefined),
   };
 };
-
-/** Forgets a node's disk. */
-export const wipeNode = (node: NodePlan): Promise<void> => rm(node.disk, { recursive: true, force: true });

@@ -4,6 +4,7 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { inCache } from "../tools/cache.ts";
 import type { ClusterDescription } from "./description.ts";
 import { type ClusterPlan, planCluster, slots } from "./plan.ts";
+import { readSysctls, type Sysctls, writeSysctls } from "./sysctls.ts";
 
 const runRoot = "/run/bulkhead-dev";
 
@@ -15,6 +16,8 @@ export type ClusterRecord = {
   disk: string;
   /** Nothing but the disk survives a boot. */
   boot: string;
+  /** The machine's settings before the first cluster: the last one to go puts them back. */
+  sysctls: Sysctls;
 };
 
 /** The plan a record stands for. */
@@ -44,7 +47,8 @@ export const isStale = async (record: ClusterRecord): Promise<boolean> => record
 
 /** Writes the record of a new cluster under a slot that no other one has. Call it with the machine's lock held. */
 export const createRecord = async (description: ClusterDescription): Promise<ClusterRecord> => {
-  const taken = new Set((await listRecords()).map((record) => record.slot));
+  const others = await listRecords();
+  const taken = new Set(others.map((record) => record.slot));
   const slot = Array.from({ length: slots }, (_, i) => i).find((i) => !taken.has(i));
   if (slot === undefined)
     throw new RuntimeError("resource-exhausted", `Cannot start "${description.name}": ${slots} clusters run`);
@@ -54,6 +58,7 @@ export const createRecord = async (description: ClusterDescription): Promise<Clu
     run: join(runRoot, description.name),
     disk: inCache("clusters", description.name),
     boot: await bootId(),
+    sysctls: others[0]?.sysctls ?? (await readSysctls()),
   };
   planOf(record);
   const path = recordPath(description.name);
@@ -63,9 +68,10 @@ export const createRecord = async (description: ClusterDescription): Promise<Clu
   return record;
 };
 
-/** Takes a cluster's directories away, the record's own last. */
+/** Takes a cluster's directories away, the record's own last. The last cluster puts the machine's settings back. */
 export const removeRecord = async (record: ClusterRecord): Promise<void> => {
   await rm(record.disk, { recursive: true, force: true });
+  if ((await listRecords()).length === 1) await writeSysctls(record.sysctls);
   await rm(record.run, { recursive: true, force: true });
 };
 
