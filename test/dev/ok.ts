@@ -8,7 +8,17 @@ const steps: [name: string, ...command: string[]][] = [
   ["generated files are up to date", "node", "test/dev/generate.ts", "--check"],
   ["format and lint", "biome", "check", "--error-on-warnings", "."],
   ["types", "tsc"],
-  ["layers", "depcruise", "--config", ".dependency-cruiser.cjs", "lib", "operator", "node-agent", "runtime", "test"],
+  [
+    "layers",
+    "depcruise",
+    "--config",
+    ".dependency-cruiser.cjs",
+    "lib",
+    "operator",
+    "node-agent",
+    "runtime",
+    "test",
+  ],
   ["dead code", "knip"],
   ["unit tests", "vitest", "run", "--project", "unit"],
 ];
@@ -22,6 +32,8 @@ for (const [name, command = "", ...args] of steps) {
   });
   if (status !== 0) failed++;
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
-  process.stdout.write(`${status === 0 ? "ok" : "FAILED"}: ${name} (${seconds} s)${error ? `: ${error.message}` : ""}\n`);
+  process.stdout.write(
+    `${status === 0 ? "ok" : "FAILED"}: ${name} (${seconds} s)${error ? `: ${error.message}` : ""}\n`,
+  );
 }
 process.exit(failed === 0 ? 0 : 1);
