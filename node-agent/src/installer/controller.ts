@@ -1,0 +1,681 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import type { DesiredProfile, NodeRuntimeStatus, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
+import { paths } from "@bulkhead/lib/api/paths.ts";
+import type { Condition } from "@bulkhead/lib/api/runtime-profile.ts";
+import { PodSandboxState, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
+import { setCondition } from "@bulkhead/lib/kube/conditions.ts";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { Logger } from "pino";
+import { CriConnection } from "../cri/client.ts";
+import { runCanary } from "../probe/canary.ts";
+import { judge } from "../probe/wall.ts";
+import type { Desired, Happening } from "../protocol.ts";
+import type { BundleCheck, Manifest } from "./bundle.ts";
+import { busyVersions, gatherFacts, type HostFacts } from "./facts.ts";
+import {
+  handlerFile,
+  type Platform,
+  profileFiles,
+  programOf,
+  runtimeConfig,
+  unitFile,
+  unsupported,
+  versionDirectory,
+  wallOf,
+} from "./files.ts";
+import type { Host } from "./host.ts";
+import type { InstallerMetrics } from "./metrics.ts";
+import type { Ownership } from "./ownership.ts";
+import {
+  type Facts,
+  formerSocket,
+  planCollect,
+  planEngine,
+  planEngineRollback,
+  planKubelet,
+  planLeave,
+  planProfile,
+  planProfileRollback,
+  planRemoval,
+  type ProfilePlan,
+} from "./plan.ts";
+import { kvmRuns } from "./platform.ts";
+import { type Canary, next, type ProfileEvent, type ProfileState, retryDelay, statusOf } from "./state.ts";
+import { execute, executors } from "./steps.ts";
+
+/**
+ * Brings the node to what is desired and keeps it there. One pass at a time:
+ *
+ *   facts → plan the engine → steps → for each profile: plan → steps → canary → plan the kubelet → steps
+ *
+ * A pass that fails puts back what stood before it: the engine's last version, the profile's last good revision,
+ * the kubelet's former endpoint. The kubelet is pointed at Bulkhead only after a canary has passed.
+ */
+
+export type ControllerOptions = {
+  host: Host;
+  hostFacts: HostFacts;
+  ownership: Ownership;
+  bundle: string;
+  manifest: Manifest;
+  check: BundleCheck;
+  metrics: InstallerMetrics;
+  log: Logger;
+  instance: string;
+};
+
+/** How often the node is looked at when nothing is due: drift, pods, the engine's version. */
+const refreshMs = 10_000;
+const probeDeadlineMs = 120_000;
+const keptHappenings = 100;
+const keptSamples = 100;
+
+export class Controller {
+  readonly #options: ControllerOptions;
+  readonly #states = new Map<string, ProfileState>();
+  readonly #samples = new Map<string, number[]>();
+  /** When each profile is to be tried or probed next, in performance.now() milliseconds. */
+  readonly #due = new Map<string, number>();
+  #engineDue = 0;
+  #engineFailures = 0;
+  #desired: Desired | undefined;
+  #wake: () => void = () => undefined;
+  #happenings: Happening[] = [];
+  #seq = 0;
+  #version = 0;
+  #status: Omit<NodeRuntimeStatus, "heartbeat" | "agentVersion"> = {};
+  #conditions: Condition[] = [];
+  #pods = new Map<string, Pod[]>();
+  #engine: NodeRuntimeStatus["engine"];
+  #runtimeVersion: string | undefined;
+  #observed: number | undefined;
+  #platform: Platform | undefined;
+  readonly #watchers = new Set<() => void>();
+
+  constructor(options: ControllerOptions) {
+    this.#options = options;
+  }
+
+  /** Takes a new desired state. A repeated one only says that the reporter is alive. */
+  want(desired: Desired): void {
+    const changed = JSON.stringify(desired) !== JSON.stringify(this.#desired);
+    this.#desired = desired;
+    if (!changed) return;
+    this.#options.log.info({ generation: desired.generation, profiles: desired.profiles.length }, "desired state changed");
+    this.#engineDue = 0;
+    this.#due.clear();
+    this.#wake();
+  }
+
+  report(): { instance: string; version: number; happenings: Happening[]; status: NodeRuntimeStatus } {
+    return {
+      instance: this.#options.instance,
+      version: this.#version,
+      happenings: this.#happenings,
+      status: this.#status,
+    };
+  }
+
+  /** Resolves when the report is newer than `version`, or when the signal aborts. */
+  async newer(version: number, signal: AbortSignal): Promise<void> {
+    if (this.#version > version || signal.aborted) return;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#watchers.add(resolve);
+    signal.addEventListener("abort", () => resolve(), { once: true });
+    await promise;
+    this.#watchers.delete(resolve);
+  }
+
+  async run(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      const woken = new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+      const desired = this.#desired;
+      if (desired !== undefined) {
+        try {
+          await this.#converge(desired, signal);
+          // A pass that a newer desired state overtook has observed only its own.
+          this.#observed = desired.generation;
+        } catch (error) {
+          if (signal.aborted) return;
+          this.#options.log.error({ err: messageOf(error) }, "pass failed");
+        }
+        await this.#refresh(signal).catch((error: unknown) => {
+          this.#options.log.warn({ err: messageOf(error) }, "cannot look at the node");
+        });
+      }
+      if (signal.aborted) return;
+      const cancel = new AbortController();
+      await Promise.race([woken, sleep(this.#idleMs(), undefined, { signal: AbortSignal.any([signal, cancel.signal]) })]).catch(
+        () => undefined,
+      );
+      cancel.abort();
+    }
+  }
+
+  #idleMs(): number {
+    const due = [...this.#due.values(), ...(this.#engineDue > 0 ? [this.#engineDue] : [])];
+    return Math.max(50, Math.min(refreshMs, ...due.map((at) => at - performance.now())));
+  }
+
+  #managed(profiles: DesiredProfile[]): string[] {
+    const names = [...profiles.map(({ name }) => name), ...Object.keys(this.#options.ownership.record.profiles)];
+    return names.map(handlerFile);
+  }
+
+  async #facts(profiles: DesiredProfile[], signal: AbortSignal): Promise<Facts> {
+    const { host, ownership, manifest, check } = this.#options;
+    return gatherFacts(host, ownership, { manifest, check }, this.#managed(profiles), signal);
+  }
+
+  async #converge(desired: Desired, signal: AbortSignal): Promise<void> {
+    const { manifest, ownership, host, bundle, log } = this.#options;
+    const has = (path: string): boolean => manifest.files.some((file) => file.path === path);
+    const note = this.#note.bind(this);
+    const context = { host, ownership, bundle, manifest, log };
+    const run = executors({ ...context, note: (reason, message, type) => note(reason, message, type) });
+
+    for (const profile of desired.profiles) {
+      const good = ownership.record.profiles[profile.name]?.revision;
+      this.#apply(profile.name, { on: "wanted", revision: profile.revision, ...(good === undefined ? {} : { good }) });
+    }
+    const wanted: DesiredProfile[] = [];
+    for (const profile of desired.profiles) {
+      const why = unsupported(profile, { has });
+      if (why === undefined) wanted.push(profile);
+      else this.#fail(profile.name, "NotSupported", `Cannot serve profile "${profile.name}": ${why}`);
+    }
+
+    let facts = await this.#facts(wanted, signal);
+    await this.#removeOthers(desired, facts, signal);
+    if (wanted.length === 0) {
+      await this.#leave(desired, signal);
+      return;
+    }
+    if (performance.now() < this.#engineDue) return;
+
+    facts = await this.#facts(wanted, signal);
+    const former = formerSocket(facts);
+    const engineSteps = former === undefined ? [] : planEngine(facts, this.#engineFiles(former));
+    try {
+      if (former === undefined) {
+        throw new RuntimeError(
+          "failed-precondition",
+          "Cannot find a kubelet that runs as a systemd service on this node",
+        );
+      }
+      if (engineSteps.some((step) => step.do !== "await-runtime")) {
+        for (const { name } of wanted) this.#apply(name, { on: "installing" });
+        this.#drift(facts);
+      }
+      await execute(engineSteps, run, signal, log);
+      this.#engineFailures = 0;
+      this.#engineDue = 0;
+      this.#condition("RuntimeReady", true, "Serving", `The runtime serves ${paths.socket}`);
+    } catch (error) {
+      signal.throwIfAborted();
+      await this.#engineFailed(facts, wanted, error, run, signal);
+      return;
+    }
+
+    for (const profile of wanted) await this.#serve(profile, signal);
+
+    const proven = wanted.filter(({ name }) => this.#proven(name));
+    if (proven.length > 0) await this.#frontKubelet(wanted, run, signal);
+    const after = await this.#facts(wanted, signal);
+    await execute(planCollect(after, manifest.version, await busyVersions()), run, signal, log);
+  }
+
+  /** A canary of this profile passed and a handler of it is loaded. */
+  #proven(name: string): boolean {
+    const state = this.#states.get(name);
+    return (
+      state?.phase === "Ready" ||
+      state?.phase === "RolledBack" ||
+      (state?.phase === "Verifying" && state.canary !== undefined) ||
+      (state?.phase === "Failed" && state.serving)
+    );
+  }
+
+  #engineFiles(former: string): { version: string; config: string; unit: string } {
+    const { version } = this.#options.manifest;
+    return { version, config: runtimeConfig(version, former), unit: unitFile() };
+  }
+
+  /** Says which of our files somebody else changed: they are about to be put right. */
+  #drift(facts: Facts): void {
+    const { manifest } = this.#options;
+    if (facts.current !== manifest.version || facts.drifted.length === 0) return;
+    this.#note(
+      "Drifted",
+      `Files of version ${manifest.version} were changed or removed and are put back: ${facts.drifted.slice(0, 5).join(", ")}`,
+      "Warning",
+    );
+  }
+
+  async #engineFailed(
+    before: Facts,
+    wanted: DesiredProfile[],
+    error: unknown,
+    run: ReturnType<typeof executors>,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { log } = this.#options;
+    const message = messageOf(error);
+    const untouched = before.kubelet === undefined && before.record.entries.length === 0;
+    let outcome = "nothing was changed";
+    if (!untouched) {
+      // Putting nothing back would take the runtime away from a kubelet that it serves: then it is kept running.
+      const fronting = before.record.kubelet !== undefined && before.current === undefined;
+      try {
+        if (!fronting) await execute(planEngineRollback(before), run, AbortSignal.timeout(120_000), log);
+        outcome = before.current === undefined ? "everything was removed again" : `version ${before.current} was put back`;
+      } catch (failure) {
+        outcome = `putting the former state back failed too: ${messageOf(failure)}`;
+      }
+      this.#condition("RolledBack", true, "EngineFailed", `${message}; ${outcome}`);
+      this.#note("RolledBack", `Installing the runtime failed: ${message}; ${outcome}`, "Warning");
+    }
+    signal.throwIfAborted();
+    this.#condition("RuntimeReady", false, "EngineFailed", message);
+    this.#engineFailures++;
+    this.#engineDue = performance.now() + retryDelay(this.#engineFailures);
+    for (const { name } of wanted) this.#fail(name, "EngineFailed", `${message}; ${outcome}`);
+  }
+
+  /** One profile: its handler loaded and proven, or the last good one put back. */
+  async #serve(profile: DesiredProfile, signal: AbortSignal): Promise<void> {
+    const { name } = profile;
+    const { log, ownership, host, bundle, manifest } = this.#options;
+    const run = executors({
+      host,
+      ownership,
+      bundle,
+      manifest,
+      log,
+      note: (reason, message, type) => this.#note(reason, message, type, name),
+    });
+    const plan = await this.#profilePlan(profile, signal);
+    const facts = await this.#facts([profile], signal);
+    const steps = planProfile(facts, plan);
+    const due = performance.now() >= (this.#due.get(name) ?? 0);
+    const state = this.#states.get(name);
+    const settled = state?.phase === "Failed" || state?.phase === "RolledBack";
+    if (!due && (settled || steps.length === 0)) return;
+    const known = ownership.record.profiles[name];
+    const isNew = known?.revision !== profile.revision;
+    try {
+      if (steps.length > 0) {
+        this.#apply(name, { on: "installing" });
+        if (!isNew) this.#note("Drifted", `The handler's files were changed and are put back`, "Warning", name);
+        await execute(steps, run, signal, log);
+      }
+      this.#apply(name, { on: "verifying" });
+      const canary = await this.#probe(profile, signal);
+      await ownership.update({
+        profiles: {
+          ...ownership.record.profiles,
+          [name]: { revision: profile.revision, files: plan.files },
+        },
+      });
+      this.#passed(profile, canary, facts);
+    } catch (error) {
+      signal.throwIfAborted();
+      const canary = error instanceof ProbeError ? error.canary : undefined;
+      const reason = error instanceof ProbeError ? "CanaryFailed" : "InstallFailed";
+      const message = messageOf(error);
+      const failed = { reason, message, ...(canary === undefined ? {} : { canary }) };
+      if (!isNew) {
+        // It served well before: pods of it run. The handler stays, and the next canary decides.
+        this.#fail(name, reason, message, canary, true);
+      } else {
+        const rollback = planProfileRollback(facts, plan);
+        await execute(rollback, run, AbortSignal.timeout(60_000), log).catch((failure: unknown) => {
+          failed.message = `${message}; putting the former state back failed too: ${messageOf(failure)}`;
+        });
+        if (known === undefined) {
+          this.#fail(name, failed.reason, failed.message, canary);
+        } else {
+          this.#apply(name, { on: "rolled-back", good: known.revision, ...failed });
+          this.#condition("RolledBack", true, reason, `Profile "${name}": ${failed.message}`);
+          this.#note(
+            "RolledBack",
+            `Revision ${profile.revision} failed and ${known.revision} serves again: ${failed.message}`,
+            "Warning",
+            name,
+          );
+        }
+      }
+      const after = this.#states.get(name);
+      const failures = after !== undefined && "failures" in after ? after.failures : 1;
+      this.#due.set(name, performance.now() + retryDelay(failures));
+      this.#options.metrics.ready.set({ profile: name }, 0);
+    }
+  }
+
+  #passed(profile: DesiredProfile, canary: Canary, facts: Facts): void {
+    const { name } = profile;
+    const before = this.#states.get(name);
+    const samples = [...(this.#samples.get(name) ?? []), canary.startSeconds].slice(-keptSamples);
+    this.#samples.set(name, samples);
+    this.#due.set(name, performance.now() + secondsOf(profile.probe.interval) * 1000);
+    const { kubelet } = facts.record;
+    // Not Ready before pods of the profile can really come: #frontKubelet says so.
+    if (kubelet === undefined) {
+      this.#states.set(name, { phase: "Verifying", revision: profile.revision, canary });
+    } else {
+      this.#ready(name, profile.revision, canary, before);
+    }
+    this.#publish();
+  }
+
+  #ready(name: string, revision: string, canary: Canary, before: ProfileState | undefined): void {
+    this.#states.set(name, next({ phase: "Verifying", revision }, { on: "passed", canary }));
+    this.#options.metrics.ready.set({ profile: name }, 1);
+    if (before?.phase !== "Ready" || before.revision !== revision) {
+      this.#note(
+        "Ready",
+        `Canary passed in ${canary.startSeconds.toFixed(2)} s: ${canary.assertions.join(", ") || "started"}; kernel ${canary.kernel}`,
+        "Normal",
+        name,
+      );
+    }
+    const others = [...this.#states.values()];
+    if (others.every((state) => state.phase === "Ready")) {
+      this.#condition("RolledBack", false, "Serving", "Every profile serves in its wanted revision");
+    }
+  }
+
+  async #frontKubelet(
+    wanted: DesiredProfile[],
+    run: ReturnType<typeof executors>,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { log } = this.#options;
+    try {
+      const facts = await this.#facts(wanted, signal);
+      const steps = planKubelet(facts);
+      await execute(steps, run, signal, log);
+      if (facts.kubelet !== undefined || steps.length > 0) {
+        this.#condition("Fronting", true, "KubeletPointed", `The kubelet is served by ${paths.socket}`);
+      }
+      for (const { name, revision } of wanted) {
+        const state = this.#states.get(name);
+        if (state?.phase === "Verifying" && state.canary !== undefined) this.#ready(name, revision, state.canary, state);
+      }
+    } catch (error) {
+      signal.throwIfAborted();
+      const message = messageOf(error);
+      this.#engineFailures++;
+      this.#engineDue = performance.now() + retryDelay(this.#engineFailures);
+      this.#condition("Fronting", false, "KubeletSwitchFailed", message);
+      this.#condition("RolledBack", true, "KubeletSwitchFailed", message);
+      this.#note("KubeletSwitchFailed", message, "Warning");
+      for (const { name } of wanted) this.#fail(name, "KubeletSwitchFailed", message);
+    }
+  }
+
+  /** Takes away the handlers of profiles that are wanted no more, once their pods are gone. */
+  async #removeOthers(desired: Desired, facts: Facts, signal: AbortSignal): Promise<void> {
+    const { ownership, log, host, bundle, manifest, metrics } = this.#options;
+    const wanted = new Set(desired.profiles.map(({ name }) => name));
+    const known = new Set([...Object.keys(ownership.record.profiles), ...this.#states.keys()]);
+    for (const name of known) {
+      if (wanted.has(name)) continue;
+      const good = ownership.record.profiles[name];
+      const state = this.#states.get(name);
+      if (good !== undefined && facts.unitActive) {
+        const pods = (await this.#listPods(signal)).get(name) ?? [];
+        const running = pods.map((pod) => `${pod.namespace}/${pod.name}`);
+        this.#apply(name, { on: "removing", pods: running });
+        if (running.length > 0) {
+          this.#due.set(name, performance.now() + 2000);
+          continue;
+        }
+        const note = (reason: string, message: string, type?: "Normal" | "Warning"): void =>
+          this.#note(reason, message, type, name);
+        const run = executors({ host, ownership, bundle, manifest, log, note });
+        await execute(planRemoval(facts, name, Object.keys(good.files)), run, signal, log);
+      }
+      const { [name]: _, ...profiles } = ownership.record.profiles;
+      if (good !== undefined) await ownership.update({ profiles });
+      this.#states.delete(name);
+      this.#samples.delete(name);
+      this.#due.delete(name);
+      metrics.forget(name);
+      if (state !== undefined) this.#note("Removed", `Profile "${name}" is gone from this node`, "Normal", name);
+      this.#publish();
+    }
+  }
+
+  /** Nothing of ours is wanted: the node becomes what it was. */
+  async #leave(desired: Desired, signal: AbortSignal): Promise<void> {
+    const { ownership, log, host, bundle, manifest } = this.#options;
+    if (ownership.record.entries.length === 0) return;
+    // A profile that waits for its pods still needs the runtime.
+    const waiting = [...this.#states].some(([name, state]) => state.phase === "Removing" && !desired.profiles.some((p) => p.name === name));
+    if (waiting || performance.now() < this.#engineDue) return;
+    const note = this.#note.bind(this);
+    const run = executors({ host, ownership, bundle, manifest, log, note: (reason, message, type) => note(reason, message, type) });
+    const facts = await this.#facts([], signal);
+    try {
+      await execute(planLeave(facts), run, signal, log);
+      this.#conditions = [];
+      this.#engine = undefined;
+      this.#runtimeVersion = undefined;
+      this.#note("Uninstalled", "The node is what it was before Bulkhead");
+    } catch (error) {
+      signal.throwIfAborted();
+      this.#engineFailures++;
+      this.#engineDue = performance.now() + retryDelay(this.#engineFailures);
+      this.#condition("Leaving", false, "LeaveFailed", messageOf(error));
+      this.#note("LeaveFailed", messageOf(error), "Warning");
+    }
+  }
+
+  async #profilePlan(profile: DesiredProfile, signal: AbortSignal): Promise<ProfilePlan> {
+    const { manifest } = this.#options;
+    return {
+      name: profile.name,
+      revision: profile.revision,
+      files: profileFiles(profile, manifest.version, await this.#platformOf(profile, signal)),
+      program: `${versionDirectory(manifest.version)}/${programOf(profile)}`,
+    };
+  }
+
+  async #platformOf(profile: DesiredProfile, signal: AbortSignal): Promise<Platform> {
+    const asked = profile.handler.gvisor?.platform ?? "auto";
+    if (profile.handler.gvisor === undefined || asked !== "auto") return asked === "auto" ? "systrap" : asked;
+    const { host, hostFacts, manifest, log } = this.#options;
+    if (this.#platform === undefined) {
+      const kvm = hostFacts.kvm && (await kvmRuns(host, manifest.version, signal));
+      this.#platform = kvm ? "kvm" : "systrap";
+      log.info({ platform: this.#platform, device: hostFacts.kvm }, "platform of gVisor chosen");
+    }
+    return this.#platform;
+  }
+
+  /** One canary, and a second one before a handler that served well is called broken. */
+  async #probe(profile: DesiredProfile, signal: AbortSignal): Promise<Canary> {
+    const { host, hostFacts, metrics, log } = this.#options;
+    const { name } = profile;
+    const attempt = async (): Promise<Canary> => {
+      using cri = new CriConnection(host.at(paths.socket));
+      const at = new Date().toISOString();
+      const failed = (message: string, rest: Partial<Canary> = {}): ProbeError =>
+        new ProbeError(message, {
+          passed: false,
+          at,
+          startSeconds: 0,
+          kernel: "",
+          assertions: [],
+          failures: metrics.failures(name) + 1,
+          ...rest,
+        });
+      const result = await runCanary(cri, name, AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineMs)])).catch(
+        (error: unknown) => {
+          signal.throwIfAborted();
+          throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);
+        },
+      );
+      const { wall, engine } = wallOf(profile);
+      const verdict = judge(wall, result.view, hostFacts.view, engine);
+      const seen = {
+        startSeconds: Math.round(result.startSeconds * 1000) / 1000,
+        kernel: result.view.release.slice(0, 256),
+        assertions: verdict.assertions,
+      };
+      if (profile.probe.assertIsolation && verdict.broken.length > 0) {
+        throw failed(`The canary of "${name}" ran, but its wall is not there: ${verdict.broken.join(", ")}`, seen);
+      }
+      return { passed: true, at, failures: metrics.failures(name), ...seen };
+    };
+    for (let tries = 1; ; tries++) {
+      try {
+        const canary = await attempt();
+        metrics.passed(name, canary.startSeconds);
+        log.info({ profile: name, seconds: canary.startSeconds, kernel: canary.kernel }, "canary passed");
+        return canary;
+      } catch (error) {
+        signal.throwIfAborted();
+        metrics.failed(name);
+        log.warn({ profile: name, tries, err: messageOf(error) }, "canary failed");
+        if (tries === 2) throw error;
+        await sleep(1000, undefined, { signal });
+      }
+    }
+  }
+
+  /** Running pods by handler. */
+  async #listPods(signal: AbortSignal): Promise<Map<string, Pod[]>> {
+    using cri = new CriConnection(this.#options.host.at(paths.socket));
+    const { items } = await cri
+      .service(RuntimeService)
+      .listPodSandbox({}, AbortSignal.any([signal, AbortSignal.timeout(10_000)]));
+    const pods = new Map<string, Pod[]>();
+    for (const { state, runtimeHandler, metadata } of items) {
+      if (metadata === undefined || metadata.namespace === canaryNamespace) continue;
+      if (state !== PodSandboxState.SANDBOX_READY) continue;
+      const { namespace, name } = metadata;
+      pods.set(runtimeHandler, [...(pods.get(runtimeHandler) ?? []), { namespace, name }]);
+    }
+    return pods;
+  }
+
+  /** Takes up what changes without us: pods, versions. */
+  async #refresh(signal: AbortSignal): Promise<void> {
+    const { host, ownership, metrics } = this.#options;
+    const { record } = ownership;
+    const deadline = (): AbortSignal => AbortSignal.any([signal, AbortSignal.timeout(5000)]);
+    const version = async (socket: string) => {
+      using cri = new CriConnection(host.at(socket));
+      return cri.service(RuntimeService).version({}, deadline());
+    };
+    if (record.entries.length > 0) {
+      this.#pods = await this.#listPods(signal);
+      this.#runtimeVersion = (await version(paths.socket)).runtimeVersion;
+    } else {
+      this.#pods = new Map();
+    }
+    const facts = await this.#facts([], signal);
+    const socket = formerSocket(facts);
+    if (socket !== undefined) {
+      const engine = await version(socket).catch(() => undefined);
+      this.#engine = {
+        name: engine?.runtimeName ?? this.#engine?.name ?? "unknown",
+        version: engine?.runtimeVersion ?? this.#engine?.version ?? "unknown",
+        socket,
+        fronted: record.kubelet !== undefined,
+      };
+    }
+    for (const [name, state] of this.#states) {
+      metrics.ready.set({ profile: name }, state.phase === "Ready" ? 1 : 0);
+    }
+    this.#publish();
+  }
+
+  #apply(name: string, event: ProfileEvent): void {
+    const before = this.#states.get(name);
+    const after = next(before, event);
+    if (after === before) return;
+    this.#states.set(name, after);
+    if (after.phase !== before?.phase && (after.phase === "Installing" || after.phase === "Verifying" || after.phase === "Removing")) {
+      const { message } = statusOf(name, after, {});
+      this.#note(after.phase, message, "Normal", name);
+    }
+    this.#publish();
+  }
+
+  #fail(name: string, reason: string, message: string, canary?: Canary, serving = false): void {
+    const before = this.#states.get(name);
+    const final = reason === "NotSupported";
+    if (final && before?.phase === "Failed" && before.reason === reason) return;
+    this.#apply(name, { on: "failed", reason, message, serving, ...(canary === undefined ? {} : { canary }) });
+    if (before?.phase !== "Failed" || before.message !== message) this.#note(reason, message, "Warning", name);
+    this.#publish();
+  }
+
+  #note(reason: string, message: string, type: "Normal" | "Warning" = "Normal", profile?: string): void {
+    const { log } = this.#options;
+    log[type === "Normal" ? "info" : "warn"]({ reason, profile, detail: message }, "happened");
+    this.#seq++;
+    const happening = { seq: this.#seq, at: new Date().toISOString(), type, reason, message };
+    this.#happenings = [...this.#happenings, profile === undefined ? happening : { ...happening, profile }].slice(-keptHappenings);
+    this.#publish(true);
+  }
+
+  #condition(type: string, holds: boolean, reason: string, message: string): void {
+    const clipped = message.slice(0, 1024);
+    this.#conditions = setCondition(
+      this.#conditions,
+      { type, status: holds ? "True" : "False", reason, message: clipped },
+      Date.now(),
+    );
+  }
+
+  #publish(force = false): void {
+    const { hostFacts } = this.#options;
+    const profiles = [...this.#states].map(([name, state]): ProfileStatus => {
+      const samples = (this.#samples.get(name) ?? []).toSorted((a, b) => a - b);
+      const at = (q: number): number => samples[Math.min(samples.length - 1, Math.floor(q * samples.length))] ?? 0;
+      const pods = Object.groupBy(this.#pods.get(name) ?? [], ({ namespace }) => namespace);
+      return statusOf(name, state, {
+        ...(samples.length === 0 ? {} : { startSeconds: { p50: at(0.5), p99: at(0.99) } }),
+        pods: Object.fromEntries(Object.entries(pods).map(([namespace, list]) => [namespace, list?.length ?? 0])),
+      });
+    });
+    const status: NodeRuntimeStatus = {
+      ...(this.#observed === undefined ? {} : { observedGeneration: this.#observed }),
+      conditions: this.#conditions,
+      ...(this.#engine === undefined ? {} : { engine: this.#engine }),
+      kernel: hostFacts.kernel,
+      arch: hostFacts.arch,
+      cgroup: hostFacts.cgroup,
+      kvm: hostFacts.kvm,
+      ...(this.#runtimeVersion === undefined ? {} : { runtimeVersion: this.#runtimeVersion }),
+      profiles,
+    };
+    if (!force && JSON.stringify(status) === JSON.stringify(this.#status)) return;
+    this.#status = status;
+    this.#version++;
+    for (const resolve of this.#watchers) resolve();
+  }
+}
+
+type Pod = { namespace: string; name: string };
+
+/** A canary that did not pass, with what it had seen. */
+class ProbeError extends Error {
+  readonly canary: Canary;
+  constructor(message: string, canary: Canary) {
+    super(message);
+    this.name = "ProbeError";
+    this.canary = canary;
+  }
+}
+
+/** 60s, 5m, 1h in seconds. */
+export const secondsOf = (duration: string): number =>
+  Number.parseInt(duration, 10) * ({ s: 1, m: 60, h: 3600 }[duration.at(-1) ?? "s"] ?? 1);

@@ -1,0 +1,162 @@
+import { join } from "node:path";
+import { canaryImage } from "@bulkhead/lib/api/group.ts";
+import type { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
+import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import { paths } from "@bulkhead/lib/api/paths.ts";
+import { handlerKind } from "@bulkhead/lib/api/runtime-profile.ts";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import * as yaml from "js-yaml";
+import * as toml from "smol-toml";
+import type { Wall } from "../probe/wall.ts";
+
+/** What the host's files shall say. Pure: text from values. */
+
+export const installed = {
+  record: join(paths.opt, "installed.json"),
+  versions: join(paths.opt, "versions"),
+  current: join(paths.opt, "current"),
+  unit: join("/etc/systemd/system", paths.unit),
+  wanted: join("/etc/systemd/system/multi-user.target.wants", paths.unit),
+  lock: "/run/bulkhead-agent.lock",
+} as const;
+
+export const versionDirectory = (version: string): string => join(installed.versions, version);
+export const handlerFile = (profile: string): string => join(paths.handlers, `${profile}.yaml`);
+const runscFile = (profile: string): string => join("/etc/bulkhead/runsc", `${profile}.toml`);
+
+const header = "# Written by Bulkhead's node agent; changes are overwritten.\n";
+
+/** The systemd unit of the runtime. */
+export const unitFile = (): string => `${header}[Unit]
+Description=Bulkhead container runtime (CRI)
+After=network.target local-fs.target dbus.service containerd.service crio.service cri-docker.service
+Before=kubelet.service
+
+[Service]
+Type=exec
+ExecStart=${paths.opt}/current/bin/node ${paths.opt}/current/runtime/main.mjs serve --config ${paths.config}
+Restart=always
+RestartSec=1
+# Monitors and shims of running pods must survive the daemon.
+KillMode=process
+Delegate=yes
+TasksMax=infinity
+LimitNOFILE=1048576
+LimitNPROC=infinity
+LimitCORE=infinity
+OOMScoreAdjust=-999
+
+[Install]
+WantedBy=multi-user.target
+`;
+
+/** The runtime's configuration: it fronts `former`, the engine that served the kubelet before. */
+export const runtimeConfig = (version: string, former: string): string =>
+  header +
+  yaml.dump({
+    socket: paths.socket,
+    root: paths.root,
+    state: paths.state,
+    handlersDir: paths.handlers,
+    conmon: join(versionDirectory(version), "bin/conmon"),
+    delegate: { socket: former },
+    mirrors: { [canaryImage.split("/")[0] ?? ""]: [`oci://${versionDirectory(version)}/canary`] },
+  });
+
+export type Platform = "systrap" | "kvm" | "ptrace";
+
+/** What the bundle can run. */
+export type Supplies = { has(path: string): boolean };
+
+/** Why this node cannot serve the profile whatever is tried, or undefined. */
+export function unsupported(profile: DesiredProfile, bundle: Supplies): string | undefined {
+  const kind = handlerKind(profile);
+  if (profile.engine !== "bulkhead") return `engine: ${profile.engine} is not supported yet`;
+  if (profile.artifact.image !== undefined) return "artifact.image is not supported yet: use bundled: true";
+  switch (kind) {
+    case "runc":
+    case "crun":
+      return bundle.has(`bin/${kind}`) ? undefined : `this agent's image does not bring ${kind}`;
+    case "gvisor":
+      return bundle.has("bin/runsc") ? undefined : "this agent's image does not bring runsc";
+    case "kata":
+    case "firecracker":
+    case "shim":
+      return `handler ${kind} is not supported yet`;
+  }
+}
+
+/** The program that a profile stands on, by its path in the bundle, and how it says its version. */
+export function programOf(profile: Pick<DesiredProfile, "handler">): string {
+  const kind = handlerKind(profile);
+  return kind === "gvisor" ? "bin/runsc" : `bin/${kind}`;
+}
+
+export const wallOf = (profile: Pick<DesiredProfile, "handler">): { wall: Wall; engine?: "gvisor" } =>
+  handlerKind(profile) === "gvisor" ? { wall: "kernel", engine: "gvisor" } : { wall: "namespaces" };
+
+/** The files that make a profile's handler: path → text. */
+export function profileFiles(
+  profile: DesiredProfile,
+  version: string,
+  platform: Platform,
+): Record<string, string> {
+  const bin = (name: string): string => join(versionDirectory(version), "bin", name);
+  const kind = handlerKind(profile);
+  const base = { name: profile.name, revision: profile.revision };
+  const dump = (config: Partial<HandlerConfig>): string => header + yaml.dump(config);
+  switch (kind) {
+    case "runc":
+    case "crun":
+      return {
+        [handlerFile(profile.name)]: dump({
+          ...base,
+          kind: "oci",
+          binary: bin(kind),
+          flags: profile.handler[kind]?.flags ?? [],
+        }),
+      };
+    case "gvisor": {
+      const { gvisor } = profile.handler;
+      if (gvisor === undefined) throw new RuntimeError("internal", "A profile of gVisor has no gvisor settings");
+      const overlay2 = { memory: "root:memory", self: "root:self", none: "none" }[gvisor.overlay];
+      const root = join(paths.state, "runsc");
+      return {
+        [runscFile(profile.name)]:
+          header +
+          toml.stringify({
+            binary_name: bin("runsc"),
+            root,
+            runsc_config: {
+              platform,
+              network: gvisor.network,
+              overlay2,
+              ...flagsTable(gvisor.flags ?? []),
+            },
+          }),
+        [handlerFile(profile.name)]: dump({
+          ...base,
+          kind: "shim",
+          binary: bin("containerd-shim-runsc-v1"),
+          optionsTypeUrl: "io.containerd.runsc.v1.options",
+          configPath: runscFile(profile.name),
+          wall: "kernel",
+          runsc: { binary: bin("runsc"), root },
+        }),
+      };
+    }
+    case "kata":
+    case "firecracker":
+    case "shim":
+      throw new RuntimeError("unimplemented", `Cannot write a handler of kind ${kind}`);
+  }
+}
+
+/** --name=value and --name as keys of runsc_config, which takes strings. */
+const flagsTable = (flags: string[]): Record<string, string> =>
+  Object.fromEntries(
+    flags.map((flag) => {
+      const [name = "", ...value] = flag.replace(/^--/, "").split("=");
+      return [name, value.length > 0 ? value.join("=") : "true"];
+    }),
+  );

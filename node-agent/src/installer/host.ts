@@ -1,0 +1,119 @@
+import { spawn } from "node:child_process";
+import { lstatSync, readlinkSync } from "node:fs";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+
+/** The host as the installer reaches it: its files below a root, its programs in its namespaces. */
+export type Host = {
+  /** The host's path as one of ours. Symbolic links are resolved as the host resolves them. */
+  at(path: string): string;
+  /** The host's own name of `path`, with a link in the last component followed too. */
+  real(path: string): string;
+  /** Runs a program of the host with the host's namespaces and root. */
+  run(argv: string[], options: RunOptions): Promise<Output>;
+  /** Runs a static program of ours in the host's network namespace (probing 127.0.0.1 of the host). */
+  runInNetwork(argv: string[], options: RunOptions): Promise<Output>;
+};
+
+export type RunOptions = { signal: AbortSignal; timeoutMs?: number };
+export type Output = { code: number; stdout: string; stderr: string };
+
+/** The real host: mounted at `root`, its first process visible as 1 (hostPID). */
+export const mountedHost = (root: string, busybox: string): Host => ({
+  at: (path) => resolveIn(root, path),
+  real: (path) => realIn(root, path),
+  run: (argv, options) => execute([busybox, "nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", ...argv], options),
+  runInNetwork: (argv, options) => execute([busybox, "nsenter", "-t", "1", "-n", "--", busybox, ...argv], options),
+});
+
+/** Resolves `path` below `root`, following links as if root were /. The last component need not exist. */
+export function resolveIn(root: string, path: string): string {
+  const base = root.replace(/\/+$/, "");
+  let links = 0;
+  const walk = (parts: string[], done: string[]): string[] => {
+    for (let i = 0; i < parts.length; i++) {
+      const part = parts[i] ?? "";
+      if (part === "" || part === ".") continue;
+      if (part === "..") {
+        done.pop();
+        continue;
+      }
+      const here = [...done, part];
+      // The last component is what the caller acts on: a link there is replaced or read, not followed.
+      const last = parts.slice(i + 1).every((rest) => rest === "" || rest === ".");
+      const target = last ? undefined : linkTarget(`${base}/${here.join("/")}`);
+      if (target === undefined) {
+        done = here;
+        continue;
+      }
+      if (++links > 40) throw new RuntimeError("failed-precondition", `Cannot resolve "${path}": too many links`);
+      const rest = [...target.split("/"), ...parts.slice(i + 1)];
+      return walk(rest, target.startsWith("/") ? [] : done);
+    }
+    return done;
+  };
+  return `${base}/${walk(path.split("/"), []).join("/")}`;
+}
+
+/** The name below `root` that `path` finally stands for, as seen from `root`. */
+export function realIn(root: string, path: string): string {
+  const base = root.replace(/\/+$/, "");
+  // A component after the last makes the last one an ordinary one, which is followed.
+  const at = resolveIn(root, `${path}/-`);
+  return at.slice(base.length, -"/-".length) || "/";
+}
+
+function linkTarget(path: string): string | undefined {
+  return lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() ? readlinkSync(path) : undefined;
+}
+
+/** Runs a program to its end. Its process group is killed when the signal aborts or the time is over. */
+export function execute(argv: string[], { signal, timeoutMs = 30_000 }: RunOptions): Promise<Output> {
+  const [file = "", ...args] = argv;
+  return new Promise((resolve, reject) => {
+    signal.throwIfAborted();
+    const child = spawn(file, args, { stdio: ["ignore", "pipe", "pipe"], detached: true, cwd: "/" });
+    const output = { stdout: "", stderr: "" };
+    for (const name of ["stdout", "stderr"] as const) {
+      child[name].setEncoding("utf8").on("data", (chunk: string) => {
+        // A program's words go into messages and logs: bounded.
+        if (output[name].length < 1 << 20) output[name] += chunk;
+      });
+    }
+    let why: RuntimeError | undefined;
+    const kill = (error: RuntimeError) => () => {
+      why ??= error;
+      try {
+        if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL");
+      } catch {
+        // It ended meanwhile.
+      }
+    };
+    const cancel = kill(new RuntimeError("cancelled", `"${argv.join(" ")}" was cancelled`));
+    const late = kill(new RuntimeError("deadline-exceeded", `"${argv.join(" ")}" did not end in ${timeoutMs} ms`));
+    const timer = setTimeout(late, timeoutMs);
+    signal.addEventListener("abort", cancel, { once: true });
+    const settle = (): void => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", cancel);
+    };
+    child.on("error", (error) => {
+      settle();
+      reject(new RuntimeError("internal", `Cannot run "${file}": ${messageOf(error)}`, { cause: error }));
+    });
+    child.on("close", (code, signo) => {
+      settle();
+      if (why !== undefined) reject(why);
+      else resolve({ code: code ?? (signo === null ? 255 : 128), ...output });
+    });
+  });
+}
+
+/** Like {@link Host.run}, but a code other than 0 is an error that says what the program said. */
+export async function must(output: Promise<Output>, what: string): Promise<string> {
+  const { code, stdout, stderr } = await output;
+  if (code !== 0) {
+    const said = (stderr.trim() || stdout.trim()).slice(-600);
+    throw new RuntimeError("internal", `${what}: exit code ${code}${said === "" ? "" : `: ${said}`}`);
+  }
+  return stdout;
+}

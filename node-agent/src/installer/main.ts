@@ -1,0 +1,69 @@
+import { randomUUID } from "node:crypto";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { Command } from "commander";
+import { pino } from "pino";
+import { collectDefaultMetrics, Registry } from "prom-client";
+import { socketPath } from "../protocol.ts";
+import { BundleCheck, readManifest } from "./bundle.ts";
+import { Controller } from "./controller.ts";
+import { hostFacts } from "./facts.ts";
+import { installed } from "./files.ts";
+import { mountedHost } from "./host.ts";
+import { acquireLock } from "./lock.ts";
+import { installerMetrics } from "./metrics.ts";
+import { Ownership } from "./ownership.ts";
+import { serveSocket } from "./server.ts";
+
+/**
+ * The installer: root on the host, without a token and without any use of the network. It does what the typed
+ * desired state on its socket says, and nothing else. A SIGTERM ends the program and changes nothing on the node:
+ * an upgrade of the agent is not an uninstall.
+ */
+
+const program = new Command("bulkhead-installer")
+  .description("Brings this node to what its NodeRuntime says; talks to the reporter over a Unix socket")
+  .option("--host <directory>", "where the host's root file system is mounted", "/host")
+  .option("--bundle <directory>", "the files to install, with manifest.json", "/bundle")
+  .option("--socket <path>", "socket for the reporter", socketPath)
+  .option("--log-level <level>", "trace, debug, info, warn or error", "info")
+  .parse();
+const options = program.opts<{ host: string; bundle: string; socket: string; logLevel: string }>();
+const log = pino({ level: options.logLevel, base: { program: "installer" } });
+const stop = new AbortController();
+for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => stop.abort(new Error(name)));
+
+async function main(signal: AbortSignal): Promise<void> {
+  const host = mountedHost(options.host, `${options.bundle}/bin/busybox`);
+  const manifest = await readManifest(options.bundle);
+  await using _lock = await acquireLock(host, installed.lock, signal, (holder) =>
+    log.info({ holder }, "another installer is at work on this node"),
+  );
+  const ownership = new Ownership(host, installed.record);
+  await ownership.load();
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry, prefix: "bulkhead_installer_" });
+  const facts = await hostFacts(host);
+  const controller = new Controller({
+    host,
+    hostFacts: facts,
+    ownership,
+    bundle: options.bundle,
+    manifest,
+    check: new BundleCheck(),
+    metrics: installerMetrics(registry),
+    log,
+    instance: randomUUID(),
+  });
+  await using _server = await serveSocket(options.socket, controller, registry, log);
+  log.info({ version: manifest.version, kernel: facts.kernel, cgroup: facts.cgroup, kvm: facts.kvm }, "installer started");
+  await controller.run(signal);
+}
+
+try {
+  await main(stop.signal);
+} catch (error) {
+  if (!stop.signal.aborted) {
+    log.fatal({ err: messageOf(error) }, "installer failed");
+    process.exitCode = 1;
+  }
+}

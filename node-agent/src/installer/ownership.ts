@@ -1,0 +1,270 @@
+import { createHash } from "node:crypto";
+import {
+  chmod,
+  chown,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  readlink,
+  rename,
+  rm,
+  rmdir,
+  symlink,
+  unlink,
+  utimes,
+  writeFile,
+} from "node:fs/promises";
+import { dirname } from "node:path";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { z } from "zod";
+import type { Host } from "./host.ts";
+
+/**
+ * What Bulkhead wrote on the node and what stood there before. Each entry is in the record, synced to disk, before
+ * the file is touched: whatever happens in between, leaving puts the former bytes back.
+ */
+
+const Former = z.object({
+  body: z.string().describe("base64"),
+  mode: z.int(),
+  uid: z.int(),
+  gid: z.int(),
+  mtimeMs: z.number(),
+});
+
+const Entry = z.discriminatedUnion("kind", [
+  z.object({
+    kind: z.literal("file"),
+    path: z.string(),
+    /** Of the bytes that we wrote last. */
+    sha256: z.string(),
+    /** null: nothing stood there. */
+    former: Former.nullable(),
+  }),
+  z.object({ kind: z.literal("link"), path: z.string(), target: z.string(), former: z.string().nullable() }),
+  /** A directory that we made and that goes when it is empty. */
+  z.object({ kind: z.literal("directory"), path: z.string() }),
+  /** A directory that is ours with all that is in it. */
+  z.object({ kind: z.literal("tree"), path: z.string() }),
+]);
+export type Entry = z.infer<typeof Entry>;
+
+/** One profile as it last served well: what to go back to. */
+const Good = z.object({ revision: z.string(), files: z.record(z.string(), z.string()) });
+
+const Kubelet = z.object({
+  /** The kubelet's systemd unit. */
+  unit: z.string(),
+  /** The endpoint that it had before, and so the engine that Bulkhead fronts. */
+  former: z.string(),
+  /** The files that were changed to point it here. */
+  files: z.array(z.string()),
+});
+
+const RecordFile = z.object({
+  version: z.literal(1),
+  entries: z.array(Entry).default([]),
+  kubelet: Kubelet.optional(),
+  profiles: z.record(z.string(), Good).default({}),
+});
+export type RecordFile = z.infer<typeof RecordFile>;
+
+export const sha256 = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
+
+/** Writes a file whole or not at all: temporary file, fsync, rename. */
+export async function writeAtomically(
+  path: string,
+  body: string | Uint8Array,
+  attributes: { mode: number; uid?: number; gid?: number },
+): Promise<void> {
+  const temporary = `${path}.bulkhead-new`;
+  await rm(temporary, { force: true });
+  const file = await open(temporary, "wx", attributes.mode);
+  try {
+    await file.chmod(attributes.mode);
+    if (attributes.uid !== undefined && attributes.gid !== undefined) await file.chown(attributes.uid, attributes.gid);
+    await file.writeFile(body);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  try {
+    await rename(temporary, path);
+  } catch (error) {
+    // A file that is a mount point of its own cannot be replaced, only rewritten.
+    await rm(temporary, { force: true });
+    if ((error as NodeJS.ErrnoException).code !== "EBUSY") throw error;
+    await writeFile(path, body);
+  }
+}
+
+/** The record of one node, at `path` of the host. */
+export class Ownership {
+  readonly #host: Host;
+  readonly #path: string;
+  #record: RecordFile = { version: 1, entries: [], profiles: {} };
+
+  constructor(host: Host, path: string) {
+    this.#host = host;
+    this.#path = path;
+  }
+
+  get record(): Readonly<RecordFile> {
+    return this.#record;
+  }
+
+  async load(): Promise<void> {
+    let text: string;
+    try {
+      text = await readFile(this.#host.at(this.#path), "utf8");
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
+      throw error;
+    }
+    try {
+      this.#record = RecordFile.parse(JSON.parse(text));
+    } catch (error) {
+      throw new RuntimeError(
+        "failed-precondition",
+        `Cannot read "${this.#path}", the record of what Bulkhead wrote on this node: ${messageOf(error)}`,
+        { cause: error },
+      );
+    }
+  }
+
+  async update(change: Partial<Omit<RecordFile, "version">>): Promise<void> {
+    const next = { ...this.#record, ...change };
+    // The record's own directory is in the record too, so that leaving removes it.
+    const missing = await this.#missingDirectories(dirname(this.#path));
+    const entries = [
+      ...missing.filter((path) => !next.entries.some((entry) => entry.path === path)),
+    ].map((path): Entry => ({ kind: "directory", path }));
+    this.#record = { ...next, entries: [...entries, ...next.entries] };
+    for (const path of missing) await mkdir(this.#host.at(path));
+    await writeAtomically(this.#host.at(this.#path), `${JSON.stringify(this.#record, undefined, 1)}\n`, { mode: 0o600 });
+  }
+
+  /** Writes a file that is ours, or ours for the time being. */
+  async write(path: string, body: string, mode = 0o644): Promise<void> {
+    await this.#claimDirectories(dirname(path));
+    const at = this.#host.at(path);
+    const known = this.#record.entries.find((entry) => entry.kind === "file" && entry.path === path);
+    const stat = await lstat(at).catch(() => undefined);
+    const former =
+      known?.kind === "file"
+        ? known.former
+        : stat === undefined
+          ? null
+          : {
+              body: (await readFile(at)).toString("base64"),
+              mode: stat.mode & 0o7777,
+              uid: stat.uid,
+              gid: stat.gid,
+              mtimeMs: stat.mtimeMs,
+            };
+    await this.#put({ kind: "file", path, sha256: sha256(body), former });
+    await writeAtomically(at, body, former === null ? { mode } : former);
+  }
+
+  async symlink(path: string, target: string): Promise<void> {
+    await this.#claimDirectories(dirname(path));
+    const at = this.#host.at(path);
+    const known = this.#record.entries.find((entry) => entry.kind === "link" && entry.path === path);
+    const former = known?.kind === "link" ? known.former : await readlink(at).catch(() => null);
+    await this.#put({ kind: "link", path, target, former });
+    await rm(`${at}.bulkhead-new`, { force: true });
+    await symlink(target, `${at}.bulkhead-new`);
+    await rename(`${at}.bulkhead-new`, at);
+  }
+
+  /** Makes a directory that is ours with all that it will hold. */
+  async tree(path: string): Promise<void> {
+    await this.#claimDirectories(dirname(path));
+    await this.#put({ kind: "tree", path });
+    await mkdir(this.#host.at(path), { recursive: true });
+  }
+
+  /**
+   * Puts back what stood at `path` before. `edited` is asked when somebody else changed the file since we wrote it:
+   * it gets the bytes of today and returns what they are to be.
+   */
+  async restore(path: string, edited?: (today: string) => string): Promise<void> {
+    const entry = this.#record.entries.find((candidate) => candidate.path === path);
+    if (entry === undefined) return;
+    const at = this.#host.at(path);
+    switch (entry.kind) {
+      case "file": {
+        const today = await readFile(at).catch(() => undefined);
+        const { former } = entry;
+        if (today !== undefined && edited !== undefined && sha256(today) !== entry.sha256) {
+          const stat = await lstat(at);
+          await writeAtomically(at, edited(today.toString()), { mode: stat.mode & 0o7777, uid: stat.uid, gid: stat.gid });
+        } else if (former === null) {
+          await rm(at, { force: true });
+        } else {
+          await writeAtomically(at, Buffer.from(former.body, "base64"), former);
+          await chmod(at, former.mode);
+          await chown(at, former.uid, former.gid);
+          await utimes(at, former.mtimeMs / 1000, former.mtimeMs / 1000);
+        }
+        break;
+      }
+      case "link":
+        await rm(at, { force: true });
+        if (entry.former !== null) await symlink(entry.former, at);
+        break;
+      case "directory":
+        await rmdir(at).catch((error: NodeJS.ErrnoException) => {
+          // Somebody else's file is in it now: then it stays.
+          if (error.code !== "ENOENT" && error.code !== "ENOTEMPTY") throw error;
+        });
+        break;
+      case "tree":
+        await rm(at, { recursive: true, force: true });
+        break;
+    }
+    await this.update({ entries: this.#record.entries.filter((candidate) => candidate !== entry) });
+  }
+
+  /** Puts everything back, last first, and removes the record with its directory. */
+  async restoreAll(): Promise<void> {
+    const own = dirname(this.#path);
+    const later = (entry: Entry): boolean => entry.kind === "directory" && `${own}/`.startsWith(`${entry.path}/`);
+    for (const entry of [...this.#record.entries].reverse()) {
+      if (!later(entry)) await this.restore(entry.path);
+    }
+    const last = this.#record.entries.filter(later).map((entry) => entry.path);
+    await unlink(this.#host.at(this.#path)).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== "ENOENT") throw error;
+    });
+    for (const path of last.reverse()) {
+      const left = await readdir(this.#host.at(path)).catch(() => undefined);
+      if (left?.length === 0) await rmdir(this.#host.at(path));
+    }
+    this.#record = { version: 1, entries: [], profiles: {} };
+  }
+
+  async #put(entry: Entry): Promise<void> {
+    const { entries } = this.#record;
+    const at = entries.findIndex((candidate) => candidate.path === entry.path);
+    if (at >= 0 && JSON.stringify(entries[at]) === JSON.stringify(entry)) return;
+    await this.update({ entries: at >= 0 ? entries.with(at, entry) : [...entries, entry] });
+  }
+
+  async #missingDirectories(path: string): Promise<string[]> {
+    if (path === "/" || (await lstat(this.#host.at(path)).catch(() => undefined)) !== undefined) return [];
+    return [...(await this.#missingDirectories(dirname(path))), path];
+  }
+
+  async #claimDirectories(path: string): Promise<void> {
+    const inTree = this.#record.entries.some((entry) => entry.kind === "tree" && `${path}/`.startsWith(`${entry.path}/`));
+    for (const missing of await this.#missingDirectories(path)) {
+      if (!inTree) await this.#put({ kind: "directory", path: missing });
+      await mkdir(this.#host.at(missing)).catch((error: NodeJS.ErrnoException) => {
+        if (error.code !== "EEXIST") throw error;
+      });
+    }
+  }
+}

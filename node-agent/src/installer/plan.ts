@@ -1,0 +1,173 @@
+import { paths } from "@bulkhead/lib/api/paths.ts";
+import { installed, versionDirectory } from "./files.ts";
+import { type Edit, type KubeletView, pointAt, type Setting, socketOf } from "./kubelet/setting.ts";
+import type { RecordFile } from "./ownership.ts";
+
+/** From what the node is and what it shall be to the steps between. Pure. */
+
+export type Step =
+  /** Copies the files of the bundle that are missing or wrong, digest by digest. */
+  | { do: "stage"; version: string; files: string[] }
+  /** Makes `current` name a version. */
+  | { do: "link"; path: string; target: string }
+  | { do: "write"; path: string; body: string }
+  /** Puts back what stood there before Bulkhead. */
+  | { do: "restore"; path: string }
+  | { do: "daemon-reload" }
+  | { do: "start-runtime"; restart: boolean }
+  /** Waits until the runtime answers. */
+  | { do: "await-runtime" }
+  /** Runs the program of a profile once: a broken one never gets as far as a pod. */
+  | { do: "check-program"; path: string }
+  /** Waits until the runtime offers a handler, or has dropped it. */
+  | { do: "await-handler"; handler: string; revision: string; present: boolean }
+  | { do: "point-kubelet"; unit: string; former: string; edits: Edit[] }
+  | { do: "return-kubelet"; unit: string; former: string; files: string[] }
+  /** Removes what is left of pods that ended: the kubelet will not come back for them. */
+  | { do: "remove-dead-pods" }
+  | { do: "stop-runtime" }
+  /** Unmounts and deletes everything that is Bulkhead's; the node is as it was. */
+  | { do: "purge" }
+  | { do: "collect"; version: string };
+
+export type Facts = {
+  record: Readonly<RecordFile>;
+  /** The version that `current` names. */
+  current: string | undefined;
+  versions: string[];
+  /** Files of the wanted version that are not there or not what they should be. */
+  drifted: string[];
+  /** Text of each file that we may write, where there is one. */
+  files: ReadonlyMap<string, string>;
+  unitActive: boolean;
+  /** undefined: no kubelet is running. */
+  kubelet: { unit: string; view: KubeletView; setting: Setting } | undefined;
+};
+
+/** What the engine as a whole needs on the node. */
+export type EngineFiles = { version: string; config: string; unit: string };
+
+const write = (facts: Pick<Facts, "files">, path: string, body: string): Step[] =>
+  facts.files.get(path) === body ? [] : [{ do: "write", path, body }];
+
+/** The runtime, up and running in the wanted version. */
+export function planEngine(facts: Facts, want: EngineFiles): Step[] {
+  const stage: Step[] =
+    facts.drifted.length > 0 ? [{ do: "stage", version: want.version, files: facts.drifted }] : [];
+  const link: Step[] =
+    facts.current === want.version
+      ? []
+      : [{ do: "link", path: installed.current, target: `versions/${want.version}` }];
+  const unit = write(facts, installed.unit, want.unit);
+  const enable: Step[] = facts.record.entries.some((entry) => entry.path === installed.wanted)
+    ? []
+    : [{ do: "link", path: installed.wanted, target: installed.unit }];
+  const config = write(facts, paths.config, want.config);
+  // Only what the daemon itself has loaded calls for a restart of it.
+  const loaded = facts.drifted.some((file) => /^(bin\/node|lib\/|runtime\/)/.test(file));
+  const changed = link.length + unit.length + config.length > 0 || loaded;
+  const start: Step[] =
+    facts.unitActive && !changed ? [] : [{ do: "start-runtime", restart: facts.unitActive }];
+  const reload: Step[] = unit.length + enable.length > 0 ? [{ do: "daemon-reload" }] : [];
+  return [...stage, ...link, ...config, ...unit, ...enable, ...reload, ...start, { do: "await-runtime" }];
+}
+
+/** Back to the version that ran before a failed {@link planEngine}; without one, back to nothing. */
+export function planEngineRollback(before: Facts): Step[] {
+  const config = before.files.get(paths.config);
+  const unit = before.files.get(installed.unit);
+  if (before.current === undefined || config === undefined || unit === undefined) {
+    return [{ do: "stop-runtime" }, { do: "purge" }];
+  }
+  return [
+    { do: "link", path: installed.current, target: `versions/${before.current}` },
+    { do: "write", path: paths.config, body: config },
+    { do: "write", path: installed.unit, body: unit },
+    { do: "daemon-reload" },
+    { do: "start-runtime", restart: true },
+    { do: "await-runtime" },
+  ];
+}
+
+export type ProfilePlan = {
+  name: string;
+  revision: string;
+  /** Path → text. */
+  files: Record<string, string>;
+  /** Absolute path of the program on the host. */
+  program: string;
+};
+
+/** A profile's handler, loaded. Empty when it is already. */
+export function planProfile(facts: Facts, want: ProfilePlan): Step[] {
+  const writes = Object.entries(want.files).flatMap(([path, body]) => write(facts, path, body));
+  if (writes.length === 0) return [];
+  return [
+    { do: "check-program", path: want.program },
+    ...writes,
+    { do: "await-handler", handler: want.name, revision: want.revision, present: true },
+  ];
+}
+
+/** The revision that served before a failed {@link planProfile}; without one, no handler. */
+export function planProfileRollback(before: Facts, want: Pick<ProfilePlan, "name" | "files">): Step[] {
+  const good = before.record.profiles[want.name];
+  if (good === undefined) return removal(want.name, Object.keys(want.files));
+  const gone = Object.keys(want.files).filter((path) => !(path in good.files));
+  return [
+    ...Object.entries(good.files).map(([path, body]): Step => ({ do: "write", path, body })),
+    ...gone.map((path): Step => ({ do: "restore", path })),
+    { do: "await-handler", handler: want.name, revision: good.revision, present: true },
+  ];
+}
+
+/** Takes a profile's handler away. */
+export function planRemoval(facts: Facts, name: string, files: string[]): Step[] {
+  return files.some((path) => facts.files.has(path)) ? removal(name, files) : [];
+}
+
+const removal = (name: string, files: string[]): Step[] => [
+  ...files.map((path): Step => ({ do: "restore", path })),
+  { do: "await-handler", handler: name, revision: "", present: false },
+];
+
+/** The kubelet, served by Bulkhead. Throws when its setting cannot be found or changed. */
+export function planKubelet(facts: Facts): Step[] {
+  if (facts.kubelet === undefined) return [];
+  const { unit, view, setting } = facts.kubelet;
+  const edits = pointAt(view, `unix://${paths.socket}`);
+  if (edits.length === 0) return [];
+  return [{ do: "point-kubelet", unit, former: facts.record.kubelet?.former ?? setting.value, edits }];
+}
+
+/** The engine that Bulkhead fronts, as the kubelet named it. */
+export function formerEndpoint(facts: Facts): string | undefined {
+  return facts.record.kubelet?.former ?? facts.kubelet?.setting.value;
+}
+
+/** The socket of {@link formerEndpoint}. */
+export function formerSocket(facts: Facts): string | undefined {
+  const endpoint = formerEndpoint(facts);
+  return endpoint === undefined ? undefined : socketOf(endpoint);
+}
+
+/** The node as it was before Bulkhead. Call only when no pod of ours is left. */
+export function planLeave(facts: Facts): Step[] {
+  const { kubelet, entries } = facts.record;
+  if (entries.length === 0 && kubelet === undefined) return [];
+  return [
+    ...(facts.unitActive ? [{ do: "remove-dead-pods" } as const] : []),
+    ...(kubelet === undefined ? [] : [{ do: "return-kubelet", ...kubelet } as const]),
+    { do: "stop-runtime" },
+    { do: "purge" },
+  ];
+}
+
+/** Versions that nothing refers to any more. `busy`: versions that a running process was started from. */
+export function planCollect(facts: Facts, wanted: string, busy: ReadonlySet<string>): Step[] {
+  const referred = [...facts.files.values(), ...Object.values(facts.record.profiles).flatMap((good) => Object.values(good.files))];
+  return facts.versions
+    .filter((version) => version !== wanted && version !== facts.current && !busy.has(version))
+    .filter((version) => !referred.some((text) => text.includes(versionDirectory(version))))
+    .map((version) => ({ do: "collect", version }));
+}

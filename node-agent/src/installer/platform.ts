@@ -1,0 +1,43 @@
+import { mkdir, readdir, readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { versionDirectory } from "./files.ts";
+import type { Host } from "./host.ts";
+
+const scratch = "/run/bulkhead-agent.probe";
+const kvmDeadlineMs = 10_000;
+
+/**
+ * Whether gVisor's KVM platform really runs here: /dev/kvm may be there and hang or refuse. Runs one process in a
+ * sandbox on it and says no after ten seconds.
+ */
+export async function kvmRuns(host: Host, version: string, signal: AbortSignal): Promise<boolean> {
+  await mkdir(host.at(scratch), { recursive: true, mode: 0o700 });
+  const runsc = join(versionDirectory(version), "bin/runsc");
+  try {
+    const { code } = await host.run(
+      [runsc, "--root", scratch, "--platform", "kvm", "--network", "none", "do", "/bin/true"],
+      { signal, timeoutMs: kvmDeadlineMs },
+    );
+    return code === 0;
+  } catch {
+    signal.throwIfAborted();
+    return false;
+  } finally {
+    await killNaming(scratch);
+    await rm(host.at(scratch), { recursive: true, force: true });
+  }
+}
+
+/** Kills what a sandbox that hung left behind: processes with our scratch directory on their command line. */
+async function killNaming(word: string): Promise<void> {
+  for (const pid of await readdir("/proc")) {
+    if (!/^[0-9]+$/.test(pid)) continue;
+    const line = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
+    if (!line.split("\0").includes(word)) continue;
+    try {
+      process.kill(Number(pid), "SIGKILL");
+    } catch {
+      // It ended meanwhile.
+    }
+  }
+}

@@ -1,0 +1,72 @@
+import { chmod, chown, mkdir, rm } from "node:fs/promises";
+import { createServer, type Server } from "node:http";
+import { dirname } from "node:path";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import express, { type NextFunction, type Request, type Response } from "express";
+import type { Logger } from "pino";
+import type { Registry } from "prom-client";
+import { Desired, type Report } from "../protocol.ts";
+
+type Served = {
+  want(desired: Desired): void;
+  report(): Report;
+  newer(version: number, signal: AbortSignal): Promise<void>;
+};
+
+/** Group of the reporter's container, which may connect. */
+const reporterGroup = 65532;
+
+/** The socket that the reporter talks to. It takes a typed desired state and nothing else. */
+export async function serveSocket(
+  path: string,
+  controller: Served,
+  registry: Registry,
+  log: Logger,
+): Promise<AsyncDisposable> {
+  const app = express();
+  app.disable("x-powered-by");
+  app.use(express.json({ limit: "1mb" }));
+  app.post("/v1/desired", (request, response) => {
+    const parsed = Desired.safeParse(request.body);
+    if (!parsed.success) {
+      const where = parsed.error.issues.map((issue) => `${issue.path.join(".")}: ${issue.message}`).join("; ");
+      log.warn({ where }, "desired state refused");
+      response.status(400).json({ message: where });
+      return;
+    }
+    controller.want(parsed.data);
+    response.status(204).end();
+  });
+  app.get("/v1/report", async (request, response) => {
+    const after = Number(request.query.after ?? -1);
+    const instance = controller.report().instance;
+    if (request.query.instance === instance) {
+      const gone = new AbortController();
+      response.on("close", () => gone.abort());
+      await controller.newer(after, AbortSignal.any([gone.signal, AbortSignal.timeout(20_000)]));
+    }
+    response.json(controller.report());
+  });
+  app.get("/metrics", async (_, response) => {
+    response.type(registry.contentType).send(await registry.metrics());
+  });
+  app.use((error: unknown, _request: Request, response: Response, _next: NextFunction) => {
+    response.status(400).json({ message: messageOf(error) });
+  });
+
+  await mkdir(dirname(path), { recursive: true });
+  await rm(path, { force: true });
+  const server: Server = createServer(app);
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", reject).listen(path, resolve);
+  });
+  await chown(path, 0, reporterGroup);
+  await chmod(path, 0o660);
+  return {
+    [Symbol.asyncDispose]: () =>
+      new Promise((resolve) => {
+        server.close(() => resolve());
+        server.closeAllConnections();
+      }),
+  };
+}

@@ -1,0 +1,276 @@
+import { readFile, rm } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
+import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
+import { paths } from "@bulkhead/lib/api/paths.ts";
+import { PodSandboxState, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
+import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { Logger } from "pino";
+import { CriConnection } from "../cri/client.ts";
+import { type Manifest, stageBundle } from "./bundle.ts";
+import { busyVersions, findKubelet, kubeletView, mountsBelow } from "./facts.ts";
+import { versionDirectory } from "./files.ts";
+import { type Host, must } from "./host.ts";
+import { findSetting, pointAt, socketOf } from "./kubelet/setting.ts";
+import type { Ownership } from "./ownership.ts";
+import type { Step } from "./plan.ts";
+
+/** How each step is done. A step that has no executor does not compile. */
+export type Executors = {
+  [K in Step["do"]]: (step: Extract<Step, { do: K }>, signal: AbortSignal) => Promise<void>;
+};
+
+export type StepContext = {
+  host: Host;
+  ownership: Ownership;
+  /** The bundle's directory in our own image. */
+  bundle: string;
+  manifest: Manifest;
+  log: Logger;
+  /** Tells people what happened. */
+  note: (reason: string, message: string, type?: "Normal" | "Warning") => void;
+};
+
+/** Undo has its own deadline. */
+const undoSignal = (): AbortSignal => AbortSignal.timeout(120_000);
+const unitDirectories = /^\/(etc|run|usr\/lib|lib)\/systemd\//;
+
+/** Asks until `ask` has an answer; the last reason why it had none goes into the error. */
+async function poll<T>(
+  what: string,
+  timeoutMs: number,
+  signal: AbortSignal,
+  ask: (signal: AbortSignal) => Promise<T | undefined>,
+): Promise<T> {
+  const deadline = performance.now() + timeoutMs;
+  let why = "";
+  while (performance.now() < deadline) {
+    signal.throwIfAborted();
+    try {
+      const answer = await ask(AbortSignal.any([signal, AbortSignal.timeout(5000)]));
+      if (answer !== undefined) return answer;
+    } catch (error) {
+      why = `: ${messageOf(error)}`;
+    }
+    await sleep(100, undefined, { signal });
+  }
+  throw new RuntimeError("deadline-exceeded", `${what} within ${timeoutMs / 1000} s${why}`);
+}
+
+export function executors(context: StepContext): Executors {
+  const { host, ownership, bundle, manifest, note } = context;
+  const systemctl = (args: string[], signal: AbortSignal): Promise<string> =>
+    must(
+      host.run(["systemctl", ...args], { signal, timeoutMs: 100_000 }),
+      `Cannot run "systemctl ${args.join(" ")}"`,
+    );
+  const connect = (): CriConnection => new CriConnection(host.at(paths.socket));
+  const reload = (files: string[], signal: AbortSignal): Promise<unknown> =>
+    files.some((file) => unitDirectories.test(file)) ? systemctl(["daemon-reload"], signal) : Promise.resolve();
+
+  return {
+    stage: async ({ version, files }, signal) => {
+      await ownership.tree(versionDirectory(version));
+      await stageBundle(manifest, bundle, host.at(versionDirectory(version)), new Set(files), signal);
+      note("Staged", `Put ${files.length} files of version ${version} in place, digests verified`);
+    },
+    link: async ({ path, target }) => ownership.symlink(path, target),
+    write: async ({ path, body }) => ownership.write(path, body),
+    restore: async ({ path }) => ownership.restore(path),
+    "daemon-reload": async (_, signal) => {
+      await systemctl(["daemon-reload"], signal);
+    },
+    "start-runtime": async ({ restart }, signal) => {
+      // What the runtime makes is ours to remove; so that a crash after this loses track of nothing.
+      await ownership.tree(paths.root);
+      await ownership.tree(paths.state);
+      await systemctl(["reset-failed", paths.unit], signal).catch(() => undefined);
+      await systemctl([restart ? "restart" : "start", paths.unit], signal);
+      note("RuntimeStarted", `${restart ? "Restarted" : "Started"} ${paths.unit} in version ${manifest.version}`);
+    },
+    "await-runtime": async (_, signal) => {
+      using cri = connect();
+      const runtime = cri.service(RuntimeService);
+      try {
+        await poll("The runtime did not become ready", 30_000, signal, async (each) => {
+          const { status } = await runtime.status({ verbose: false }, each);
+          const ready = status?.conditions.find(({ type }) => type === "RuntimeReady");
+          if (ready?.status === true) return true;
+          throw new RuntimeError("unavailable", ready?.message || "RuntimeReady is false");
+        });
+      } catch (error) {
+        signal.throwIfAborted();
+        const journal = await host
+          .run(["journalctl", "-u", paths.unit, "-n", "5", "-o", "cat", "--no-pager"], { signal: undoSignal() })
+          .catch(() => undefined);
+        const words = journal?.stdout.trim().slice(-500) ?? "";
+        throw new RuntimeError("unavailable", `${messageOf(error)}${words === "" ? "" : `; its log ends with: ${words}`}`, {
+          cause: error,
+        });
+      }
+    },
+    "check-program": async ({ path }, signal) => {
+      await must(
+        host.run([path, "--version"], { signal, timeoutMs: 10_000 }),
+        `Cannot run "${path} --version" on this node`,
+      );
+    },
+    "await-handler": async ({ handler, present }, signal) => {
+      using cri = connect();
+      const runtime = cri.service(RuntimeService);
+      const what = `The runtime did not ${present ? "load" : "drop"} handler "${handler}"`;
+      await poll(what, 15_000, signal, async (each) => {
+        const { runtimeHandlers } = await runtime.status({ verbose: false }, each);
+        return runtimeHandlers.some(({ name }) => name === handler) === present ? true : undefined;
+      });
+    },
+    "point-kubelet": async ({ unit, former, edits }, signal) => {
+      const files = edits.map(({ path }) => path);
+      await using undo = new AsyncDisposableStack();
+      undo.defer(async () => {
+        const mine = undoSignal();
+        for (const path of files) await ownership.restore(path);
+        await reload(files, mine);
+        await systemctl(["restart", unit], mine);
+        await kubeletServed(host, unit, socketOf(former), mine);
+        const { kubelet: _, ...rest } = ownership.record;
+        await ownership.update({ ...rest, kubelet: undefined });
+        note("RolledBack", `The kubelet is served by ${former} again`, "Warning");
+      });
+      await ownership.update({
+        kubelet: { unit, former, files: [...new Set([...(ownership.record.kubelet?.files ?? []), ...files])] },
+      });
+      for (const { path, after } of edits) await ownership.write(path, after);
+      await reload(files, signal);
+      await systemctl(["restart", unit], signal);
+      await kubeletServed(host, unit, paths.socket, signal);
+      undo.move();
+      note("KubeletPointed", `The kubelet is served by ${paths.socket}, in front of ${former} (${files.join(", ")})`);
+    },
+    "return-kubelet": async ({ unit, former, files }, signal) => {
+      for (const path of files) {
+        await ownership.restore(path, (today) => {
+          // Somebody edited the file meanwhile: only our own setting goes.
+          const view = { argv: [], flagFiles: [], config: { path, body: today } };
+          const inConfig = /ontainerRuntimeEndpoint/.test(today) ? pointAt(view, former)[0]?.after : undefined;
+          return inConfig ?? today.replaceAll(`unix://${paths.socket}`, former);
+        });
+      }
+      await reload(files, signal);
+      await systemctl(["restart", unit], signal);
+      await kubeletServed(host, unit, socketOf(former), signal);
+      const { kubelet: _, ...rest } = ownership.record;
+      await ownership.update({ ...rest, kubelet: undefined });
+      note("KubeletReturned", `The kubelet is served by ${former} again`);
+    },
+    "remove-dead-pods": async (_, signal) => {
+      using cri = connect();
+      const runtime = cri.service(RuntimeService);
+      const names = new Set(Object.keys(ownership.record.profiles));
+      const { items } = await runtime.listPodSandbox({}, signal).catch((error: unknown) => {
+        // A runtime that does not answer has nothing that could be asked to go; purge takes its files and mounts.
+        context.log.warn({ err: messageOf(error) }, "cannot list pods before leaving");
+        return { items: [] };
+      });
+      for (const { id, state, runtimeHandler, metadata } of items) {
+        const dead = state === PodSandboxState.SANDBOX_NOTREADY && names.has(runtimeHandler);
+        if (!dead && metadata?.namespace !== canaryNamespace) continue;
+        try {
+          await runtime.stopPodSandbox({ podSandboxId: id }, signal);
+          await runtime.removePodSandbox({ podSandboxId: id }, signal);
+        } catch (error) {
+          if (!hasCode(error, "not-found")) throw error;
+        }
+      }
+    },
+    "stop-runtime": async (_, signal) => {
+      const loaded = await host.run(["systemctl", "show", paths.unit, "-p", "LoadState"], { signal });
+      if (loaded.stdout.includes("not-found")) return;
+      await systemctl(["stop", paths.unit], signal);
+    },
+    purge: async (_, signal) => {
+      const roots = [paths.root, paths.state, paths.opt];
+      for (const point of await mountsBelow(roots)) {
+        await must(host.run(["umount", "-l", point], { signal }), `Cannot unmount "${point}"`);
+      }
+      // What the runtime keeps: recorded as ours before it was first started.
+      await ownership.restoreAll();
+      await systemctl(["daemon-reload"], signal);
+      await systemctl(["reset-failed", paths.unit], signal).catch(() => undefined);
+    },
+    collect: async ({ version }) => {
+      // Asked again at the last moment: a pod may have started from it since the plan was made.
+      if ((await busyVersions()).has(version)) return;
+      await ownership.restore(versionDirectory(version));
+      await rm(host.at(versionDirectory(version)), { recursive: true, force: true });
+    },
+  };
+}
+
+/** Runs steps in order. */
+export async function execute(
+  steps: Step[],
+  run: Executors,
+  signal: AbortSignal,
+  log: Logger,
+): Promise<void> {
+  for (const step of steps) {
+    signal.throwIfAborted();
+    const startedAt = performance.now();
+    const { do: what, ...rest } = step;
+    const brief = Object.fromEntries(Object.entries(rest).filter(([, value]) => typeof value === "string" && value.length < 200));
+    try {
+      await (run[what] as (step: Step, signal: AbortSignal) => Promise<void>)(step, signal);
+      log.info({ step: what, ...brief, ms: Math.round(performance.now() - startedAt) }, "step done");
+    } catch (error) {
+      log.warn({ step: what, ...brief, err: messageOf(error) }, "step failed");
+      throw error;
+    }
+  }
+}
+
+/** Connections that a server has accepted on a Unix socket, in the network namespace of `pid`. */
+async function accepted(pid: number, socket: string): Promise<number> {
+  const table = await readFile(`/proc/${pid}/net/unix`, "utf8").catch(() => "");
+  return table.split("\n").filter((line) => {
+    const fields = line.trim().split(/\s+/);
+    return fields[5] === "03" && fields[7] === socket;
+  }).length;
+}
+
+/**
+ * Waits until the restarted kubelet is healthy and served by `socket`: it runs for some seconds (a kubelet that
+ * cannot reach its runtime exits), names that socket in its settings, holds a connection to it, and says ok on
+ * its healthz port.
+ */
+async function kubeletServed(host: Host, unit: string, socket: string, signal: AbortSignal): Promise<void> {
+  let since: { pid: number; at: number } | undefined;
+  await poll(`The kubelet (${unit}) is not healthy on ${socket}`, 90_000, signal, async (each) => {
+    const kubelet = await findKubelet();
+    if (kubelet === undefined) throw new RuntimeError("unavailable", "it does not run");
+    if (since?.pid !== kubelet.pid) since = { pid: kubelet.pid, at: performance.now() };
+    const view = await kubeletView(host, kubelet, each);
+    const setting = findSetting(view);
+    if (socketOf(setting.value) !== socket) {
+      throw new RuntimeError("failed-precondition", `its endpoint is ${setting.value} (${setting.from})`);
+    }
+    if ((await accepted(kubelet.pid, socket)) === 0) {
+      throw new RuntimeError("unavailable", "it has no connection to that socket");
+    }
+    const health = await healthOf(host, view.config?.body ?? "", each);
+    if (health !== "ok") throw new RuntimeError("unavailable", `its healthz says ${health}`);
+    return performance.now() - since.at > 3000 ? true : undefined;
+  });
+}
+
+async function healthOf(host: Host, config: string, signal: AbortSignal): Promise<string> {
+  const port = /^\s*"?healthzPort"?:\s*([0-9]+)/m.exec(config)?.[1] ?? "10248";
+  const bind = /^\s*"?healthzBindAddress"?:\s*"?([0-9a-f.:]+)/m.exec(config)?.[1] ?? "127.0.0.1";
+  // Switched off by the admin: the process and its connection must do.
+  if (port === "0") return "ok";
+  const address = bind === "0.0.0.0" ? "127.0.0.1" : bind === "::" ? "[::1]" : bind;
+  const answer = await host.runInNetwork(["wget", "-q", "-T", "3", "-O", "-", `http://${address}:${port}/healthz`], {
+    signal,
+    timeoutMs: 4000,
+  });
+  return answer.code === 0 ? answer.stdout.trim() : answer.stderr.trim() || "nothing";
+}

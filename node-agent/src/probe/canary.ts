@@ -1,0 +1,105 @@
+import { randomUUID } from "node:crypto";
+import { canaryNamespace, canaryImage, labels } from "@bulkhead/lib/api/group.ts";
+import { ContainerState, ImageService, NamespaceMode, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
+import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { CriConnection } from "../cri/client.ts";
+import { parseView, type View, viewCommand } from "./wall.ts";
+
+/**
+ * A canary: a pod of the smallest image, started through the CRI exactly as a kubelet would, asked what it sees,
+ * and removed. It proves that the handler works from pull to exec, and tells how fast.
+ */
+
+export type CanaryResult = {
+  view: View;
+  /** Seconds from RunPodSandbox to the container running. */
+  startSeconds: number;
+};
+
+/** Undo has its own deadline: it must run when the probe's own is over. */
+const cleanup = (): AbortSignal => AbortSignal.timeout(30_000);
+
+/** Runs one canary under `handler`. Leaves nothing behind, whatever happens. */
+export async function runCanary(
+  cri: CriConnection,
+  handler: string,
+  signal: AbortSignal,
+): Promise<CanaryResult> {
+  const runtime = cri.service(RuntimeService);
+  const images = cri.service(ImageService);
+  const image = { image: canaryImage, userSpecifiedImage: canaryImage, runtimeHandler: handler };
+  const uid = randomUUID();
+  const sandbox = {
+    // The namespace's name cannot be that of a Kubernetes namespace: the runtime shows such pods only to a caller
+    // that asks for their label, and the kubelet, which kills pods it does not know, never sees them.
+    metadata: { name: `canary-${handler}`, namespace: canaryNamespace, uid, attempt: 0 },
+    hostname: "canary",
+    labels: { [labels.canary]: handler },
+    linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
+  };
+  await removeCanaries(cri, handler, signal);
+  if ((await images.imageStatus({ image }, signal)).image === undefined) {
+    await images.pullImage({ image, sandboxConfig: sandbox }, signal);
+  }
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() => removeCanaries(cri, handler, cleanup()));
+  const startedAt = performance.now();
+  const { podSandboxId } = await runtime.runPodSandbox({ config: sandbox, runtimeHandler: handler }, signal);
+  const { containerId } = await runtime.createContainer(
+    {
+      podSandboxId,
+      sandboxConfig: sandbox,
+      config: {
+        metadata: { name: "canary", attempt: 0 },
+        image,
+        command: ["/bin/sleep", "3600"],
+        labels: { [labels.canary]: handler },
+        linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
+      },
+    },
+    signal,
+  );
+  await runtime.startContainer({ containerId }, signal);
+  const { status } = await runtime.containerStatus({ containerId }, signal);
+  const startSeconds = (performance.now() - startedAt) / 1000;
+  if (status?.state !== ContainerState.CONTAINER_RUNNING) {
+    throw new RuntimeError(
+      "internal",
+      `The canary's container ended at once with exit code ${status?.exitCode ?? "unknown"}: ${status?.message ?? ""}`,
+    );
+  }
+  const { stdout, stderr, exitCode } = await runtime.execSync(
+    { containerId, cmd: viewCommand, timeout: 30n },
+    signal,
+  );
+  if (exitCode !== 0) {
+    throw new RuntimeError(
+      "internal",
+      `The canary's container cannot run a command: exit code ${exitCode}: ${Buffer.from(stderr).toString().trim()}`,
+    );
+  }
+  return { view: parseView(Buffer.from(stdout).toString()), startSeconds };
+}
+
+/** Stops and removes every canary of `handler`, also those of a former life of the agent. */
+export async function removeCanaries(cri: CriConnection, handler: string, signal: AbortSignal): Promise<void> {
+  const runtime = cri.service(RuntimeService);
+  const { items } = await runtime.listPodSandbox(
+    { filter: { labelSelector: { [labels.canary]: handler } } },
+    signal,
+  );
+  const failures: string[] = [];
+  for (const { id, metadata } of items) {
+    // A pod of the cluster may carry any label; the namespace's name it cannot have.
+    if (metadata?.namespace !== canaryNamespace) continue;
+    try {
+      await runtime.stopPodSandbox({ podSandboxId: id }, signal);
+      await runtime.removePodSandbox({ podSandboxId: id }, signal);
+    } catch (error) {
+      if (!hasCode(error, "not-found")) failures.push(messageOf(error));
+    }
+  }
+  if (failures.length > 0) {
+    throw new RuntimeError("internal", `Cannot remove the canary of "${handler}": ${failures.join("; ")}`);
+  }
+}

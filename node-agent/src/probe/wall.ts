@@ -1,0 +1,72 @@
+import { z } from "zod";
+
+/**
+ * What a canary sees behind its wall, and what that proves. Pure: the canary's container prints the facts, the
+ * installer reads the same facts of the host, and this file compares them.
+ */
+
+const namespaceKinds = ["pid", "mnt", "net", "ipc", "uts"] as const;
+export type NamespaceKind = (typeof namespaceKinds)[number];
+
+export const View = z.object({
+  /** /proc/version: the kernel that answers system calls. */
+  version: z.string(),
+  /** Kernel release, as uname(2) says. */
+  release: z.string(),
+  bootId: z.string(),
+  /** Link text such as pid:[4026531836], "" where it cannot be read. */
+  namespaces: z.record(z.string(), z.string()),
+});
+export type View = z.infer<typeof View>;
+
+/** The wall that a kind of handler promises. */
+export type Wall = "namespaces" | "kernel" | "vm";
+
+export type Verdict = { assertions: string[]; broken: string[] };
+
+/** The program that the canary's container runs by ExecSync, in the canary image's own shell. */
+export const viewCommand = [
+  "/bin/sh",
+  "-c",
+  [
+    "printf 'version=%s\\n' \"$(cat /proc/version)\"",
+    "printf 'release=%s\\n' \"$(uname -r)\"",
+    "printf 'bootId=%s\\n' \"$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)\"",
+    `for n in ${namespaceKinds.join(" ")}; do printf 'ns.%s=%s\\n' $n "$(readlink /proc/self/ns/$n 2>/dev/null)"; done`,
+  ].join("; "),
+];
+
+/** Reads what {@link viewCommand} printed. Lines that it does not know are the canary's own affair. */
+export function parseView(output: string): View {
+  const lines = new Map(
+    output.split("\n").flatMap((line) => {
+      const at = line.indexOf("=");
+      return at > 0 ? [[line.slice(0, at), line.slice(at + 1, at + 1 + 512)] as const] : [];
+    }),
+  );
+  return {
+    version: lines.get("version") ?? "",
+    release: lines.get("release") ?? "",
+    bootId: lines.get("bootId") ?? "",
+    namespaces: Object.fromEntries(namespaceKinds.map((kind) => [kind, lines.get(`ns.${kind}`) ?? ""])),
+  };
+}
+
+/** Compares the canary's view with the host's. A wall that cannot be shown counts as broken. */
+export function judge(wall: Wall, inside: View, host: View, engine?: "gvisor"): Verdict {
+  const checks: [name: string, holds: boolean][] =
+    wall === "namespaces"
+      ? namespaceKinds.map((kind) => {
+          const own = inside.namespaces[kind] ?? "";
+          return [`own-${kind}-namespace`, own !== "" && own !== host.namespaces[kind]];
+        })
+      : [
+          ["kernel-differs", inside.version !== "" && inside.version !== host.version],
+          ["boot-differs", inside.bootId !== host.bootId],
+          ...(engine === "gvisor" ? [["kernel-is-gvisor", /gvisor/i.test(inside.version)] as [string, boolean]] : []),
+        ];
+  return {
+    assertions: checks.filter(([, holds]) => holds).map(([name]) => name),
+    broken: checks.filter(([, holds]) => !holds).map(([name]) => name),
+  };
+}

@@ -1,0 +1,38 @@
+import type { NodeRuntimeStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import type { Happening, Report } from "../protocol.ts";
+
+/** From the installer's report to NodeRuntime.status. Pure. */
+
+/** How old the status may get: a reader tells a silent agent from a quiet node by it. */
+export const heartbeatMs = 30_000;
+
+/**
+ * The status to write, or undefined when the last one written still says it all. Heartbeats come every
+ * {@link heartbeatMs}; anything else is written as it changes.
+ */
+export function statusToWrite(
+  report: Report["status"],
+  agentVersion: string,
+  last: { status: NodeRuntimeStatus; at: number } | undefined,
+  now: number,
+): NodeRuntimeStatus | undefined {
+  const { heartbeat: _, ...before } = last?.status ?? {};
+  const status = { ...report, agentVersion };
+  const same = last !== undefined && JSON.stringify(status) === JSON.stringify(before);
+  if (same && now - last.at < heartbeatMs) return undefined;
+  return { ...status, heartbeat: new Date(now).toISOString().replace(/\.\d+Z$/, "Z") };
+}
+
+/** What happened since `seen`, for Events. Another life of the installer starts counting anew. */
+export function newHappenings(
+  report: Pick<Report, "instance" | "happenings">,
+  seen: { instance: string; seq: number } | undefined,
+): Happening[] {
+  return seen?.instance === report.instance
+    ? report.happenings.filter(({ seq }) => seq > seen.seq)
+    : report.happenings;
+}
+
+/** The text of an Event: the profile first, so that `kubectl get events` reads as a story. */
+export const noteOf = ({ profile, message }: Pick<Happening, "profile" | "message">): string =>
+  profile === undefined ? message : `${profile}: ${message}`;
