@@ -1,0 +1,64 @@
+import { Task } from "@bulkhead/lib/gen/shim_task_v3_pb.js";
+import { hasCode } from "@bulkhead/lib/std/errors.ts";
+import { createTtrpcClient, type TtrpcClient, TtrpcConnection } from "@bulkhead/lib/ttrpc/client.ts";
+import { namespace } from "./launch.ts";
+
+export type TaskClient = TtrpcClient<typeof Task>;
+
+/** A connection to a shim, and the task service on it. */
+export type ShimConnection = {
+  connection: TtrpcConnection;
+  task: TaskClient;
+  /** Version of the task service that the shim serves. */
+  version: 2 | 3;
+  /** The shim's own process, as it says. */
+  shimPid: number;
+};
+
+/** Versions 2 and 3 have the same messages under another package. */
+const taskClient = (connection: TtrpcConnection, version: 2 | 3): TaskClient =>
+  createTtrpcClient(Task, connection, {
+    typeName: `containerd.task.v${version}.Task`,
+    metadata: { "containerd-namespace-ttrpc": namespace },
+  });
+
+/**
+ * Connects and finds the task service: the version that the shim's reply named first, else the other one. The
+ * version of a reply is that of the bootstrap protocol, so it is a hint only.
+ */
+export async function connectShim(
+  address: string,
+  hint: number,
+  id: string,
+  signal: AbortSignal,
+): Promise<ShimConnection> {
+  const connection = await TtrpcConnection.connect(address, signal);
+  const versions = hint >= 3 ? ([3, 2] as const) : ([2, 3] as const);
+  try {
+    let last: unknown;
+    for (const version of versions) {
+      const task = taskClient(connection, version);
+      try {
+        const { shimPid } = await connectTask(task, id, signal);
+        return { connection, task, version, shimPid };
+      } catch (error) {
+        if (!hasCode(error, "unimplemented")) throw error;
+        last = error;
+      }
+    }
+    throw last;
+  } catch (error) {
+    connection.close();
+    throw error;
+  }
+}
+
+/** runc's shim does not find a task before the first Create, which is an answer of the right service too. */
+async function connectTask(task: TaskClient, id: string, signal: AbortSignal): Promise<{ shimPid: number }> {
+  try {
+    return await task.connect({ id }, { signal, timeoutMs: 10_000 });
+  } catch (error) {
+    if (hasCode(error, "not-found")) return { shimPid: 0 };
+    throw error;
+  }
+}

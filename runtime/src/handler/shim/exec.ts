@@ -1,0 +1,150 @@
+import { randomBytes } from "node:crypto";
+import { Socket } from "node:net";
+import { join } from "node:path";
+import type { Readable, Writable } from "node:stream";
+import { setTimeout as sleep } from "node:timers/promises";
+import { hasCode } from "@bulkhead/lib/std/errors.ts";
+import type { Linux } from "../../linux/linux.ts";
+import type { ExecProcess, ExecRequest } from "../handler.ts";
+import { processAny } from "./bundle.ts";
+import type { TaskClient } from "./connection.ts";
+import { holdOpen, makeStdio, openReader, openWriter, removeStdio, stdioPaths } from "./stdio.ts";
+
+/** How long a pipe that a child of the finished process holds open may be silent before it is given up. */
+const silenceMs = 500;
+
+type ExecContext = {
+  task: TaskClient;
+  containerId: string;
+  /** State directory of the container. */
+  stateDir: string;
+  linux: Pick<Linux, "mkfifo">;
+  startMs: number;
+};
+
+/** Runs a process in a container through the shim. */
+export async function execInTask(
+  { task, containerId, stateDir, linux, startMs }: ExecContext,
+  request: ExecRequest,
+  signal: AbortSignal,
+): Promise<ExecProcess> {
+  const execId = `exec-${randomBytes(8).toString("hex")}`;
+  const target = { id: containerId, execId };
+  const directory = join(stateDir, execId);
+  const stdio = stdioPaths(directory, { tty: request.tty, stdin: request.stdin !== undefined });
+  const call = { signal, timeoutMs: startMs };
+
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() => removeStdio(directory));
+  makeStdio(directory, stdio, linux);
+  // Before the readers, which would take a FIFO without a writer for one at its end.
+  const held = undo.use(holdOpen(stdio));
+  const outputs = [
+    copyOut(stdio.stdout, request.stdout),
+    ...(stdio.stderr === "" ? [] : [copyOut(stdio.stderr, request.stderr)]),
+  ];
+  undo.defer(() => {
+    for (const output of outputs) output.close();
+  });
+  const failed = new AsyncDisposableStack();
+  undo.use(failed);
+  failed.defer(async () => {
+    const cleanup = { timeoutMs: 5_000 };
+    await task.kill({ ...target, signal: 9 }, cleanup).catch(() => {});
+    await task.delete(target, cleanup).catch(() => {});
+  });
+  const process = { ...request.process, terminal: request.tty };
+  await task.exec({ ...target, ...stdio, terminal: request.tty, spec: processAny(process) }, call);
+  await task.start(target, call);
+  // The writer is open before the hold ends, so that nothing is lost between the two.
+  if (request.stdin) {
+    const halfClose = () => task.closeIO({ ...target, stdin: true }, { timeoutMs: 10_000 });
+    feed(request.stdin, stdinWriter(stdio.stdin, halfClose));
+  }
+  held[Symbol.dispose]();
+  failed.move();
+  const resources = undo.move();
+
+  const finish = async (): Promise<number> => {
+    try {
+      const { exitStatus } = await task.wait(target);
+      await Promise.all(outputs.map((output) => output.drained()));
+      return exitStatus;
+    } finally {
+      await task.delete(target, { timeoutMs: 10_000 }).catch(() => {});
+      await resources.disposeAsync();
+    }
+  };
+  const exited = finish();
+  // Whoever is interested awaits it; a session that was given up must not end the daemon.
+  exited.catch(() => {});
+  return {
+    exited,
+    resize: async (width, height) => {
+      await task.resizePty({ ...target, width, height }, { timeoutMs: 10_000 });
+    },
+    kill: async () => {
+      try {
+        await task.kill({ ...target, signal: 9, all: true }, { timeoutMs: 10_000 });
+      } catch (error) {
+        if (!hasCode(error, "not-found")) throw error;
+      }
+    },
+  };
+}
+
+/** Copies a FIFO to a sink, which stays open. Without a sink, or when it breaks, the output is read and dropped. */
+function copyOut(path: string, sink: Writable | undefined) {
+  const socket = new Socket({ fd: openReader(path), readable: true, writable: false });
+  const end = Promise.withResolvers<void>();
+  let last = Date.now();
+  let blocked = false;
+  socket.on("close", () => end.resolve());
+  socket.on("error", () => socket.destroy());
+  const usable = () => sink !== undefined && !sink.destroyed && !sink.writableEnded;
+  sink?.on("error", () => {});
+  const resume = () => {
+    blocked = false;
+    last = Date.now();
+    socket.resume();
+  };
+  sink?.once("close", resume);
+  socket.on("data", (chunk) => {
+    last = Date.now();
+    if (!usable() || sink?.write(chunk)) return;
+    blocked = true;
+    socket.pause();
+    sink?.once("drain", resume);
+  });
+  return {
+    /** After the process exited: waits for the end of the pipe, or for its silence when a child holds it. */
+    drained: async () => {
+      while (!socket.destroyed) {
+        const quiet = Date.now() - last;
+        if (!blocked && quiet >= silenceMs) return;
+        await Promise.race([end.promise, sleep(blocked ? 100 : silenceMs - quiet)]);
+      }
+    },
+    close: () => socket.destroy(),
+  };
+}
+
+/**
+ * The writing end of a process's input. When it ends our writer closes, and `halfClose` lets the shim close its
+ * own: the process then reads what is left, and the end.
+ */
+export function stdinWriter(path: string, halfClose: () => Promise<unknown>): Writable {
+  const socket = new Socket({ fd: openWriter(path), readable: false, writable: true });
+  // The process is gone.
+  socket.on("error", () => socket.destroy());
+  socket.on("close", () => void halfClose().catch(() => {}));
+  return socket;
+}
+
+function feed(from: Readable, to: Writable): void {
+  const end = () => to.end();
+  from.on("error", end);
+  from.on("close", end);
+  to.on("close", () => from.unpipe(to));
+  from.pipe(to);
+}

@@ -1,0 +1,34 @@
+import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Exit } from "../handler.ts";
+import { ExitFile } from "./state.ts";
+
+/** Files of a state directory, beside the bundle. On tmpfs: replaced atomically, never synced. */
+export const files = { shim: "shim.json", container: "container.json", exit: "exit.json", io: "io" } as const;
+
+export function writeState(directory: string, name: string, value: object): void {
+  const path = join(directory, name);
+  writeFileSync(`${path}.new`, JSON.stringify(value), { mode: 0o600 });
+  renameSync(`${path}.new`, path);
+}
+
+/** undefined when there is none. */
+export function readState(directory: string, name: string): unknown {
+  try {
+    return JSON.parse(readFileSync(join(directory, name), "utf8"));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    throw error;
+  }
+}
+
+/** An exit is written down before anybody is told: the shim forgets it when the task is deleted. */
+export const writeExit = (directory: string, exit: Exit): void =>
+  writeState(directory, files.exit, { ...exit, finishedAt: String(exit.finishedAt) });
+
+export function readExit(directory: string): Exit | undefined {
+  const file = readState(directory, files.exit);
+  if (file === undefined) return undefined;
+  const { finishedAt, ...exit } = ExitFile.parse(file);
+  return { ...exit, finishedAt: BigInt(finishedAt) };
+}

@@ -1,0 +1,194 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Timestamp } from "@bufbuild/protobuf/wkt";
+import { hasCode, messageOf } from "@bulkhead/lib/std/errors.ts";
+import { isAlive } from "../../monitor/process.ts";
+import type { Exit, HandlerEvents } from "../handler.ts";
+import { bundleOf } from "./bundle.ts";
+import type { ShimConnection, TaskClient } from "./connection.ts";
+import { writeExit } from "./files.ts";
+import type { ContainerOutput } from "./output.ts";
+import type { ContainerState, ShimState } from "./state.ts";
+import { oomKills } from "./stats.ts";
+
+/** How long the output of a finished container may take into the log: a child may hold the pipe open. */
+const drainMs = 5_000;
+/** How long containers may take to be reported after their sandbox is gone. */
+const followMs = 10_000;
+
+export type LiveContainer = {
+  id: string;
+  stateDir: string;
+  state: ContainerState;
+  output: ContainerOutput;
+  /** Set when the end is known; reported once. */
+  exit?: Exit;
+  ended: Promise<void>;
+};
+
+export type PodDeps = {
+  events: HandlerEvents;
+  tookOom(containerId: string): boolean;
+  /** `SHIM delete` for what is left of a container. */
+  deleteLeftovers(id: string, bundle: string): Promise<{ code: number } | undefined>;
+  now(): bigint;
+  failed(error: unknown, message: string): void;
+};
+
+const nanos = ({ seconds, nanos }: Timestamp): bigint => seconds * 1_000_000_000n + BigInt(nanos);
+
+/** SIGKILL. gVisor's shim says 128 when the sandbox's process went away under the container. */
+const killedCode = 137;
+
+/**
+ * A pod's shim as this daemon sees it: the connection and what runs behind it. Wait is the truth about exits; the
+ * connection's close is the death of the shim, after which nothing is known that is not written down.
+ */
+export class ShimPod {
+  readonly id: string;
+  readonly stateDir: string;
+  readonly state: ShimState;
+  readonly task: TaskClient;
+  readonly containers = new Map<string, LiveContainer>();
+  readonly #shim: ShimConnection;
+  readonly #deps: PodDeps;
+  readonly #resources = new AsyncDisposableStack();
+  /** Nothing is reported any more: the pod is being stopped, or the handler let go of it. */
+  #quiet = false;
+  readonly #gone = Promise.withResolvers<void>();
+
+  constructor(
+    pod: { id: string; stateDir: string; state: ShimState; shim: ShimConnection; resources: Disposable },
+    deps: PodDeps,
+  ) {
+    this.id = pod.id;
+    this.stateDir = pod.stateDir;
+    this.state = pod.state;
+    this.task = pod.shim.task;
+    this.#shim = pod.shim;
+    this.#deps = deps;
+    this.#resources.use(pod.resources);
+    void pod.shim.connection.closed.then((reason) => this.#died(reason.message));
+  }
+
+  get alive(): boolean {
+    return this.#shim.connection.open;
+  }
+
+  /** Settles when the shim's connection closed and its containers were reported. */
+  get gone(): Promise<void> {
+    return this.#gone.promise;
+  }
+
+  add(container: Omit<LiveContainer, "ended">): LiveContainer {
+    const live: LiveContainer = { ...container, ended: Promise.resolve() };
+    this.containers.set(container.id, live);
+    live.ended = this.#watch(live);
+    return live;
+  }
+
+  /** A container whose end is known and was reported. */
+  addEnded(container: Omit<LiveContainer, "ended">): void {
+    this.containers.set(container.id, { ...container, ended: Promise.resolve() });
+  }
+
+  /** Stops following the pod. What runs goes on. */
+  async release(): Promise<void> {
+    this.#quiet = true;
+    this.#shim.connection.close();
+    for (const container of this.containers.values()) await container.output.close();
+    await this.#resources.disposeAsync();
+  }
+
+  /** From now on the end of the shim and of the holder is what was asked for. */
+  quiet(): void {
+    this.#quiet = true;
+  }
+
+  async #watch(container: LiveContainer): Promise<void> {
+    try {
+      const { exitStatus, exitedAt } = await this.task.wait({ id: container.id });
+      await this.settle(container, exitStatus, exitedAt ? nanos(exitedAt) : undefined);
+    } catch (error) {
+      // The connection's close is handled for all containers at once.
+      if (!this.alive || hasCode(error, "unavailable")) return;
+      this.#deps.failed(error, `Cannot wait for container ${container.id}`);
+      await this.settle(container, 255);
+    }
+  }
+
+  /** Writes the exit down, lets the log catch up, and reports. Once. */
+  async settle(container: LiveContainer, code: number, finishedAt = this.#deps.now()): Promise<void> {
+    if (container.exit) return;
+    const oomKilled = this.#oomKilled(container, code);
+    const { process } = container.state;
+    const lost =
+      code === 128 && process && !isAlive({ pid: process.pid, startTime: BigInt(process.startTime) });
+    const exit: Exit = { code: lost ? killedCode : code & 0xff, finishedAt, oomKilled };
+    container.exit = exit;
+    try {
+      writeExit(container.stateDir, exit);
+      await container.output.drained(AbortSignal.timeout(drainMs));
+    } catch (error) {
+      this.#deps.failed(error, `Cannot finish the output of container ${container.id}`);
+    }
+    container.output.endClients();
+    if (!this.#released) this.#deps.events.containerExited(container.id, exit);
+  }
+
+  get #released(): boolean {
+    return this.#resources.disposed;
+  }
+
+  #oomKilled(container: LiveContainer, code: number): boolean {
+    if (this.#deps.tookOom(container.id)) return true;
+    const { cgroups, oomKills: before } = container.state;
+    if (code === 0 || !cgroups || before === undefined) return false;
+    return (oomKills(cgroups) ?? before) > before;
+  }
+
+  /** Reports the sandbox's end, from when its containers are known here. */
+  async watchHolder(): Promise<void> {
+    if (!this.state.holder) return;
+    try {
+      const { exitStatus } = await this.task.wait({ id: this.id });
+      if (this.#quiet) return;
+      await this.#sandboxGone(`The sandbox ended with exit code ${exitStatus}`);
+    } catch (error) {
+      if (this.alive && !this.#quiet)
+        this.#deps.failed(error, `Cannot wait for the sandbox of pod ${this.id}`);
+    }
+  }
+
+  async #sandboxGone(message: string): Promise<void> {
+    const all = Promise.all([...this.containers.values()].map((container) => container.ended));
+    await Promise.race([all, sleep(followMs, undefined, { ref: false })]);
+    for (const container of this.containers.values()) await this.settle(container, killedCode);
+    if (this.#quiet) return;
+    this.#quiet = true;
+    this.#deps.events.sandboxExited(this.id, message);
+  }
+
+  async #died(reason: string): Promise<void> {
+    try {
+      if (this.#quiet) return;
+      // A shim that is dead watches nothing, but what it started may run on: it must not.
+      for (const container of this.containers.values()) {
+        if (container.exit) continue;
+        await this.cleanUp(container.id, container.stateDir);
+        await this.settle(container, killedCode);
+      }
+      if (this.state.holder) await this.cleanUp(this.id, this.stateDir);
+      await this.#sandboxGone(`The shim died: ${reason}`);
+    } finally {
+      this.#gone.resolve();
+    }
+  }
+
+  async cleanUp(id: string, stateDir: string): Promise<void> {
+    try {
+      await this.#deps.deleteLeftovers(id, bundleOf(stateDir, id));
+    } catch (error) {
+      this.#deps.failed(error, `Cannot remove what is left of ${id}: ${messageOf(error)}`);
+    }
+  }
+}

@@ -1,0 +1,54 @@
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { z } from "zod";
+import type { HandlerState } from "../handler.ts";
+
+/**
+ * What finds a pod's shim and a container's things again after a restart. Returned as HandlerState, and in a file
+ * of the state directory from the moment there is something to find: a daemon killed before its caller stored the
+ * record finds it there.
+ */
+const ProcessState = z.object({ pid: z.int(), startTime: z.string() });
+
+const CgroupsState = z.object({
+  version: z.union([z.literal(1), z.literal(2)]),
+  memory: z.string(),
+  cpu: z.string(),
+  pids: z.string(),
+});
+
+export const ShimState = z.object({
+  address: z.string(),
+  /** Of the task service, 2 or 3. */
+  version: z.int(),
+  shim: ProcessState.optional(),
+  /** False: the pod has no container of its own. */
+  holder: z.boolean(),
+  /** Pinned network namespace, "" for the host's. */
+  netns: z.string(),
+  cgroups: CgroupsState.optional(),
+});
+export type ShimState = z.infer<typeof ShimState>;
+
+export const ContainerState = z.object({
+  /** The process that the container lives in: its own, or the sandbox's. */
+  process: ProcessState.optional(),
+  /** Holds the output of a container while the daemon is away. */
+  keeper: ProcessState.optional(),
+  cgroups: CgroupsState.optional(),
+  /** How often the kernel had killed in those cgroups when the container was made. */
+  oomKills: z.int().optional(),
+});
+export type ContainerState = z.infer<typeof ContainerState>;
+
+export type ProcessState = z.infer<typeof ProcessState>;
+
+export const ExitFile = z.object({ code: z.int(), finishedAt: z.string(), oomKilled: z.boolean() });
+
+/** The record's state, or what the file says when the record has none yet. */
+export function stateOf<T>(schema: z.ZodType<T>, state: HandlerState, file: unknown): T | undefined {
+  const known = Object.keys(state).length > 0 ? state : file;
+  if (known === undefined) return undefined;
+  const parsed = schema.safeParse(known);
+  if (parsed.success) return parsed.data;
+  throw new RuntimeError("internal", `Cannot read the shim's state: ${z.prettifyError(parsed.error)}`);
+}

@@ -1,0 +1,71 @@
+import { spawn } from "node:child_process";
+import { closeSync, constants, existsSync, mkdirSync, openSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { Linux } from "../../linux/linux.ts";
+import { identify, type ProcessId } from "../../monitor/process.ts";
+
+/** FIFOs of one process. An absent one is "", as the shim wants it. */
+export type Stdio = { stdin: string; stdout: string; stderr: string };
+
+/** Where the FIFOs of a process stand; a terminal has one output. */
+export const stdioPaths = (directory: string, process: { tty: boolean; stdin: boolean }): Stdio => ({
+  stdin: process.stdin ? join(directory, "stdin") : "",
+  stdout: join(directory, "stdout"),
+  stderr: process.tty ? "" : join(directory, "stderr"),
+});
+
+export function makeStdio(directory: string, stdio: Stdio, linux: Pick<Linux, "mkfifo">): void {
+  mkdirSync(directory, { recursive: true, mode: 0o700 });
+  for (const path of Object.values(stdio)) if (path !== "" && !existsSync(path)) linux.mkfifo(path, 0o600);
+}
+
+const { O_RDONLY, O_RDWR, O_WRONLY, O_NONBLOCK } = constants;
+
+/** The reading end; with no writer it reads as ended. */
+export const openReader = (path: string): number => openSync(path, O_RDONLY | O_NONBLOCK);
+
+/** The writing end; fails with ENXIO when nobody reads. */
+export const openWriter = (path: string): number => openSync(path, O_WRONLY | O_NONBLOCK);
+
+/**
+ * Holds every FIFO open in both directions while a shim opens its own ends, so that neither side waits for the
+ * other and no reader takes the missing writer for the end of the output.
+ */
+export function holdOpen(stdio: Stdio): Disposable {
+  const fds = Object.values(stdio)
+    .filter((path) => path !== "")
+    .map((path) => openSync(path, O_RDWR | O_NONBLOCK));
+  return {
+    [Symbol.dispose]: () => {
+      for (const fd of fds.splice(0)) closeSync(fd);
+    },
+  };
+}
+
+/**
+ * Keeps a container's output while nobody reads it. The shim has both ends of the FIFOs open for as long as it
+ * copies, but closes them when the container exits, and what no one read is gone then. This process (the pause
+ * program, a few pages) has the reading ends open from before Create until the container is removed, so what a
+ * container said last outlives a daemon that is down.
+ */
+export function startKeeper(program: string, stdio: Stdio): ProcessId {
+  const outputs = [stdio.stdout, stdio.stderr].filter((path) => path !== "").map(openReader);
+  try {
+    const child = spawn(program, [], {
+      cwd: "/",
+      env: {},
+      detached: true,
+      stdio: ["ignore", ...outputs, ...(outputs.length < 2 ? (["ignore"] as const) : [])],
+    });
+    child.on("error", () => {});
+    child.unref();
+    const keeper = child.pid === undefined ? undefined : identify(child.pid);
+    if (!keeper) throw new RuntimeError("failed-precondition", `Cannot run ${program}`);
+    return keeper;
+  } finally {
+    for (const fd of outputs) closeSync(fd);
+  }
+}
+
+export const removeStdio = (directory: string): void => rmSync(directory, { recursive: true, force: true });
