@@ -9,8 +9,8 @@ import { type Change, createStore, type Indexes, type Store } from "./store.ts";
 export type ReflectorOptions<T extends KubeObject> = Scope & {
   client: Pick<Client, "list" | "watch">;
   resource: Resource<T>;
-  /** What of each object is kept in memory; the rest is dropped as it arrives. */
-  transform?: (object: T) => T;
+  /** What of each object is kept in memory; the rest is dropped as it arrives. Undefined: the object is not kept. */
+  transform?: (object: T) => T | undefined;
   indexes?: Indexes<T>;
   log?: Logger;
   clock?: Clock;
@@ -52,7 +52,7 @@ export const createReflector = <T extends KubeObject>(options: ReflectorOptions<
   const handlers: ((change: Change<T>) => void)[] = [];
   const { promise: synced, resolve: markSynced } = Promise.withResolvers<void>();
   let isSynced = false;
-  const keep = (object: T): T => {
+  const keep = (object: T): T | undefined => {
     const kept = withoutManagedFields(object);
     return options.transform ? options.transform(kept) : kept;
   };
@@ -72,7 +72,10 @@ export const createReflector = <T extends KubeObject>(options: ReflectorOptions<
         signal,
         ...(at ? { continue: at } : {}),
       });
-      for (const item of page.items) items.push(keep(item));
+      for (const item of page.items) {
+        const kept = keep(item);
+        if (kept) items.push(kept);
+      }
       resourceVersion = page.resourceVersion;
       at = page.continue;
     } while (at);
@@ -104,13 +107,9 @@ export const createReflector = <T extends KubeObject>(options: ReflectorOptions<
             resourceVersion = event.object.metadata.resourceVersion;
             continue;
           }
-          const object = keep(event.object);
-          resourceVersion = object.metadata.resourceVersion ?? resourceVersion;
-          if (event.type === "DELETED") {
-            tell(store.delete(keyOf(object)));
-          } else {
-            tell(store.set(object));
-          }
+          resourceVersion = event.object.metadata.resourceVersion ?? resourceVersion;
+          const kept = event.type === "DELETED" ? undefined : keep(event.object);
+          tell(kept ? store.set(kept) : store.delete(keyOf(event.object)));
         }
         // A server that ends every watch at once must not be asked again at once.
         if (clock.now() - started < 1000) await clock.sleep(delays.next(), signal);

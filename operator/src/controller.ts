@@ -1,0 +1,225 @@
+import { labels } from "@bulkhead/lib/api/group.ts";
+import { runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
+import type { Client } from "@bulkhead/lib/kube/client.ts";
+import type { EventRecorder } from "@bulkhead/lib/kube/events.ts";
+import { queueMetrics } from "@bulkhead/lib/kube/metrics.ts";
+import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
+import { createReflector, type Reflector, type ReflectorOptions } from "@bulkhead/lib/kube/reflector.ts";
+import {
+  nodeRuntimes,
+  nodes,
+  type Pod,
+  pods,
+  runtimeClasses,
+  runtimeProfiles,
+} from "@bulkhead/lib/kube/resources.ts";
+import { createQueue } from "@bulkhead/lib/kube/workqueue.ts";
+import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
+import { type Clock, systemClock } from "@bulkhead/lib/std/clock.ts";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import type { Logger } from "pino";
+import type { Registry } from "prom-client";
+import { byRuntimeClass, runtimeClassOf } from "./gather.ts";
+import { profileMetrics } from "./metrics.ts";
+import { type Context, reconcileNode, reconcileProfile } from "./reconcile.ts";
+
+export type ControllerOptions = {
+  client: Client;
+  recorder: EventRecorder;
+  registry: Registry;
+  log: Logger;
+  clock?: Clock;
+  /** An agent silent for longer is not believed any more. */
+  staleAfterMs?: number;
+};
+
+export type Controller = {
+  /** Keeps the stores: a standby has them warm. Ends when the signal aborts. */
+  watch(signal: AbortSignal): Promise<void>;
+  /** Names of resources that were not listed yet. */
+  missing(): string[];
+  /** Reconciles until the signal aborts: the leader's work. */
+  work(signal: AbortSignal): Promise<void>;
+};
+
+/** Of a pod only what deletion and counting ask for: clusters have a hundred thousand. */
+const slimPod = ({ metadata, spec, status }: Pod): Pod | undefined =>
+  spec?.runtimeClassName
+    ? {
+        metadata: {
+          name: metadata.name,
+          ...(metadata.namespace ? { namespace: metadata.namespace } : {}),
+          ...(metadata.uid ? { uid: metadata.uid } : {}),
+          ...(metadata.resourceVersion ? { resourceVersion: metadata.resourceVersion } : {}),
+        },
+        spec: { runtimeClassName: spec.runtimeClassName },
+        status: { ...(status?.phase ? { phase: status.phase } : {}) },
+      }
+    : undefined;
+
+const slimNode = ({ metadata }: KubeObject): KubeObject => ({
+  metadata: {
+    name: metadata.name,
+    ...(metadata.uid ? { uid: metadata.uid } : {}),
+    ...(metadata.resourceVersion ? { resourceVersion: metadata.resourceVersion } : {}),
+    labels: metadata.labels ?? {},
+  },
+});
+
+export const createController = (options: ControllerOptions): Controller => {
+  const { client, recorder, registry, log, clock = systemClock, staleAfterMs = 180_000 } = options;
+  const follow = <T extends KubeObject>(resource: Resource<T>, more: Partial<ReflectorOptions<T>> = {}) =>
+    createReflector<T>({ client, resource, log, clock, ...more });
+  const reflectors = {
+    profiles: follow(runtimeProfiles),
+    nodeRuntimes: follow(nodeRuntimes),
+    nodes: follow(nodes, { transform: slimNode }),
+    runtimeClasses: follow(runtimeClasses),
+    pods: follow(pods, { transform: slimPod, indexes: { [byRuntimeClass]: runtimeClassOf } }),
+  };
+  const stores = {
+    profiles: reflectors.profiles.store,
+    nodeRuntimes: reflectors.nodeRuntimes.store,
+    nodes: reflectors.nodes.store,
+    runtimeClasses: reflectors.runtimeClasses.store,
+    pods: reflectors.pods.store,
+  };
+  const observe = queueMetrics(registry);
+  const profileQueue = createQueue({ clock, observer: observe("runtimeprofile") });
+  const nodeQueue = createQueue({ clock, observer: observe("noderuntime") });
+  const context: Context = {
+    client,
+    stores,
+    decisions: new Map(),
+    written: new Map(),
+    recorder,
+    metrics: profileMetrics(registry),
+    enqueueNode: (name) => nodeQueue.add(name),
+    clock,
+    staleAfterMs,
+    log,
+  };
+
+  // A profile's plan looks at all nodes: what many nodes tell within a moment is planned once.
+  const soon = (profile: string) => profileQueue.addAfter(profile, 100 + stores.nodes.size / 10);
+  const allProfiles = () => {
+    for (const profile of stores.profiles.list()) soon(profile.metadata.name);
+  };
+
+  reflectors.profiles.on((change) => {
+    const { name } = change.object.metadata;
+    // A status that we wrote ourselves asks for nothing.
+    if (
+      change.type === "updated" &&
+      sameJson(
+        [change.old.spec, { ...change.old.metadata, resourceVersion: "" }],
+        [change.object.spec, { ...change.object.metadata, resourceVersion: "" }],
+      ) &&
+      sameJson(context.written.get(name)?.status, change.object.status)
+    ) {
+      return;
+    }
+    profileQueue.add(name);
+  });
+
+  reflectors.nodes.on((change) => {
+    if (change.type === "updated" && sameJson(change.old.metadata.labels, change.object.metadata.labels)) {
+      if (change.old.metadata.uid === change.object.metadata.uid) return;
+    }
+    nodeQueue.add(change.object.metadata.name);
+    allProfiles();
+  });
+
+  reflectors.nodeRuntimes.on((change) => {
+    const before = change.type === "updated" ? change.old : undefined;
+    const after = change.object;
+    const names = new Set(
+      [before, after].flatMap((runtime) => [
+        ...(runtime?.spec.profiles ?? []).map((entry) => entry.name),
+        ...(runtime?.status?.profiles ?? []).map((entry) => entry.name),
+      ]),
+    );
+    let relevant = change.type !== "updated";
+    for (const name of names) {
+      const part = (runtime: typeof after | undefined) => [
+        runtime?.spec.profiles.find((entry) => entry.name === name),
+        runtime?.status?.profiles?.find((entry) => entry.name === name),
+      ];
+      if (change.type === "updated" && sameJson(part(before), part(after))) continue;
+      relevant = true;
+      soon(name);
+    }
+    // The first sign of life, and that the agent has seen what was asked, move rollouts and removals on.
+    const [spoke, speaks] = [before?.status?.heartbeat, after.status?.heartbeat];
+    const woke =
+      speaks !== undefined && (!spoke || Date.parse(speaks) - Date.parse(spoke) > staleAfterMs / 2);
+    const observed = before?.status?.observedGeneration !== after.status?.observedGeneration;
+    const moved = !sameJson(before?.metadata.ownerReferences, after.metadata.ownerReferences);
+    if (woke || observed) allProfiles();
+    if (relevant || woke || moved) nodeQueue.add(after.metadata.name);
+  });
+
+  reflectors.runtimeClasses.on((change) => {
+    const { name } = change.object.metadata;
+    for (const profile of stores.profiles.list()) {
+      const theirs = change.object.metadata.labels?.[labels.profile] === profile.metadata.name;
+      if (theirs || safeClassName(profile) === name) profileQueue.add(profile.metadata.name);
+    }
+  });
+
+  reflectors.pods.on((change) => {
+    const className = change.object.spec?.runtimeClassName;
+    for (const profile of stores.profiles.list()) {
+      if (safeClassName(profile) === className) soon(profile.metadata.name);
+    }
+  });
+
+  const all = Object.entries(reflectors) as [
+    string,
+    Pick<Reflector<KubeObject>, "run" | "isSynced" | "synced">,
+  ][];
+  return {
+    watch: async (signal) => {
+      await Promise.all(all.map(([, reflector]) => reflector.run(signal)));
+    },
+    missing: () => all.filter(([, reflector]) => !reflector.isSynced).map(([name]) => name),
+    work: async (signal) => {
+      const stopped = new Promise<void>((resolve) => {
+        if (signal.aborted) resolve();
+        signal.addEventListener("abort", () => resolve(), { once: true });
+      });
+      // With half the stores, nodes would look gone and classes missing.
+      await Promise.race([Promise.all(all.map(([, reflector]) => reflector.synced)), stopped]);
+      if (signal.aborted) return;
+      // Another leader may have decided since: only what stands in the API counts.
+      context.decisions.clear();
+      context.written.clear();
+      for (const profile of stores.profiles.list()) profileQueue.add(profile.metadata.name);
+      for (const node of stores.nodes.list()) nodeQueue.add(node.metadata.name);
+      for (const runtime of stores.nodeRuntimes.list()) nodeQueue.add(runtime.metadata.name);
+      const onError = (controller: string) => (key: string, error: unknown, retryInMs: number) =>
+        log.warn(
+          { controller, key, err: messageOf(error), retryInMs: Math.round(retryInMs) },
+          "reconcile failed",
+        );
+      await Promise.all([
+        profileQueue.run({
+          concurrency: 4,
+          signal,
+          handle: (key, until) => reconcileProfile(key, context, until),
+          onError: onError("runtimeprofile"),
+        }),
+        nodeQueue.run({
+          concurrency: 16,
+          signal,
+          handle: (key, until) => reconcileNode(key, context, until),
+          onError: onError("noderuntime"),
+        }),
+      ]);
+    },
+  };
+};
+
+/** The class name of a profile whose spec nobody has parsed yet. */
+const safeClassName = (profile: Parameters<typeof runtimeClassName>[0]): string =>
+  profile.spec?.runtimeClass ? runtimeClassName(profile) : profile.metadata.name;

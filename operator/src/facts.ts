@@ -1,0 +1,68 @@
+import type { DesiredProfile, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import type { RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
+import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
+
+/** All that a plan is made of. Gathered in one place, so that planning does no I/O and a test is a table. */
+
+/** One node as one profile sees it. */
+export type NodeFacts = {
+  name: string;
+  /** The profile's nodeSelector matches. */
+  selected: boolean;
+  /** What NodeRuntime.spec holds of the profile, or will once what was decided is written. */
+  assigned?: DesiredProfile;
+  /** What the node's agent says of the profile. */
+  reported?: ProfileStatus;
+  /** When the agent last reported, in ms; undefined when it never did. */
+  heartbeat?: number;
+  /** The agent has seen the NodeRuntime as it is now. */
+  observed: boolean;
+};
+
+export type ProfileFacts = {
+  now: number;
+  /** An agent silent for longer is not believed any more. */
+  staleAfterMs: number;
+  profile: RuntimeProfile;
+  /** Why the spec cannot be used: it passed the API server's schema but not ours. */
+  invalid?: string;
+  runtimeClass?: RuntimeClass;
+  /** Nodes that are selected or still hold something of the profile. */
+  nodes: NodeFacts[];
+  /** Pods of the RuntimeClass that have not ended: how many, and the first ten as namespace/name. */
+  pods: { total: number; names: string[] };
+};
+
+/** The agent reported lately. */
+export const isFresh = (
+  node: Pick<NodeFacts, "heartbeat">,
+  { now, staleAfterMs }: Pick<ProfileFacts, "now" | "staleAfterMs">,
+): boolean => node.heartbeat !== undefined && now - node.heartbeat < staleAfterMs;
+
+/**
+ * New pods of the profile start on the node: some revision serves there and its canary did not fail. While another
+ * revision is being installed, or was rolled back, the earlier one goes on serving.
+ */
+export const serves = (reported: ProfileStatus | undefined): boolean =>
+  reported !== undefined &&
+  reported.revision !== "" &&
+  reported.phase !== "Failed" &&
+  reported.phase !== "Removing" &&
+  reported.canary?.passed !== false;
+
+/** The node tried this revision and it did not work there. */
+export const failedOn = (reported: ProfileStatus | undefined, revision: string): boolean =>
+  reported !== undefined &&
+  (reported.phase === "Failed" || reported.phase === "RolledBack") &&
+  (reported.attemptedRevision ?? reported.revision) === revision;
+
+/** The node serves this revision, and says so now. */
+export const isHealthy = (
+  node: NodeFacts,
+  revision: string,
+  time: Pick<ProfileFacts, "now" | "staleAfterMs">,
+): boolean =>
+  node.reported?.revision === revision &&
+  serves(node.reported) &&
+  !failedOn(node.reported, revision) &&
+  isFresh(node, time);

@@ -1,0 +1,138 @@
+#!/usr/bin/env node
+import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { hostname } from "node:os";
+import { createClient } from "@bulkhead/lib/kube/client.ts";
+import { loadConfig } from "@bulkhead/lib/kube/config.ts";
+import { createRecorder } from "@bulkhead/lib/kube/events.ts";
+import { runAsLeader } from "@bulkhead/lib/kube/lease.ts";
+import { clientMetrics, leaderMetric } from "@bulkhead/lib/kube/metrics.ts";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { Argument, Command, Option } from "commander";
+import { pino } from "pino";
+import { collectDefaultMetrics, Registry } from "prom-client";
+import manifest from "../package.json" with { type: "json" };
+import { completion } from "./completion.ts";
+import { createController } from "./controller.ts";
+import { serve } from "./server.ts";
+
+type RunFlags = {
+  kubeconfig?: string;
+  namespace: string;
+  metricsAddress: string;
+  leaderElect: boolean;
+  staleAfter: number;
+  logLevel: string;
+};
+
+const leaseName = "bulkhead-operator";
+
+/** The namespace of the pod's service account. */
+const ownNamespace = (): string => {
+  try {
+    return readFileSync("/var/run/secrets/kubernetes.io/serviceaccount/namespace", "utf8").trim();
+  } catch {
+    return "bulkhead-system";
+  }
+};
+
+const run = async (flags: RunFlags): Promise<void> => {
+  const log = pino({ level: flags.logLevel, base: { program: "operator" } });
+  const stop = new AbortController();
+  for (const name of ["SIGTERM", "SIGINT"] as const) {
+    process.once(name, () => {
+      log.info({ signal: name }, "stopping");
+      stop.abort(new Error(name));
+    });
+  }
+  await using undo = new AsyncDisposableStack();
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  const instance = `${hostname()}_${randomUUID()}`;
+  const client = createClient({
+    config: await loadConfig(flags.kubeconfig),
+    userAgent: `bulkhead-operator/${manifest.version}`,
+    onRequest: clientMetrics(registry),
+  });
+  undo.defer(() => client.close());
+  const recorder = createRecorder({ client, controller: "bulkhead.dev/operator", instance, log });
+  undo.defer(() => recorder.flush());
+  const controller = createController({
+    client,
+    recorder,
+    registry,
+    log,
+    staleAfterMs: flags.staleAfter * 1000,
+  });
+  const http = await serve(flags.metricsAddress, registry, controller.missing);
+  undo.defer(() => http.close());
+  log.info({ version: manifest.version, server: client.server, address: http.address, instance }, "started");
+
+  const watching = controller.watch(stop.signal);
+  const leads = leaderMetric(registry, leaseName);
+  if (flags.leaderElect) {
+    await runAsLeader(
+      { client, namespace: flags.namespace, name: leaseName, identity: instance, log, onChange: leads },
+      controller.work,
+      stop.signal,
+    );
+  } else {
+    leads(true);
+    await controller.work(stop.signal);
+  }
+  await watching;
+  log.info("stopped");
+};
+
+const program = new Command("bulkhead-operator")
+  .description("Makes RuntimeProfiles true: RuntimeClasses, what each node shall run, and status.")
+  .version(manifest.version);
+
+program
+  .command("run", { isDefault: true })
+  .description("run the operator")
+  .option("--kubeconfig <file>", "kubeconfig; $KUBECONFIG or the pod's service account when left out")
+  .addOption(
+    new Option("--namespace <name>", "namespace of the leader election's Lease")
+      .env("POD_NAMESPACE")
+      .default(ownNamespace()),
+  )
+  .option("--metrics-address <host:port>", "where /metrics, /healthz and /readyz are served", ":8080")
+  .option("--leader-elect", "work only while holding the Lease, so that several replicas can run", true)
+  .option("--no-leader-elect", "work at once: the only replica")
+  .addOption(
+    new Option("--stale-after <seconds>", "an agent silent for longer counts as unreachable")
+      .argParser(Number)
+      .default(180),
+  )
+  .addOption(
+    new Option("--log-level <level>", "least level to log")
+      .choices(["trace", "debug", "info", "warn", "error"])
+      .default("info"),
+  )
+  .action(async (flags: RunFlags) => {
+    try {
+      await run(flags);
+    } catch (error) {
+      process.stderr.write(`bulkhead-operator: ${messageOf(error)}\n`);
+      // A lease that was lost, or a setting that is wrong: whoever runs this starts it anew.
+      process.exit(1);
+    }
+  });
+
+program
+  .command("version")
+  .description("print the version")
+  .action(() => {
+    process.stdout.write(`${manifest.version}\n`);
+  });
+
+program
+  .command("completion")
+  .description("print a completion script")
+  .addArgument(new Argument("<shell>").choices(["bash", "zsh", "fish"]))
+  .action((shell: "bash" | "zsh" | "fish") => {
+    process.stdout.write(completion(program, shell));
+  });
+
+await program.parseAsync();

@@ -1,0 +1,192 @@
+import { finalizer, labels } from "@bulkhead/lib/api/group.ts";
+import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import type { Condition, RuntimeProfileStatus } from "@bulkhead/lib/api/runtime-profile.ts";
+import { transitions } from "@bulkhead/lib/kube/conditions.ts";
+import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
+import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
+import { isFresh, type ProfileFacts, serves } from "./facts.ts";
+import { type Rollout, rollOut } from "./rollout.ts";
+import { desiredRuntimeClass, drift, ownerOf } from "./runtime-class.ts";
+import { type ClassState, type NodeState, type Removal, type Summary, summarize } from "./status.ts";
+
+/** What is to be done about the RuntimeClass. */
+export type ClassStep =
+  | { do: "nothing" }
+  | { do: "create-class"; desired: RuntimeClass }
+  | { do: "replace-class"; desired: RuntimeClass; existing: RuntimeClass; drift: string[] }
+  /** The handler cannot be changed in place. */
+  | { do: "recreate-class"; desired: RuntimeClass; existing: RuntimeClass }
+  | { do: "delete-class"; existing: RuntimeClass };
+
+export type ClassPlan = { step: ClassStep; state: ClassState };
+
+/** The RuntimeClass: made, mended, left alone when it is another's, and gone with the profile. */
+export const planClass = (facts: ProfileFacts): ClassPlan => {
+  const { profile, runtimeClass: existing } = facts;
+  const { name, deletionTimestamp } = profile.metadata;
+  const owner = existing && ownerOf(existing);
+  if (existing && owner !== name) {
+    return { step: { do: "nothing" }, state: { class: "foreign", ...(owner ? { owner } : {}) } };
+  }
+  if (deletionTimestamp) {
+    if (facts.pods.total > 0) return { step: { do: "nothing" }, state: { class: "ours" } };
+    // Before the nodes give the handler back: from here on no new pod is admitted that would need it.
+    return existing
+      ? { step: { do: "delete-class", existing }, state: { class: "removed" } }
+      : { step: { do: "nothing" }, state: { class: "removed" } };
+  }
+  if (facts.invalid !== undefined) return { step: { do: "nothing" }, state: { class: "ours" } };
+  const desired = desiredRuntimeClass(profile);
+  if (!existing) return { step: { do: "create-class", desired }, state: { class: "ours" } };
+  const differs = drift(existing, desired);
+  if (differs.includes("handler")) {
+    return { step: { do: "recreate-class", desired, existing }, state: { class: "ours" } };
+  }
+  return differs.length > 0
+    ? { step: { do: "replace-class", desired, existing, drift: differs }, state: { class: "ours" } }
+    : { step: { do: "nothing" }, state: { class: "ours" } };
+};
+
+export type ProfilePlan = {
+  /** What each node shall hold; null takes it away. Nodes not named keep what they have. */
+  assignments: Map<string, DesiredProfile | null>;
+  status: RuntimeProfileStatus;
+  /** The status differs from what is there. */
+  statusChanged: boolean;
+  states: Record<NodeState, number>;
+  /** Conditions that are worth an Event. */
+  transitions: Condition[];
+  /** Nodes that failed since the last status. */
+  newlyFailed: NonNullable<RuntimeProfileStatus["failedNodes"]>;
+  finalizer: "keep" | "remove";
+};
+
+/** The nodes that still hold something of a profile that goes. A node that vanished is not among the facts. */
+const holders = (facts: ProfileFacts): string[] =>
+  facts.nodes
+    .filter((node) => node.assigned || node.reported || (node.heartbeat !== undefined && !node.observed))
+    .map((node) => node.name);
+
+const planRemoval = (facts: ProfileFacts): { removal: Removal; rollout: Rollout } => {
+  const keep: Rollout = { stage: "done", assignments: new Map() };
+  if (facts.pods.total > 0) return { removal: { stage: "in-use" }, rollout: keep };
+  const nodes = holders(facts);
+  return {
+    removal: nodes.length > 0 ? { stage: "nodes", nodes } : { stage: "done" },
+    rollout: { stage: "done", assignments: new Map(facts.nodes.map((node) => [node.name, null])) },
+  };
+};
+
+/** Everything that follows from the facts once the RuntimeClass is dealt with. */
+export const planProfile = (
+  facts: ProfileFacts,
+  target: DesiredProfile,
+  classState: ClassState,
+): ProfilePlan => {
+  const { profile } = facts;
+  const hold: Rollout = { stage: "done", assignments: new Map() };
+  const removal = profile.metadata.deletionTimestamp ? planRemoval(facts) : undefined;
+  // Without a class of ours no pod can come: nodes keep what they have.
+  const held =
+    facts.invalid !== undefined || classState.class === "foreign" || classState.class === "refused";
+  const rollout =
+    removal?.rollout ??
+    (held ? hold : rollOut(target, facts, profile.spec.rollout, profile.status?.currentRevision));
+  const summary: Summary = summarize({
+    facts,
+    target: target.revision,
+    classState,
+    ...(held ? {} : { rollout }),
+    ...(removal ? { removal: removal.removal } : {}),
+  });
+  const before = profile.status ?? {};
+  const known = new Set((before.failedNodes ?? []).map((node) => `${node.name} ${node.reason}`));
+  return {
+    assignments: rollout.assignments,
+    status: summary.status,
+    statusChanged: !sameJson(before, summary.status),
+    states: summary.states,
+    transitions: transitions(before.conditions ?? [], summary.status.conditions ?? []),
+    newlyFailed: (summary.status.failedNodes ?? []).filter(
+      (node) => !known.has(`${node.name} ${node.reason}`),
+    ),
+    finalizer: removal?.removal.stage === "done" ? "remove" : "keep",
+  };
+};
+
+/** The finalizer comes before anything that deletion must undo. */
+export const needsFinalizer = ({ profile }: ProfileFacts): boolean =>
+  !profile.metadata.deletionTimestamp && !profile.metadata.finalizers?.includes(finalizer);
+
+/**
+ * What was decided for a profile on a node: this entry, none (null), or whatever is there now ("keep": the node is
+ * selected, so it gets a NodeRuntime in which its agent can report, but its turn has not come).
+ */
+export type Decision = DesiredProfile | null | "keep";
+
+/** One node with all that profiles want of it. */
+export type NodeRuntimeFacts = Pick<ProfileFacts, "now" | "staleAfterMs"> & {
+  /** The Node's labels; undefined when the Node is gone. */
+  nodeLabels?: Record<string, string>;
+  /** NodeRuntime.spec.profiles; undefined when there is no NodeRuntime. */
+  current?: DesiredProfile[];
+  reported: Map<string, Parameters<typeof serves>[0]>;
+  heartbeat?: number;
+  decided: ReadonlyMap<string, Decision>;
+  /** Profiles that exist. */
+  profiles: Set<string>;
+};
+
+export type NodePlan = {
+  /** The node is gone: so goes its NodeRuntime. */
+  deleteRuntime: boolean;
+  /** NodeRuntime.spec.profiles as it shall be, when that is not as it is. */
+  profiles?: DesiredProfile[];
+  /** Labels to set, or to remove with null. */
+  labels: Record<string, string | null>;
+  /** When to look again: an agent that falls silent sends no event. */
+  requeueAfterMs?: number;
+};
+
+const labelPrefix = labels.handlerReady("");
+
+/** What NodeRuntime.spec and the Node's labels shall be. */
+export const planNode = (facts: NodeRuntimeFacts): NodePlan => {
+  const { nodeLabels, current, decided, profiles } = facts;
+  if (nodeLabels === undefined) return { deleteRuntime: current !== undefined, labels: {} };
+
+  const wanted = new Map<string, DesiredProfile>();
+  for (const entry of current ?? []) {
+    // What was not decided since this process began stays, unless its profile is gone.
+    const decision = decided.get(entry.name) ?? (decided.has(entry.name) ? null : "keep");
+    if (profiles.has(entry.name) && decision === "keep") wanted.set(entry.name, entry);
+  }
+  const selected = [...decided].filter(([name, decision]) => decision !== null && profiles.has(name));
+  for (const [name, decision] of selected) {
+    if (decision !== null && decision !== "keep") wanted.set(name, decision);
+  }
+  const sorted = [...wanted.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+  const changed = current === undefined ? selected.length > 0 : !sameJson(sorted, current);
+
+  const fresh = isFresh(facts, facts);
+  const ready = new Set(
+    fresh
+      ? [...facts.reported].filter(([name, is]) => wanted.has(name) && serves(is)).map(([name]) => name)
+      : [],
+  );
+  const change: NodePlan["labels"] = {};
+  for (const name of ready) {
+    if (nodeLabels[labels.handlerReady(name)] !== "ready") change[labels.handlerReady(name)] = "ready";
+  }
+  for (const label of Object.keys(nodeLabels)) {
+    if (label.startsWith(labelPrefix) && !ready.has(label.slice(labelPrefix.length))) change[label] = null;
+  }
+  return {
+    deleteRuntime: false,
+    ...(changed ? { profiles: sorted } : {}),
+    labels: change,
+    ...(ready.size > 0 && facts.heartbeat !== undefined
+      ? { requeueAfterMs: Math.max(1000, facts.heartbeat + facts.staleAfterMs - facts.now + 100) }
+      : {}),
+  };
+};

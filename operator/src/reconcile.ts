@@ -1,0 +1,366 @@
+import { fieldManager, finalizer, labels } from "@bulkhead/lib/api/group.ts";
+import type { Condition, RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
+import type { Client } from "@bulkhead/lib/kube/client.ts";
+import type { EventRecorder } from "@bulkhead/lib/kube/events.ts";
+import { nodeRuntimes, nodes, runtimeClasses, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
+import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
+import type { Clock } from "@bulkhead/lib/std/clock.ts";
+import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { Logger } from "pino";
+import type { ProfileFacts } from "./facts.ts";
+import { type Decisions, gatherNode, gatherProfile, type Stores } from "./gather.ts";
+import type { ProfileMetrics } from "./metrics.ts";
+import { type ClassPlan, type ClassStep, needsFinalizer, planClass, planNode, planProfile } from "./plan.ts";
+import { desiredProfile } from "./revision.ts";
+import { managedBy } from "./runtime-class.ts";
+import type { ClassState } from "./status.ts";
+
+export type Context = {
+  client: Client;
+  stores: Stores;
+  decisions: Decisions;
+  /** Profiles as last written, until the watch brings what was written: planning must not see its own past. */
+  written: Map<string, { seen: string | undefined; status: NonNullable<RuntimeProfile["status"]> }>;
+  recorder: EventRecorder;
+  metrics: ProfileMetrics;
+  enqueueNode: (name: string) => void;
+  clock: Clock;
+  staleAfterMs: number;
+  log: Logger;
+};
+
+const { operator } = fieldManager;
+
+const surroundings = ({ stores, decisions, clock, staleAfterMs }: Context) => ({
+  stores,
+  decisions,
+  now: clock.now(),
+  staleAfterMs,
+});
+
+/**
+ * One profile: gather → plan → apply. First the RuntimeClass, whose fate decides the rest; then what each node
+ * shall hold (written by reconcileNode); then the status, Events and metrics; last the finalizer.
+ */
+export const reconcileProfile = async (
+  name: string,
+  context: Context,
+  signal: AbortSignal,
+): Promise<{ requeueAfterMs: number } | undefined> => {
+  const profile = latest(name, context);
+  if (!profile) return forgetProfile(name, context);
+
+  const facts = gatherProfile(profile, surroundings(context));
+  if (needsFinalizer(facts)) await addFinalizer(facts, context, signal);
+
+  const classPlan = planClass(facts);
+  const classState = await applyClass(facts, classPlan, context, signal);
+
+  const target = desiredProfile(facts.profile);
+  const plan = planProfile(facts, target, classState);
+  decide(facts, plan.assignments, context);
+
+  if (plan.statusChanged) await writeStatus(facts, plan.status, context, signal);
+  for (const condition of plan.transitions) announce(facts.profile, condition, context);
+  for (const node of plan.newlyFailed) {
+    emit(
+      facts.profile,
+      context,
+      "Warning",
+      "NodeFailed",
+      `node ${node.name}: ${node.reason}: ${node.message}`,
+    );
+  }
+  context.metrics.profile(name, {
+    ready: plan.status.conditions?.some((c) => c.type === "Ready" && c.status === "True") ?? false,
+    states: plan.states,
+    pods: facts.pods.total,
+  });
+
+  if (plan.finalizer === "remove") {
+    await removeFinalizer(facts.profile, context, signal);
+    return undefined;
+  }
+  if (classState.class === "refused") {
+    throw new RuntimeError("failed-precondition", classState.message);
+  }
+  // Agents that fall silent send no event.
+  return facts.nodes.length > 0 ? { requeueAfterMs: context.staleAfterMs / 3 } : undefined;
+};
+
+/** The profile, with the status that we wrote last when the watch has not brought it yet. */
+const latest = (name: string, { stores, written }: Context): RuntimeProfile | undefined => {
+  const cached = stores.profiles.get(name);
+  const own = written.get(name);
+  if (!cached || !own) return cached;
+  if (own.seen === cached.metadata.resourceVersion) return { ...cached, status: own.status };
+  written.delete(name);
+  return cached;
+};
+
+/** The profile is gone: so is everything that was decided for it. */
+const forgetProfile = (name: string, { decisions, metrics, written, enqueueNode }: Context): undefined => {
+  written.delete(name);
+  metrics.forget(name);
+  for (const [node, decided] of decisions) {
+    if (decided.delete(name)) enqueueNode(node);
+  }
+  return undefined;
+};
+
+const addFinalizer = async ({ profile }: ProfileFacts, { client }: Context, signal: AbortSignal) => {
+  const { name, resourceVersion, finalizers = [] } = profile.metadata;
+  await client.patch(
+    runtimeProfiles,
+    name,
+    { metadata: { resourceVersion, finalizers: [...finalizers, finalizer] } },
+    { signal, fieldManager: operator },
+  );
+};
+
+const removeFinalizer = async (profile: RuntimeProfile, context: Context, signal: AbortSignal) => {
+  const { name, finalizers = [] } = profile.metadata;
+  if (!finalizers.includes(finalizer)) return;
+  // Read anew: a finalizer that another program added since must not be dropped.
+  const current = await context.client.get(runtimeProfiles, name, { signal });
+  await context.client.patch(
+    runtimeProfiles,
+    name,
+    {
+      metadata: {
+        resourceVersion: current.metadata.resourceVersion,
+        finalizers: (current.metadata.finalizers ?? []).filter((other) => other !== finalizer),
+      },
+    },
+    { signal, fieldManager: operator },
+  );
+  context.log.info({ profile: name }, "profile removed");
+};
+
+type ClassExecutors = {
+  [K in ClassStep["do"]]: (
+    step: Extract<ClassStep, { do: K }>,
+    facts: ProfileFacts,
+    context: Context,
+    signal: AbortSignal,
+  ) => Promise<void>;
+};
+
+const classExecutors: ClassExecutors = {
+  nothing: async () => {},
+  // Created, not applied: a foreign class that appeared meanwhile must not be overwritten.
+  "create-class": async ({ desired }, { profile }, context, signal) => {
+    await context.client.create(runtimeClasses, desired, { signal, fieldManager: operator });
+    emit(
+      profile,
+      context,
+      "Normal",
+      "RuntimeClassCreated",
+      `created RuntimeClass "${desired.metadata.name}"`,
+    );
+  },
+  "replace-class": async ({ desired, existing, drift }, { profile }, context, signal) => {
+    const { labels: kept, annotations, uid, resourceVersion } = existing.metadata;
+    await context.client.replace(
+      runtimeClasses,
+      {
+        ...desired,
+        metadata: {
+          name: desired.metadata.name,
+          labels: { ...kept, ...desired.metadata.labels },
+          ...(annotations ? { annotations } : {}),
+          ...(uid ? { uid } : {}),
+          ...(resourceVersion ? { resourceVersion } : {}),
+        },
+      },
+      { signal, fieldManager: operator },
+    );
+    emit(
+      profile,
+      context,
+      "Normal",
+      "RuntimeClassUpdated",
+      `RuntimeClass "${desired.metadata.name}" was not as the profile wants it: ${drift.join(", ")}`,
+    );
+  },
+  "recreate-class": async ({ desired, existing }, { profile }, context, signal) => {
+    await deleteClass(existing.metadata, context, signal);
+    await context.client.create(runtimeClasses, desired, { signal, fieldManager: operator });
+    emit(
+      profile,
+      context,
+      "Warning",
+      "RuntimeClassRecreated",
+      `RuntimeClass "${desired.metadata.name}" had another handler, which cannot be changed in place`,
+    );
+  },
+  "delete-class": async ({ existing }, _facts, context, signal) =>
+    deleteClass(existing.metadata, context, signal),
+};
+
+const deleteClass = async (
+  { name, uid }: { name: string; uid?: string },
+  { client }: Context,
+  signal: AbortSignal,
+) => {
+  try {
+    await client.delete(runtimeClasses, name, { signal, ...(uid ? { uid } : {}) });
+  } catch (error) {
+    if (!hasCode(error, "not-found")) throw error;
+  }
+};
+
+/** Does the step; what the API server says against the class itself becomes a condition instead of an error. */
+const applyClass = async (
+  facts: ProfileFacts,
+  { step, state }: ClassPlan,
+  context: Context,
+  signal: AbortSignal,
+): Promise<ClassState> => {
+  try {
+    await (classExecutors[step.do] as (...args: unknown[]) => Promise<void>)(step, facts, context, signal);
+    if (step.do !== "nothing") {
+      context.log.info({ profile: facts.profile.metadata.name, step: step.do }, "runtime class");
+    }
+    return state;
+  } catch (error) {
+    if (hasCode(error, "invalid-argument") || hasCode(error, "permission-denied")) {
+      return { class: "refused", message: messageOf(error) };
+    }
+    throw error;
+  }
+};
+
+/** Records what each node shall hold and has the nodes that differ reconciled. */
+const decide = (
+  facts: ProfileFacts,
+  assignments: ReturnType<typeof planProfile>["assignments"],
+  { decisions, enqueueNode, stores }: Context,
+) => {
+  const { name } = facts.profile.metadata;
+  for (const node of facts.nodes) {
+    const decided = decisions.get(node.name) ?? new Map();
+    const before = decided.get(name);
+    const assigned = assignments.get(node.name);
+    const now = assigned === undefined ? (before ?? (node.selected ? "keep" : undefined)) : assigned;
+    if (now === undefined) continue;
+    decisions.set(node.name, decided.set(name, now));
+    if (!sameJson(before, now) || !stores.nodeRuntimes.get(node.name)) enqueueNode(node.name);
+  }
+};
+
+const writeStatus = async (
+  { profile }: ProfileFacts,
+  status: NonNullable<RuntimeProfile["status"]>,
+  { client, written }: Context,
+  signal: AbortSignal,
+) => {
+  const { name, resourceVersion } = profile.metadata;
+  await client.applyStatus(
+    runtimeProfiles,
+    { metadata: { name }, status },
+    { fieldManager: operator, force: true, signal },
+  );
+  written.set(name, { seen: resourceVersion, status });
+};
+
+/** Conditions whose False is bad news, and the one whose True is. */
+const isWarning = ({ type, status, reason }: Condition): boolean =>
+  type === "Degraded"
+    ? status === "True"
+    : type === "Progressing"
+      ? reason === "InUse" || reason === "FailureThreshold"
+      : status === "False" && reason !== "Deleting" && reason !== "NodesNotReady" && reason !== "NoNodes";
+
+const announce = (profile: RuntimeProfile, condition: Condition, context: Context) => {
+  // That nothing is wrong is no news on a profile that never was.
+  if (condition.type === "Degraded" && condition.status === "False" && !profile.status?.conditions) return;
+  const { type, status, reason, message } = condition;
+  context.log.info({ profile: profile.metadata.name, type, status, reason }, "condition changed");
+  emit(
+    profile,
+    context,
+    isWarning(condition) ? "Warning" : "Normal",
+    reason,
+    `${type}=${status}: ${message}`,
+  );
+};
+
+const emit = (
+  profile: RuntimeProfile,
+  { recorder }: Context,
+  type: "Normal" | "Warning",
+  reason: string,
+  note: string,
+) => {
+  const { name, uid } = profile.metadata;
+  recorder.emit({
+    regarding: {
+      apiVersion: runtimeProfiles.apiVersion,
+      kind: runtimeProfiles.kind,
+      name,
+      ...(uid ? { uid } : {}),
+    },
+    type,
+    reason,
+    action: "Reconcile",
+    note,
+  });
+};
+
+/** One node: its NodeRuntime.spec, and the labels that scheduling goes by. */
+export const reconcileNode = async (
+  name: string,
+  context: Context,
+  signal: AbortSignal,
+): Promise<{ requeueAfterMs: number } | undefined> => {
+  const { client, stores, decisions } = context;
+  const plan = planNode(gatherNode(name, surroundings(context)));
+
+  if (plan.deleteRuntime) {
+    const uid = stores.nodeRuntimes.get(name)?.metadata.uid;
+    await client.delete(nodeRuntimes, name, { signal, ...(uid ? { uid } : {}) }).catch((error: unknown) => {
+      if (!hasCode(error, "not-found")) throw error;
+    });
+  }
+  const node = stores.nodes.get(name);
+  if (!node) {
+    decisions.delete(name);
+    return undefined;
+  }
+
+  const owner = { apiVersion: "v1", kind: "Node", name, uid: node.metadata.uid ?? "" };
+  const owned = stores.nodeRuntimes.get(name)?.metadata.ownerReferences?.some((ref) => ref.uid === owner.uid);
+  // A node that came back under its old name is another node: its NodeRuntime must not go with the old one.
+  const profiles =
+    plan.profiles ?? (owned === false ? stores.nodeRuntimes.get(name)?.spec.profiles : undefined);
+  if (profiles) {
+    const written = await client.apply(
+      nodeRuntimes,
+      {
+        metadata: { name, labels: { [labels.managedBy]: managedBy }, ownerReferences: [owner] },
+        spec: { profiles },
+      },
+      { fieldManager: operator, force: true, signal },
+    );
+    // Entries that another manager owns outlive an apply; the spec is the operator's alone.
+    if (!sameJson(written.spec.profiles, profiles)) {
+      await client.patch(nodeRuntimes, name, { spec: { profiles } }, { fieldManager: operator, signal });
+    }
+    context.log.debug(
+      { node: name, profiles: profiles.map((p) => `${p.name}@${p.revision}`) },
+      "node assigned",
+    );
+  }
+
+  if (Object.keys(plan.labels).length > 0) {
+    await client.patch(
+      nodes,
+      name,
+      { metadata: { labels: plan.labels } },
+      { fieldManager: operator, signal },
+    );
+    context.log.info({ node: name, labels: plan.labels }, "node labelled");
+  }
+  return plan.requeueAfterMs === undefined ? undefined : { requeueAfterMs: plan.requeueAfterMs };
+};

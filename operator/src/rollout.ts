@@ -1,0 +1,94 @@
+import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import type { RuntimeProfileSpec } from "@bulkhead/lib/api/runtime-profile.ts";
+import { failedOn, isFresh, isHealthy, type NodeFacts, type ProfileFacts, serves } from "./facts.ts";
+
+/** How far a revision has come. */
+export type Stage =
+  | { stage: "done" }
+  | { stage: "paused"; waiting: number }
+  | { stage: "halted"; failed: string[] }
+  | { stage: "canary"; nodes: string[] }
+  | { stage: "waves"; updating: number; waiting: number };
+
+export type Rollout = Stage & {
+  /** What each node shall hold of the profile; null takes it away. Nodes not named stay as they are. */
+  assignments: Map<string, DesiredProfile | null>;
+};
+
+/** `25%` of 10 is 2; never less than one, or nothing would ever move. */
+export const maxUnavailableOf = (
+  value: RuntimeProfileSpec["rollout"]["maxUnavailable"],
+  total: number,
+): number =>
+  typeof value === "number" ? value : Math.max(1, Math.floor((Number.parseInt(value, 10) * total) / 100));
+
+/**
+ * Which nodes get the revision now. Canary nodes first; when they are healthy, the others, of which those where an
+ * earlier revision serves only as many at a time as maxUnavailable lets (a node where nothing serves yet loses
+ * nothing by trying). Too many failures stop it. Pure: the same facts give the same nodes.
+ */
+export const rollOut = (
+  target: DesiredProfile,
+  facts: Pick<ProfileFacts, "now" | "staleAfterMs" | "nodes">,
+  policy: RuntimeProfileSpec["rollout"],
+  /** The revision that was on every node before, from status: nodes that join get it without ceremony. */
+  currentRevision: string | undefined,
+): Rollout => {
+  const assignments: Rollout["assignments"] = new Map();
+  for (const node of facts.nodes) if (!node.selected && node.assigned) assignments.set(node.name, null);
+
+  const selected = facts.nodes.filter((node) => node.selected);
+  const { revision } = target;
+  const updated = selected.filter((node) => node.assigned?.revision === revision);
+  const failed = updated.filter((node) => failedOn(node.reported, revision));
+  const healthy = updated.filter((node) => isHealthy(node, revision, facts));
+  const pending = updated.filter((node) => !failed.includes(node) && !healthy.includes(node));
+  const others = selected.filter((node) => node.assigned?.revision !== revision).sort(byPromise(facts));
+  const give = (nodes: NodeFacts[]) => {
+    for (const node of nodes) assignments.set(node.name, target);
+    return nodes;
+  };
+
+  if (others.length === 0) {
+    return pending.length === 0 && failed.length === 0
+      ? { stage: "done", assignments }
+      : { stage: "waves", updating: pending.length, waiting: 0, assignments };
+  }
+  if (policy.paused) return { stage: "paused", waiting: others.length, assignments };
+  if (currentRevision === revision) {
+    give(others);
+    return { stage: "waves", updating: pending.length + others.length, waiting: 0, assignments };
+  }
+  if (failed.length >= policy.failureThreshold) {
+    return { stage: "halted", failed: failed.map((node) => node.name), assignments };
+  }
+
+  const canaries = Math.min(policy.canaryNodes, selected.length);
+  if (healthy.length < canaries) {
+    // A canary whose agent fell silent tells nothing: another takes its place.
+    const trying = pending.filter((node) => node.heartbeat === undefined || isFresh(node, facts));
+    const chosen = give(others.slice(0, Math.max(0, canaries - healthy.length - trying.length)));
+    return { stage: "canary", nodes: [...trying, ...chosen].map((node) => node.name), assignments };
+  }
+
+  const fresh = give(others.filter((node) => !serves(node.reported)));
+  const replacing = others.filter((node) => serves(node.reported));
+  const away = [...pending, ...failed].filter(
+    (node) => node.reported && node.reported.revision !== "",
+  ).length;
+  const budget = Math.max(0, maxUnavailableOf(policy.maxUnavailable, selected.length) - away);
+  const next = give(replacing.slice(0, budget));
+  return {
+    stage: "waves",
+    updating: pending.length + fresh.length + next.length,
+    waiting: replacing.length - next.length,
+    assignments,
+  };
+};
+
+/** Nodes whose agent answers first, then those that never said anything, then the silent; by name among equals. */
+const byPromise =
+  (time: Pick<ProfileFacts, "now" | "staleAfterMs">) => (one: NodeFacts, other: NodeFacts) => {
+    const rank = (node: NodeFacts) => (isFresh(node, time) ? 0 : node.heartbeat === undefined ? 1 : 2);
+    return rank(one) - rank(other) || (one.name < other.name ? -1 : 1);
+  };
