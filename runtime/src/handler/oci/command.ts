@@ -1,0 +1,115 @@
+import { spawn } from "node:child_process";
+import { readFile } from "node:fs/promises";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+
+/** An OCI runtime's command line: the binary with its global options. */
+export type RuntimeCommand = { path: string; options: string[]; stateRoot: string };
+
+/** Global options; `log` is where the runtime writes what it has to say, apart from the container's own output. */
+export const globalOptions = (command: RuntimeCommand, log?: string): string[] => [
+  ...["--root", command.stateRoot],
+  ...(log === undefined ? [] : ["--log", log, "--log-format", "json"]),
+  ...command.options,
+];
+
+const OUTPUT_LIMIT = 1 << 20;
+
+/**
+ * Runs a subcommand to its end. With `log` its output goes nowhere and its errors to that file: for subcommands
+ * that leave a process behind, which would hold our pipes.
+ */
+export const run = (
+  command: RuntimeCommand,
+  args: string[],
+  signal: AbortSignal,
+  input?: string,
+  log?: string,
+): Promise<{ code: number; stdout: string; stderr: string }> =>
+  new Promise((resolve, reject) => {
+    const stdin = input === undefined ? "ignore" : "pipe";
+    const output = log === undefined ? "pipe" : "ignore";
+    const child = spawn(command.path, [...globalOptions(command, log), ...args], {
+      signal,
+      killSignal: "SIGKILL",
+      stdio: [stdin, output, output],
+    });
+    let stdout = "";
+    let stderr = "";
+    child.stdout?.setEncoding("utf8").on("data", (chunk: string) => {
+      if (stdout.length < OUTPUT_LIMIT) stdout += chunk;
+    });
+    child.stderr?.setEncoding("utf8").on("data", (chunk: string) => {
+      if (stderr.length < OUTPUT_LIMIT) stderr += chunk;
+    });
+    child.on("error", (error) =>
+      reject(
+        signal.aborted
+          ? signal.reason
+          : new RuntimeError("failed-precondition", `Cannot run "${command.path}": ${error.message}`, {
+              cause: error,
+            }),
+      ),
+    );
+    child.on("close", (code) => resolve({ code: code ?? 255, stdout, stderr }));
+    child.stdin?.on("error", () => {});
+    child.stdin?.end(input);
+  });
+
+/** The runtime's own words: the last error of its log or its output, without time stamps and JSON around them. */
+export const failureOf = (text: string): string => {
+  let last = "";
+  for (const line of text.split("\n")) {
+    if (line.trim() === "") continue;
+    const message = messageIn(line);
+    if (message !== undefined) last = message;
+  }
+  return last;
+};
+
+const messageIn = (line: string): string | undefined => {
+  if (line.startsWith("{")) {
+    try {
+      const entry = JSON.parse(line) as { level?: unknown; msg?: unknown };
+      if (typeof entry.msg === "string")
+        return entry.level === "error" || entry.level === "fatal" || entry.level === undefined
+          ? entry.msg
+          : undefined;
+    } catch {}
+  }
+  const logged = /^time="?[^"]*"? level=(\w+) msg=("(?:[^"\\]|\\.)*")/.exec(line);
+  if (logged?.[2] !== undefined) {
+    if (logged[1] === "warning" || logged[1] === "info" || logged[1] === "debug") return undefined;
+    try {
+      return JSON.parse(logged[2]) as string;
+    } catch {}
+  }
+  return line.trim();
+};
+
+/** True when the runtime says that it does not know the container. */
+export const saysNotFound = (text: string): boolean =>
+  /does not exist|not exist|no such file or directory.*state|container .* not found/i.test(text);
+
+/** Runs a subcommand and throws what the runtime said when it fails. */
+export const mustRun = async (
+  command: RuntimeCommand,
+  args: string[],
+  what: string,
+  signal: AbortSignal,
+  input?: string,
+  log?: string,
+): Promise<string> => {
+  const { code, stdout, stderr } = await run(command, args, signal, input, log);
+  if (code === 0) return stdout;
+  const failure = (log === undefined ? failureOf(stderr) : await failureInLog(log)) || `exit code ${code}`;
+  throw new RuntimeError(saysNotFound(failure) ? "not-found" : "unknown", `Cannot ${what}: ${failure}`);
+};
+
+/** The error in a log file that the runtime wrote with --log. */
+export const failureInLog = async (path: string): Promise<string> => {
+  try {
+    return failureOf(await readFile(path, "utf8"));
+  } catch {
+    return "";
+  }
+};

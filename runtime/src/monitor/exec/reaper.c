@@ -1,0 +1,172 @@
+/*
+ * Parent of one process that an OCI runtime starts in a container by `exec --detach`. It is the subreaper that the
+ * process falls to, so it alone can tell the exit code, and it lets the process own its stdio, which the runtime in
+ * the foreground would hold open for as long as any grandchild does. With -t it also receives the terminal.
+ *
+ *   bulkhead-exec-reaper [-t SOCKET] PIDFILE RUNTIME ARG...
+ *
+ * Descriptor 3 reports, one line each: `started PID [TERMINAL-FD]`, `exited CODE`, `failed CODE` (the runtime's own
+ * log has the reason). cc -Os -static -o bulkhead-exec-reaper reaper.c
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { REPORT = 3 };
+
+static void report(const char *format, ...) {
+  char line[64];
+  va_list arguments;
+  va_start(arguments, format);
+  int length = vsnprintf(line, sizeof line, format, arguments);
+  va_end(arguments);
+  /* The daemon may be gone: there is nobody left to tell, the process goes on. */
+  while (write(REPORT, line, (size_t)length) < 0 && errno == EINTR) {
+  }
+}
+
+static int fail(const char *what) {
+  perror(what);
+  report("failed %d\n", 125);
+  return 125;
+}
+
+static int code_of(int status) {
+  return WIFEXITED(status) ? WEXITSTATUS(status) : WIFSIGNALED(status) ? 128 + WTERMSIG(status) : 255;
+}
+
+static int listen_at(const char *path) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  if (strlen(path) >= sizeof address.sun_path) {
+    errno = ENAMETOOLONG;
+    return -1;
+  }
+  strcpy(address.sun_path, path);
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 1) < 0) return -1;
+  return fd;
+}
+
+/* The pty's master end, sent by the runtime as SCM_RIGHTS; the connection waits in the backlog. */
+static int receive_terminal(int listener) {
+  int connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+  if (connection < 0) return -1;
+  char name[4096];
+  union {
+    struct cmsghdr header;
+    char space[CMSG_SPACE(sizeof(int))];
+  } control;
+  struct iovec data = {.iov_base = name, .iov_len = sizeof name};
+  struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  ssize_t got;
+  do got = recvmsg(connection, &message, MSG_CMSG_CLOEXEC);
+  while (got < 0 && errno == EINTR);
+  close(connection);
+  struct cmsghdr *header = got < 0 ? NULL : CMSG_FIRSTHDR(&message);
+  if (header == NULL || header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) return -1;
+  int terminal;
+  memcpy(&terminal, CMSG_DATA(header), sizeof terminal);
+  return terminal;
+}
+
+static pid_t read_pid(const char *path) {
+  FILE *file = fopen(path, "re");
+  long pid = -1;
+  if (file == NULL) return -1;
+  if (fscanf(file, "%ld", &pid) != 1) pid = -1;
+  fclose(file);
+  return (pid_t)pid;
+}
+
+int main(int argc, char **argv) {
+  const char *socket_path = NULL;
+  int listener = -1, terminal = -1, at = 1;
+  if (argc > 2 && strcmp(argv[1], "-t") == 0) {
+    socket_path = argv[2];
+    at = 3;
+  }
+  if (argc - at < 2) return 125;
+  const char *pid_file = argv[at];
+  fcntl(REPORT, F_SETFD, FD_CLOEXEC);
+  signal(SIGPIPE, SIG_IGN);
+  if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0) return fail("prctl");
+  if (socket_path != NULL && (listener = listen_at(socket_path)) < 0) return fail(socket_path);
+
+  pid_t runtime = fork();
+  if (runtime < 0) return fail("fork");
+  if (runtime == 0) {
+    signal(SIGPIPE, SIG_DFL);
+    execv(argv[at + 1], argv + at + 1);
+    perror(argv[at + 1]);
+    _exit(127);
+  }
+
+  /* The process may be over before the runtime is: what is reaped meanwhile is remembered by its pid. */
+  enum { REMEMBERED = 64 };
+  struct {
+    pid_t pid;
+    int status;
+  } early[REMEMBERED];
+  int count = 0, status = 0;
+  for (;;) {
+    if (listener >= 0 && terminal < 0) {
+      struct pollfd ready = {.fd = listener, .events = POLLIN};
+      if (poll(&ready, 1, 20) > 0) terminal = receive_terminal(listener);
+    }
+    pid_t pid = waitpid(-1, &status, listener >= 0 && terminal < 0 ? WNOHANG : 0);
+    if (pid == runtime) break;
+    if (pid > 0) {
+      early[count % REMEMBERED].pid = pid;
+      early[count++ % REMEMBERED].status = status;
+    }
+    if (pid < 0 && errno != EINTR) return fail("waitpid");
+  }
+  if (socket_path != NULL) unlink(socket_path);
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+    report("failed %d\n", code_of(status));
+    return 125;
+  }
+  pid_t process = read_pid(pid_file);
+  if (process <= 0) return fail(pid_file);
+  if (listener >= 0) {
+    if (terminal < 0) terminal = receive_terminal(listener);
+    if (terminal < 0) return fail("terminal");
+    close(listener);
+    report("started %d %d\n", process, terminal);
+    /* The daemon takes a duplicate of the terminal from here and says so, or is gone. */
+    char taken;
+    while (read(REPORT, &taken, 1) < 0 && errno == EINTR) {
+    }
+    close(terminal);
+  } else {
+    report("started %d\n", process);
+  }
+
+  /* Holding these would keep the client's pipes open after the process closed them. */
+  int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+  for (int fd = 0; fd < 3 && null >= 0; fd++) dup2(null, fd);
+
+  for (int i = 0; i < count && i < REMEMBERED; i++)
+    if (early[i].pid == process) {
+      report("exited %d\n", code_of(early[i].status));
+      return 0;
+    }
+  for (;;) {
+    pid_t pid = waitpid(-1, &status, 0);
+    if (pid == process) break;
+    if (pid < 0 && errno != EINTR) return fail("waitpid");
+  }
+  report("exited %d\n", code_of(status));
+  return 0;
+}

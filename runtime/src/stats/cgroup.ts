@@ -1,0 +1,74 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { Usage } from "../handler/handler.ts";
+import type { CgroupLayout, CgroupPaths } from "./layout.ts";
+import { parseOomKills, parseV1, parseV2, type UsageFiles, V1_FILES, V2_FILES } from "./usage.ts";
+
+/**
+ * What a cgroup used, undefined when it is gone. Reads the kernel's files and starts no process. Reads off the main
+ * thread: memory.stat flushes per-CPU counters and may take a while on large machines.
+ */
+export const readUsage = async (paths: CgroupPaths, layout: CgroupLayout): Promise<Usage | undefined> => {
+  const named: [string, string | undefined][] =
+    layout.version === 1
+      ? Object.entries(V1_FILES).map(([file, controller]) => [file, paths[controller]])
+      : V2_FILES.map((file) => [file, paths[""]]);
+  const contents = await Promise.all(
+    named.map(async ([file, directory]) => [file, directory && (await readIfThere(join(directory, file)))]),
+  );
+  const files: UsageFiles = Object.fromEntries(contents);
+  if (Object.values(files).every((text) => text === undefined)) return undefined;
+  const figures = layout.version === 1 ? parseV1(files) : parseV2(files);
+  return { timestamp: BigInt(Date.now()) * 1_000_000n, ...figures };
+};
+
+/** True when the OOM killer struck in the cgroup since it was made. */
+export const wasOomKilled = (paths: CgroupPaths, layout: CgroupLayout): boolean => {
+  const file = layout.version === 1 ? [paths.memory, "memory.oom_control"] : [paths[""], "memory.events"];
+  if (file[0] === undefined) return false;
+  try {
+    return parseOomKills(readFileSync(join(file[0], file[1]!), "latin1")) > 0n;
+  } catch {
+    return false;
+  }
+};
+
+/** Every process in the cgroup and in those below it. */
+export const processesOf = (paths: CgroupPaths): number[] => {
+  const directory =
+    paths.pids ?? paths.memory ?? paths["name=systemd"] ?? paths[""] ?? Object.values(paths)[0];
+  const pids = new Set<number>();
+  const walk = (path: string) => {
+    let entries: { name: string; isDirectory(): boolean }[];
+    try {
+      entries = readdirSync(path, { withFileTypes: true });
+      for (const pid of readFileSync(join(path, "cgroup.procs"), "latin1").split("\n"))
+        if (pid !== "" && pid !== "0") pids.add(Number(pid));
+    } catch {
+      return;
+    }
+    for (const entry of entries) if (entry.isDirectory()) walk(join(path, entry.name));
+  };
+  if (directory !== undefined) walk(directory);
+  return [...pids];
+};
+
+/** Kills all at once where the kernel can (cgroup.kill, v2, Linux 5.14). */
+export const killCgroup = async (paths: CgroupPaths, layout: CgroupLayout): Promise<boolean> => {
+  if (layout.version !== 2 || paths[""] === undefined) return false;
+  try {
+    await writeFile(join(paths[""], "cgroup.kill"), "1", { flag: "r+" });
+    return true;
+  } catch {
+    return false;
+  }
+};
+
+const readIfThere = async (path: string): Promise<string | undefined> => {
+  try {
+    return await readFile(path, "latin1");
+  } catch {
+    return undefined;
+  }
+};
