@@ -21,6 +21,7 @@ export const libc = {
   getsockopt: lib.func("int getsockopt(int, int, int, void *, void *)"),
   ioctl: lib.func("int ioctl(int, ulong, void *)"),
   poll: lib.func("int poll(void *, ulong, int)"),
+  syncfs: lib.func("int syncfs(int)"),
   prctl: lib.func("int prctl(int, ulong, ulong, ulong, ulong)"),
   tee: lib.func("intptr_t tee(int, int, size_t, uint)"),
   /** For calls younger than the oldest glibc we run on. */

@@ -5,7 +5,7 @@ import { basename, dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import koffi from "koffi";
 import { check, cstring, errnoError, libc, offThread, sys } from "./libc.ts";
-import { type Linux, MountFlags } from "./linux.ts";
+import { type FilePath, type Linux, MountFlags } from "./linux.ts";
 
 const AF_UNIX = 1;
 const AF_INET = 2;
@@ -24,6 +24,7 @@ const SIOCSIFFLAGS = 0x8914;
 const IFF_UP = 1;
 const PR_SET_CHILD_SUBREAPER = 36;
 const SPLICE_F_NONBLOCK = 2;
+const FSCONFIG_SET_FLAG = 0;
 const FSCONFIG_SET_STRING = 1;
 const FSCONFIG_CMD_CREATE = 6;
 const MOVE_MOUNT_F_EMPTY_PATH = 4;
@@ -44,7 +45,8 @@ export const createLinux = (): Linux => ({
     const fs = check(libc.syscall(sys.fsopen, "str", cstring(type), "uint", CLOEXEC), "fsopen", type);
     try {
       for (const [key, value] of parameters)
-        fsconfig(fs, FSCONFIG_SET_STRING, cstring(key), cstring(value), target);
+        if (value === "") fsconfig(fs, FSCONFIG_SET_FLAG, cstring(key), null, target);
+        else fsconfig(fs, FSCONFIG_SET_STRING, cstring(key), cstring(value), target);
       fsconfig(fs, FSCONFIG_CMD_CREATE, null, null, target);
       const mnt = check(
         libc.syscall(sys.fsmount, "int", fs, "uint", CLOEXEC, "uint", mountAttributes(flags)),
@@ -75,25 +77,25 @@ export const createLinux = (): Linux => ({
   },
 
   mknod(path, mode, major, minor) {
-    check(libc.mknod(cstring(path), mode, deviceNumber(major, minor)), "mknod", path);
+    check(libc.mknod(cpath(path), mode, deviceNumber(major, minor)), "mknod", shown(path));
   },
 
   mkfifo(path, mode) {
-    check(libc.mkfifo(cstring(path), mode), "mkfifo", path);
+    check(libc.mkfifo(cpath(path), mode), "mkfifo", shown(path));
   },
 
   lsetxattr(path, name, value) {
-    check(libc.lsetxattr(cstring(path), cstring(name), value, value.byteLength, 0), "lsetxattr", path);
+    check(libc.lsetxattr(cpath(path), cstring(name), value, value.byteLength, 0), "lsetxattr", shown(path));
   },
 
   lgetxattr(path, name) {
     // XATTR_SIZE_MAX; one call, so that a value that grows meanwhile cannot be cut off.
     const value = Buffer.alloc(65536);
-    const length = libc.lgetxattr(cstring(path), cstring(name), value, value.length);
+    const length = libc.lgetxattr(cpath(path), cstring(name), value, value.length);
     if (length >= 0) return new Uint8Array(value.subarray(0, length));
     const errno = koffi.errno();
     if (errno === ENODATA) return undefined;
-    throw errnoError(errno, "lgetxattr", path);
+    throw errnoError(errno, "lgetxattr", shown(path));
   },
 
   async pinNamespaces(files, hostname) {
@@ -213,7 +215,20 @@ export const createLinux = (): Linux => ({
     await using handle = await open(path, constants.O_RDONLY);
     await handle.sync();
   },
+
+  async syncfs(path) {
+    await using handle = await open(path, constants.O_RDONLY);
+    await offThread(libc.syncfs, "syncfs", path, handle.fd);
+  },
 });
+
+/** The path as C wants it: bytes end with a NUL, and have none before. */
+const cpath = (path: FilePath): string | Uint8Array => {
+  if (typeof path === "string") return cstring(path);
+  if (path.includes(0)) throw errnoError(os.errno.EINVAL, "path", shown(path));
+  return Buffer.concat([path, Buffer.alloc(1)]);
+};
+const shown = (path: FilePath): string => (typeof path === "string" ? path : Buffer.from(path).toString());
 
 const ENODATA = os.errno.ENODATA;
 const SUN_PATH_MAX = 107;

@@ -7,15 +7,15 @@ export interface Linux {
   mount(source: string, target: string, type: string, flags: number, data: string): Promise<void>;
   /**
    * mount(2) by fsopen, fsconfig and move_mount: has no limit of one page on the options, and a key may come
-   * again (overlayfs `lowerdir+`, Linux 6.8). `flags` as for {@link Linux.mount}.
+   * again (overlayfs `lowerdir+`, Linux 6.8). A key with the value "" is a flag. `flags` as for {@link Linux.mount}.
    */
   mountWith(type: string, parameters: [key: string, value: string][], target: string, flags: number): void;
   umount(target: string, flags: number): Promise<void>;
   /** mknod(2); mode includes the type bits. */
-  mknod(path: string, mode: number, major: number, minor: number): void;
-  mkfifo(path: string, mode: number): void;
-  lsetxattr(path: string, name: string, value: Uint8Array): void;
-  lgetxattr(path: string, name: string): Uint8Array | undefined;
+  mknod(path: FilePath, mode: number, major: number, minor: number): void;
+  mkfifo(path: FilePath, mode: number): void;
+  lsetxattr(path: FilePath, name: string, value: Uint8Array): void;
+  lgetxattr(path: FilePath, name: string): Uint8Array | undefined;
   /**
    * Makes the namespaces and bind-mounts them on files, which must exist. Hostname and loopback are set before
    * the first file is mounted, so a pinned namespace is a finished one.
@@ -41,7 +41,12 @@ export interface Linux {
     filesFree: bigint;
   };
   fsync(path: string): Promise<void>;
+  /** syncfs(2): writes out the whole file system that `path` is on. */
+  syncfs(path: string): Promise<void>;
 }
+
+/** A name as text, or the bytes of one that is not UTF-8. */
+export type FilePath = string | Uint8Array;
 
 /** Flags of mount(2) and umount2(2). */
 export const MountFlags = {
@@ -58,4 +63,6 @@ export const MountFlags = {
   SLAVE: 0x80000,
   SHARED: 0x100000,
   DETACH: 0x2,
+  /** Of umount2: a symbolic link is not followed. */
+  NOFOLLOW: 0x8,
 } as const;

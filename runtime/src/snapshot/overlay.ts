@@ -1,0 +1,406 @@
+import { lstatSync, readFileSync, statSync } from "node:fs";
+import {
+  chmod,
+  chown,
+  mkdir,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  utimes,
+  writeFile,
+} from "node:fs/promises";
+import { dirname, isAbsolute, join } from "node:path";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { z } from "zod";
+import { type Linux, MountFlags } from "../linux/linux.ts";
+import type { Snapshotter } from "./snapshotter.ts";
+import type { UnpackLimits } from "./unpack.ts";
+import { createFileWorkers } from "./workers.ts";
+
+export type OverlayOptions = { limits?: Partial<UnpackLimits> };
+
+type OverlayLinux = Pick<Linux, "mount" | "mountWith" | "umount" | "statfs" | "syncfs">;
+
+/** A layer on disk. `synced` is set once its files surely survive a power cut. */
+const Layer = z.object({
+  id: z.string(),
+  dir: z.string().regex(/^[0-9a-z]+$/),
+  parent: z.string().optional(),
+  boot: z.string(),
+  synced: z.boolean(),
+});
+type Layer = z.infer<typeof Layer>;
+
+/** What a container root or a read-only mount stands on; it does not outlive a boot. */
+const Stand = z.object({ boot: z.string(), layers: z.array(z.string()), writable: z.boolean() });
+type Stand = z.infer<typeof Stand>;
+
+const OVERLAYFS_MAGIC = 0x794c7630;
+/** mount(2) takes a page of options, NUL included. */
+const OPTIONS_MAX = 4095;
+const NOTHING = ["none", "void"] as const;
+const USAGE_MS = 10_000;
+const LIMITS: UnpackLimits = { entries: 4_000_000, bytes: 1024 ** 4 };
+
+/**
+ * Layers for overlayfs below `root`:
+ *
+ *     l/N            the files of a layer; N is short, for mount(2) has but a page for the options
+ *     layers/ID.json the record that makes l/N a layer; written last
+ *     containers/KEY upper, work, stand.json
+ *     staging, trash what is half made and half removed; emptied at start
+ *
+ * Container roots are mounted `volatile`: no unmount waits for the disk. They do not outlive a boot, so nothing is
+ * lost. Layers are not synced on the way of a pull either, but behind it: one that was not on disk for sure when
+ * the machine went down is gone at the next start.
+ */
+export const overlay = async (
+  root: string,
+  linux: OverlayLinux,
+  options: OverlayOptions = {},
+): Promise<Snapshotter & AsyncDisposable> => {
+  if (!isAbsolute(root) || /[:,\\\s]/.test(root))
+    throw new RuntimeError("invalid-argument", `Cannot keep layers in "${root}": not a plain absolute path`);
+  const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+  const at = (...parts: string[]) => join(root, ...parts);
+  const layers = new Map<string, Layer>();
+  const stands = new Map<string, Stand>();
+  const extracting = new Map<string, { parent: string | undefined; done: Promise<void> }>();
+  const measured = new Map<string, { at: number; took: number; answer: Promise<Measured> }>();
+  const limits = { ...LIMITS, ...options.limits };
+  const workers = createFileWorkers();
+  let serial = 0;
+  let volatile = true;
+
+  for (const dir of ["l", "layers", "containers", "staging", "trash"])
+    await mkdir(at(dir), { recursive: true, mode: 0o700 });
+  // Below what stands on nothing: overlayfs wants one directory at least, and two when all is read-only.
+  for (const dir of NOTHING) await mkdir(at("l", dir), { recursive: true, mode: 0o755 });
+
+  /** Out of sight at once, removed by a worker; what a stop leaves of it is removed at the next start. */
+  const discard = async (path: string): Promise<void> => {
+    const trash = at("trash", `${process.pid}-${Date.now()}-${serial++}`);
+    try {
+      await rename(path, trash);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
+      throw error;
+    }
+    await workers.remove(trash);
+  };
+  const discardLater = (path: string): void => void discard(path).catch(() => {});
+
+  const open = async (): Promise<void> => {
+    for (const name of await readdir(at("layers"))) {
+      const layer = await readJson(at("layers", name), Layer);
+      const isWhole =
+        layer !== undefined &&
+        name === fileOf(layer.id) &&
+        (layer.synced || layer.boot === boot) &&
+        (await isDirectory(at("l", layer.dir)));
+      if (isWhole) layers.set(layer.id, layer);
+      else await rm(at("layers", name), { force: true });
+    }
+    const known = new Set<string>([...layers.values()].map(({ dir }) => dir).concat(NOTHING));
+    const present = await readdir(at("l"));
+    serial = 1 + Math.max(0, ...present.filter((dir) => !NOTHING.some((no) => no === dir)).map(serialOf));
+    for (const name of present) if (!known.has(name)) discardLater(at("l", name));
+    for (const name of await readdir(at("staging"))) discardLater(at("staging", name));
+    for (const name of await readdir(at("trash"))) void workers.remove(at("trash", name)).catch(() => {});
+    for (const key of await readdir(at("containers"))) {
+      const stand = await readJson(at("containers", key, "stand.json"), Stand);
+      if (stand?.boot === boot) stands.set(key, stand);
+      else discardLater(at("containers", key));
+    }
+    void syncBehind();
+  };
+
+  let syncing: Promise<void> | undefined;
+  /** Makes what was extracted sure, one sync at a time for all layers that came meanwhile. */
+  const syncBehind = (): Promise<void> => {
+    syncing ??= (async () => {
+      for (;;) {
+        const fresh = [...layers.values()].filter(({ synced }) => !synced);
+        if (fresh.length === 0) return;
+        await linux.syncfs(root);
+        for (const layer of fresh)
+          if (layers.get(layer.id) === layer) {
+            const sure = { ...layer, synced: true };
+            layers.set(layer.id, sure);
+            await writeJson(at("layers", fileOf(layer.id)), sure);
+          }
+      }
+    })()
+      // A disk that fails: the layers stay unsure, which costs a new pull after a power cut.
+      .catch(() => {})
+      .finally(() => {
+        syncing = undefined;
+      });
+    return syncing;
+  };
+
+  const dirOf = (id: string): string => {
+    const layer = layers.get(id);
+    if (layer === undefined) throw new RuntimeError("not-found", `Cannot find layer "${id}"`);
+    return at("l", layer.dir);
+  };
+
+  /** Directories from `id` down to the lowest layer. */
+  const chainOf = (id: string | undefined): string[] => {
+    const dirs: string[] = [];
+    for (let next = id; next !== undefined; next = layers.get(next)!.parent) dirs.push(dirOf(next));
+    return dirs;
+  };
+
+  const lowerOf = (ids: string[]): string[] =>
+    ids.length === 0 ? [at("l", NOTHING[0])] : ids.toReversed().map(dirOf);
+
+  const extract = async (
+    id: string,
+    parent: string | undefined,
+    tar: AsyncIterable<Uint8Array>,
+    signal: AbortSignal,
+  ): Promise<void> => {
+    const parents = chainOf(parent);
+    const dir = (serial++).toString(36);
+    const staging = at("staging", dir);
+    await mkdir(staging, { mode: 0o755 });
+    try {
+      await workers.unpack({ root: staging, parents, limits }, tar, signal);
+    } catch (error) {
+      discardLater(staging);
+      throw stopped(error, id, signal);
+    }
+    await rename(staging, at("l", dir));
+    const layer: Layer = { id, dir, boot, synced: false, ...(parent === undefined ? {} : { parent }) };
+    await writeJson(at("layers", fileOf(id)), layer);
+    layers.set(id, layer);
+    void syncBehind();
+  };
+
+  const standOn = async (key: string, ids: string[], writable: boolean): Promise<void> => {
+    checkKey(key);
+    for (const id of ids) dirOf(id);
+    const stand = { boot, layers: ids, writable };
+    // In memory first: from now on the layers cannot be removed.
+    stands.set(key, stand);
+    await mkdir(at("containers", key), { recursive: true, mode: 0o700 });
+    await writeJson(at("containers", key, "stand.json"), stand);
+    if (!writable) return;
+    await mkdir(at("containers", key, "work"), { recursive: true, mode: 0o755 });
+    const upper = at("containers", key, "upper");
+    if (await isDirectory(upper)) return;
+    // The merged root has the looks of the upper one: those of the highest layer's.
+    const [like] = lowerOf(ids);
+    const { uid, gid, mode, atime, mtime } = await stat(like!);
+    await mkdir(`${upper}.new`, { recursive: true });
+    await chown(`${upper}.new`, uid, gid);
+    await chmod(`${upper}.new`, mode & 0o7777);
+    await utimes(`${upper}.new`, atime, mtime);
+    await rename(`${upper}.new`, upper);
+  };
+
+  const mountStack = async (lower: string[], rest: [string, string][], target: string, flags: number) => {
+    const joined = [["lowerdir", lower.join(":")] as [string, string], ...rest]
+      .map(([key, value]) => (value === "" ? key : `${key}=${value}`))
+      .join(",");
+    if (joined.length <= OPTIONS_MAX) await linux.mount("overlay", target, "overlay", flags, joined);
+    else {
+      const each = lower.map((dir): [string, string] => ["lowerdir+", dir]);
+      linux.mountWith("overlay", [...each, ...rest], target, flags);
+    }
+  };
+
+  const mountUpper = async (key: string, lower: string[], target: string): Promise<void> => {
+    const upper = at("containers", key, "upper");
+    const work = at("containers", key, "work");
+    const rest: [string, string][] = [
+      ["upperdir", upper],
+      ["workdir", work],
+    ];
+    // The mark of an earlier volatile mount, which warns of a power cut that cannot have been: same boot.
+    await rm(join(work, "work", "incompat"), { recursive: true, force: true });
+    if (volatile) {
+      try {
+        await mountStack(lower, [...rest, ["volatile", ""]], target, 0);
+        return;
+      } catch (error) {
+        // A kernel before 5.10 does not know it.
+        if ((error as NodeJS.ErrnoException).code !== "EINVAL") throw error;
+      }
+    }
+    await mountStack(lower, rest, target, 0);
+    volatile = false;
+  };
+
+  /** True when an overlay is mounted on `target` itself, not merely somewhere above it. */
+  const isMounted = (target: string): boolean =>
+    linux.statfs(target).type === OVERLAYFS_MAGIC && statSync(target).dev !== statSync(dirname(target)).dev;
+
+  const measure = async (key: string): Promise<Measured> => {
+    const began = Date.now();
+    const found = await workers.measure(at("containers", key, "upper"));
+    const entry = measured.get(key);
+    if (entry !== undefined) [entry.at, entry.took] = [Date.now(), Date.now() - began];
+    return found;
+  };
+
+  await open();
+
+  return {
+    name: "overlay",
+
+    async extract(id, parent, tar, signal) {
+      checkId(id);
+      for (let other = extracting.get(id); other !== undefined; other = extracting.get(id))
+        await other.done.catch(() => {});
+      if (layers.has(id)) return;
+      if (parent !== undefined) dirOf(parent);
+      const done = extract(id, parent, tar, signal);
+      extracting.set(id, { parent, done });
+      try {
+        await done;
+      } finally {
+        extracting.delete(id);
+      }
+    },
+
+    has: (id) => layers.has(id),
+
+    async removeLayer(id) {
+      const layer = layers.get(id);
+      if (layer === undefined) return;
+      const inUse =
+        [...layers.values()].some(({ parent }) => parent === id) ||
+        [...extracting.values()].some(({ parent }) => parent === id) ||
+        [...stands.values()].some((stand) => stand.layers.includes(id));
+      if (inUse)
+        throw new RuntimeError("failed-precondition", `Cannot remove layer "${id}": something stands on it`);
+      layers.delete(id);
+      await rm(at("layers", fileOf(id)), { force: true });
+      await discard(at("l", layer.dir));
+    },
+
+    async mountContainer(key, ids, target) {
+      if (isMounted(target)) return;
+      await standOn(key, ids, true);
+      await mountUpper(key, lowerOf(ids), target).catch((error) => {
+        throw mountFailed(target, error);
+      });
+    },
+
+    async mountReadonly(key, ids, target) {
+      if (isMounted(target)) return;
+      await standOn(key, ids, false);
+      const lower = ids.length < 2 ? [...lowerOf(ids), at("l", NOTHING[1])] : lowerOf(ids);
+      await mountStack(lower, [], target, MountFlags.RDONLY).catch((error) => {
+        throw mountFailed(target, error);
+      });
+    },
+
+    async unmount(target) {
+      const failed = await linux.umount(target, MountFlags.NOFOLLOW).then(() => undefined, codeOf);
+      if (failed === undefined || failed === "EINVAL" || failed === "ENOENT") return;
+      if (failed !== "EBUSY") throw new RuntimeError("internal", `Cannot unmount "${target}": ${failed}`);
+      await linux.umount(target, MountFlags.NOFOLLOW | MountFlags.DETACH);
+    },
+
+    async removeContainer(key) {
+      checkKey(key);
+      const dir = at("containers", key);
+      const gone = at("trash", `${process.pid}-${Date.now()}-${serial++}`);
+      await rename(dir, gone).catch((error: NodeJS.ErrnoException) => {
+        if (error.code !== "ENOENT") throw error;
+      });
+      stands.delete(key);
+      measured.delete(key);
+      void workers.remove(gone).catch(() => {});
+    },
+
+    async usage(key) {
+      const stand = stands.get(key);
+      if (stand === undefined) throw new RuntimeError("not-found", `Cannot find container root "${key}"`);
+      if (!stand.writable) return { bytes: 0n, inodes: 0n };
+      const known = measured.get(key);
+      if (known === undefined) {
+        const answer = measure(key);
+        measured.set(key, { at: Number.POSITIVE_INFINITY, took: 0, answer });
+        return await answer.catch((error) => {
+          measured.delete(key);
+          throw error;
+        });
+      }
+      // A tree that takes long is measured seldom: at most a twentieth of the time. Nobody waits for a second look.
+      if (Date.now() - known.at > Math.max(USAGE_MS, 20 * known.took)) {
+        known.at = Number.POSITIVE_INFINITY;
+        measure(key).then(
+          (found) => {
+            known.answer = Promise.resolve(found);
+          },
+          () => {
+            known.at = Date.now();
+          },
+        );
+      }
+      return await known.answer;
+    },
+
+    async [Symbol.asyncDispose]() {
+      await syncing;
+      await workers[Symbol.asyncDispose]();
+    },
+  };
+};
+
+type Measured = { bytes: bigint; inodes: bigint };
+
+const serialOf = (dir: string): number => {
+  const value = Number.parseInt(dir, 36);
+  return Number.isSafeInteger(value) ? value : 0;
+};
+
+const fileOf = (id: string) => `${encodeURIComponent(id)}.json`;
+
+const checkId = (id: string): void => {
+  if (!/^[A-Za-z0-9][A-Za-z0-9_.:+-]{0,199}$/.test(id))
+    throw new RuntimeError("invalid-argument", `Cannot use "${id}" as the id of a layer`);
+};
+
+const checkKey = (key: string): void => {
+  if (!/^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$/.test(key))
+    throw new RuntimeError("invalid-argument", `Cannot use "${key}" as the key of a container root`);
+};
+
+const codeOf = (error: NodeJS.ErrnoException): string => error.code ?? messageOf(error);
+
+const mountFailed = (target: string, error: unknown) =>
+  new RuntimeError("internal", `Cannot mount layers on "${target}": ${messageOf(error)}`, { cause: error });
+
+const stopped = (error: unknown, id: string, signal: AbortSignal): unknown =>
+  signal.aborted && !(error instanceof RuntimeError)
+    ? new RuntimeError("cancelled", `Cannot extract layer "${id}": it was cancelled`, { cause: error })
+    : error;
+
+const isDirectory = async (path: string): Promise<boolean> => {
+  try {
+    return lstatSync(path).isDirectory();
+  } catch {
+    return false;
+  }
+};
+
+/** undefined when the file is absent or not whole. */
+const readJson = async <T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> => {
+  try {
+    return schema.parse(JSON.parse(await readFile(path, "utf8")));
+  } catch {
+    return undefined;
+  }
+};
+
+const writeJson = async (path: string, value: unknown): Promise<void> => {
+  await writeFile(`${path}.new`, JSON.stringify(value), { mode: 0o600 });
+  await rename(`${path}.new`, path);
+};
