@@ -1,0 +1,94 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { mkdir, open, readFile, writeFile } from "node:fs/promises";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { debianProgram, debianPrograms } from "../tools/debian.ts";
+
+export type RegistryOptions = {
+  /** Folder for its configuration, log and content. What is in it already is served again. */
+  dir: string;
+  /** HOST or HOST:PORT to listen on; a free port is taken when none is given. */
+  address?: string;
+  /** An htpasswd file (bcrypt); without one everybody may pull and push. */
+  htpasswd?: string;
+};
+
+export type RunningRegistry = AsyncDisposable & {
+  /** http://HOST:PORT */
+  url: string;
+  /** HOST:PORT, as image references begin. */
+  host: string;
+  pid: number;
+  stop(): Promise<void>;
+};
+
+/** Starts Debian's docker-registry (distribution 2.8) and waits until it answers. It ends with `stop()` or with us. */
+export const startRegistry = async (options: RegistryOptions): Promise<RunningRegistry> => {
+  const { pkg, path } = debianPrograms["docker-registry"];
+  const program = await debianProgram(pkg, path);
+  const [name = "127.0.0.1", port] = (options.address ?? "127.0.0.1").split(":");
+  const host = `${name}:${port ?? (await freePort(name))}`;
+  await mkdir(join(options.dir, "content"), { recursive: true });
+  const config = join(options.dir, "config.yml");
+  const auth =
+    options.htpasswd === undefined ? "" : `auth: { htpasswd: { realm: test, path: ${options.htpasswd} } }\n`;
+  await writeFile(
+    config,
+    `version: 0.1
+log: { level: warn, accesslog: { disabled: true } }
+storage:
+  filesystem: { rootdirectory: ${join(options.dir, "content")} }
+  delete: { enabled: true }
+http: { addr: "${host}" }
+${auth}`,
+  );
+  await using log = await open(join(options.dir, "registry.log"), "a");
+  const child = spawn(program, ["serve", config], { cwd: "/", stdio: ["ignore", log.fd, log.fd] });
+  const end = (): void => void child.kill("SIGKILL");
+  process.on("exit", end);
+  const stop = async (): Promise<void> => {
+    process.off("exit", end);
+    await ended(child);
+  };
+  const url = `http://${host}`;
+  try {
+    await answers(url, child, join(options.dir, "registry.log"));
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+  return { url, host, pid: child.pid ?? 0, stop, [Symbol.asyncDispose]: stop };
+};
+
+const freePort = (host: string): Promise<number> =>
+  new Promise((resolve, reject) => {
+    const server = createServer();
+    server.once("error", reject);
+    server.listen(0, host, () => {
+      const address = server.address();
+      server.close(() => resolve(typeof address === "object" && address !== null ? address.port : 0));
+    });
+  });
+
+const ended = async (child: ChildProcess): Promise<void> => {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const exit = new Promise((resolve) => child.once("exit", resolve));
+  child.kill("SIGTERM");
+  const hard = setTimeout(() => child.kill("SIGKILL"), 3000);
+  await exit;
+  clearTimeout(hard);
+};
+
+const answers = async (url: string, child: ChildProcess, log: string): Promise<void> => {
+  for (let attempt = 0; attempt < 200; attempt++) {
+    if (child.exitCode !== null) break;
+    // 401 is an answer too: a registry that wants a password.
+    const response = await fetch(`${url}/v2/`, { signal: AbortSignal.timeout(2000) }).catch(() => undefined);
+    if (response?.status === 200 || response?.status === 401) return;
+    await sleep(50);
+  }
+  const said = (await readFile(log, "utf8")).trim().split("\n").slice(-5).join("\n");
+  throw new RuntimeError("unavailable", `Cannot start the registry at ${url}:\n${said}`);
+};

@@ -1,0 +1,60 @@
+/** The sandbox of engines that need a process per pod: waits, reaps what is left to it, ends on SIGTERM. */
+export const pauseSource = `#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void leave(int signo) { (void)signo; _exit(0); }
+static void reap(int signo) { (void)signo; while (waitpid(-1, 0, WNOHANG) > 0); }
+
+int main(void) {
+  struct sigaction on_end = {.sa_handler = leave}, on_child = {.sa_handler = reap, .sa_flags = SA_NOCLDSTOP};
+  sigaction(SIGINT, &on_end, 0);
+  sigaction(SIGTERM, &on_end, 0);
+  sigaction(SIGCHLD, &on_child, 0);
+  for (;;) pause();
+}
+`;
+
+/** Says who it is; installed setuid root, so that no_new_privs shows. */
+export const nonewprivsSource = `#include <stdio.h>
+#include <unistd.h>
+
+int main(void) {
+  printf("Effective uid: %d\\n", geteuid());
+  return 0;
+}
+`;
+
+/** nginx in the foreground with its pages on a port; it runs as root with workers as nobody. */
+export const nginxConfig = (port: number): string => `user nobody nogroup;
+worker_processes 1;
+pid /var/run/nginx.pid;
+error_log /dev/stderr notice;
+events { worker_connections 256; }
+http {
+  access_log /dev/stdout;
+  types { text/html html; }
+  server {
+    listen ${port};
+    listen [::]:${port};
+    location / { root /usr/share/nginx/html; index index.html; }
+  }
+}
+`;
+
+/** Apache in the foreground; without a ServerName it begins its log with its own name. */
+export const httpdConfig = `ServerRoot /usr/local/apache2
+LoadModule mpm_event_module modules/mod_mpm_event.so
+LoadModule authz_core_module modules/mod_authz_core.so
+LoadModule dir_module modules/mod_dir.so
+Listen 80
+User www-data
+Group www-data
+PidFile /var/run/httpd.pid
+DefaultRuntimeDir /var/run
+ErrorLog /proc/self/fd/2
+LogLevel notice
+CustomLog /proc/self/fd/1 "%h %t \\"%r\\" %>s %b"
+DocumentRoot /usr/local/apache2/htdocs
+DirectoryIndex index.html
+`;
