@@ -527,6 +527,7 @@ describe("after kill -9 of the daemon", () => {
     const ref = await run(["sleep", "1000"]);
     const pid = pidOf(ref);
     process.kill(monitorOf(ref), "SIGKILL");
+    await until(() => !runs(monitorOf(ref)));
     await restart();
     const { containers } = await handler.recover(pod, [ref], signal());
     expect(containers.get(ref.id)).toMatchObject({ state: "exited", exit: { code: 255 } });
