@@ -1,4 +1,3 @@
-import { isIP, isIPv4 } from "node:net";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { z } from "zod";
 import type { NetworkPod } from "./network.ts";
@@ -206,8 +205,10 @@ export const addressesOf = (result: z.infer<typeof Result>): string[] => {
     ...(result.ip4 ? [result.ip4.ip] : []),
     ...(result.ip6 ? [result.ip6.ip] : []),
   ].map((address) => address.split("/", 1)[0]!);
-  const valid = [...new Set(all.filter((address) => isIP(address) !== 0))];
-  return [...valid.filter((ip) => isIPv4(ip)), ...valid.filter((ip) => !isIPv4(ip))];
+  const only = (family: z.ZodType) => [
+    ...new Set(all.filter((address) => family.safeParse(address).success)),
+  ];
+  return [...only(z.ipv4()), ...only(z.ipv6())];
 };
 
 const PluginError = z.looseObject({
