@@ -32,7 +32,7 @@ const read = (log: Buffer) => {
 describe("a line", () => {
   const cut = (...chunks: string[]) => {
     const cutter = new LineCutter("stdout");
-    const lines = [...chunks.map((chunk) => cutter.cut(Buffer.from(chunk), "T")), ...cutter.flush("T")];
+    const lines = [...chunks.map((chunk) => cutter.cut(Buffer.from(chunk), "T")), cutter.flush("T")];
     return Buffer.concat(lines).toString();
   };
 

@@ -74,8 +74,7 @@ export type Monitored = { process: ProcessId | undefined; pid: number; monitor: 
 
 /**
  * Starts conmon, which runs the runtime's `create`, and waits for what came of it. conmon forks itself into a session
- * of its own, so it outlives this process. On abort the caller removes the container: the runtime cannot be stopped
- * half-way from here.
+ * of its own, so it outlives this process. Rejects on abort once the runtime is through; the caller then removes the container.
  */
 export const startMonitor = async (
   conmon: string,
@@ -102,8 +101,8 @@ export const startMonitor = async (
     detached: true,
     stdio: ["ignore", "ignore", "pipe", "pipe"],
   });
-  const errors = collect(child.stderr!, 16_384);
-  const report = collect(child.stdio[3] as Readable, 65_536, signal);
+  const errors = collect(child.stderr!, 16_384, false);
+  const report = collect(child.stdio[3] as Readable, 65_536, true);
   // The process that we started ends as soon as it has forked the monitor; only a failure to start is news.
   const failed = new Promise<never>((_, reject) => {
     child.once("error", (error) =>
@@ -115,33 +114,56 @@ export const startMonitor = async (
     );
   });
   failed.catch(() => {});
-  const outcome = parseReport(await Promise.race([report, failed]));
+  // A runtime that was killed half-way leaves what nobody knows of, so it gets the time to finish (some 40 ms).
+  const given = patience(signal);
+  const outcome = parseReport(
+    await Promise.race([report, failed, given.promise]).finally(() => {
+      given.end();
+      child.stdio[3]!.destroy();
+    }),
+  );
+  signal.throwIfAborted();
   if ("failure" in outcome) return { failure: outcome.failure || (await errors).trim() };
   child.stderr!.destroy();
   const monitorPid = Number(await readFile(files.monitorPid, "utf8"));
   return { pid: outcome.pid, process: identify(outcome.pid), monitor: identify(monitorPid) };
 };
 
-/** The first line or all until the end, never more than `limit` bytes. */
-const collect = (stream: Readable, limit: number, signal?: AbortSignal): Promise<string> =>
-  new Promise((resolve, reject) => {
+/** The first line (`line`), or all until the end; never more than `limit` bytes. */
+const collect = (stream: Readable, limit: number, line: boolean): Promise<string> =>
+  new Promise((resolve) => {
     let text = "";
-    const abort = () => {
-      stream.destroy();
-      reject(signal!.reason);
-    };
     const end = () => {
-      signal?.removeEventListener("abort", abort);
       // conmon keeps its end of the sync pipe open for as long as it lives: ours must not stay with us.
       stream.destroy();
       resolve(text);
     };
-    signal?.addEventListener("abort", abort, { once: true });
     stream.setEncoding("utf8");
     stream.on("data", (chunk: string) => {
       text += chunk;
-      if (text.length >= limit || (signal && chunk.includes("\n"))) end();
+      if (text.length >= limit || (line && chunk.includes("\n"))) end();
     });
     stream.on("end", end);
     stream.on("error", end);
+    stream.on("close", end);
   });
+
+/** How long a runtime may take to come to an end of its own after the caller gave up. */
+const GRACE_MS = 5_000;
+
+const patience = (signal: AbortSignal) => {
+  const given = Promise.withResolvers<never>();
+  let timer: NodeJS.Timeout | undefined;
+  const abort = () => {
+    timer = setTimeout(() => given.reject(signal.reason), GRACE_MS);
+  };
+  signal.addEventListener("abort", abort, { once: true });
+  given.promise.catch(() => {});
+  return {
+    promise: given.promise,
+    end: () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", abort);
+    },
+  };
+};

@@ -86,7 +86,9 @@ afterEach(async () => {
 afterAll(async () => {
   handler.close();
   rmSync(root, { recursive: true, force: true });
-  for (const { mountpoint } of Object.values(layout.mounts)) {
+  // runc makes the cgroup in the unified hierarchy beside v1 too.
+  const mountpoints = Object.values(layout.mounts).map((mount) => mount.mountpoint);
+  for (const mountpoint of [...mountpoints, "/sys/fs/cgroup/unified"]) {
     const cgroup = join(mountpoint, `bh-oci-test-${process.pid}`);
     execFileSync("sh", ["-c", `[ ! -d ${cgroup} ] || find ${cgroup} -depth -type d -exec rmdir {} +`]);
   }
@@ -128,7 +130,7 @@ type Options = {
   sandbox?: SandboxRef;
 };
 
-const create = async (args: string[], options: Options = {}): Promise<ContainerRef> => {
+const create = async (args: string[], options: Options = {}, abort = signal()): Promise<ContainerRef> => {
   const id = `c${++serial}-${"0123456789abcdef".repeat(4)}`;
   const stateDir = join(root, id);
   mkdirSync(stateDir, { mode: 0o700 });
@@ -145,7 +147,7 @@ const create = async (args: string[], options: Options = {}): Promise<ContainerR
   };
   const ref: ContainerRef = { ...common, state: {} };
   started.push({ ref });
-  ref.state = await handler.create({ ...common, rootfs, spec: specOf(id, args, options.linux) }, signal());
+  ref.state = await handler.create({ ...common, rootfs, spec: specOf(id, args, options.linux) }, abort);
   return ref;
 };
 
@@ -263,6 +265,25 @@ describe("a container", () => {
     expect(serial).toBe(before + 1);
     expect(existsSync(join(root, "runc", ref.id))).toBe(false);
     expect(existsSync(join(ref.stateDir, "config.json"))).toBe(false);
+  });
+
+  test("whose creation is cancelled leaves nothing, whenever that is", async () => {
+    for (const ms of [1, 15, 30]) {
+      await expect(create(["sleep", "1000"], {}, AbortSignal.timeout(ms))).rejects.toThrow(/abort|timeout/i);
+      const { ref } = started.at(-1)!;
+      expect(existsSync(join(root, "runc", ref.id))).toBe(false);
+      expect(execFileSync("ls", [ref.stateDir], { encoding: "utf8" })).toBe("");
+      expect(
+        existsSync(join(layout.mounts.pids!.mountpoint, `bh-oci-test-${process.pid}/pod/${ref.id}`)),
+      ).toBe(false);
+    }
+  });
+
+  test("whose monitor is killed is ended and exits with 255 before long", async () => {
+    const ref = await run(["sleep", "1000"]);
+    process.kill(monitorOf(ref), "SIGKILL");
+    expect(await until(() => exits.get(ref.id)?.[0], 15_000)).toMatchObject({ code: 255 });
+    expect(runs(pidOf(ref))).toBe(false);
   });
 
   test("removed while it runs leaves no process, no file and no monitor; again is no failure", async () => {

@@ -171,6 +171,8 @@ export const createOciHandler = async (
   const discard = async (id: string, stateDir: string, signal: AbortSignal): Promise<void> => {
     await runDelete(command, id, signal);
     await endMonitor(stateDir, signal);
+    // A runtime that hung and went with its monitor may have got this far meanwhile.
+    await runDelete(command, id, signal);
     await exits.check(id);
     exits.forget(id);
     watched.delete(id);
