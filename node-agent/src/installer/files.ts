@@ -50,6 +50,9 @@ OOMScoreAdjust=-999
 WantedBy=multi-user.target
 `;
 
+/** Where the runtime serves its metrics; the agent passes them on. */
+export const runtimeMetrics = "127.0.0.1:9474";
+
 /** The runtime's configuration: it fronts `former`, the engine that served the kubelet before. */
 export const runtimeConfig = (version: string, former: string): string =>
   header +
@@ -59,8 +62,15 @@ export const runtimeConfig = (version: string, former: string): string =>
     state: paths.state,
     handlersDir: paths.handlers,
     conmon: join(versionDirectory(version), "bin/conmon"),
+    // Every pod that names no handler of ours is the former engine's.
+    runtimes: [],
     delegate: { socket: former },
-    mirrors: { [canaryImage.split("/")[0] ?? ""]: [`oci://${versionDirectory(version)}/canary`] },
+    // Where engines and distributions keep plugins; a directory that is not there is passed over.
+    cni: { binDirs: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"] },
+    registries: {
+      mirrors: { [canaryImage.split("/")[0] ?? ""]: [`oci:${versionDirectory(version)}/canary`] },
+    },
+    metrics: { listen: runtimeMetrics },
   });
 
 export type Platform = "systrap" | "kvm" | "ptrace";

@@ -7,7 +7,7 @@ import { socketPath } from "../protocol.ts";
 import { BundleCheck, readManifest } from "./bundle.ts";
 import { Controller } from "./controller.ts";
 import { hostFacts } from "./facts.ts";
-import { installed } from "./files.ts";
+import { installed, runtimeMetrics } from "./files.ts";
 import { mountedHost } from "./host.ts";
 import { acquireLock } from "./lock.ts";
 import { installerMetrics } from "./metrics.ts";
@@ -24,16 +24,23 @@ const program = new Command("bulkhead-installer")
   .description("Brings this node to what its NodeRuntime says; talks to the reporter over a Unix socket")
   .option("--host <directory>", "where the host's root file system is mounted", "/host")
   .option("--bundle <directory>", "the files to install, with manifest.json", "/bundle")
+  .option("--busybox <path>", "a static busybox: its nsenter reaches the host's namespaces", "/bin/busybox")
   .option("--socket <path>", "socket for the reporter", socketPath)
   .option("--log-level <level>", "trace, debug, info, warn or error", "info")
   .parse();
-const options = program.opts<{ host: string; bundle: string; socket: string; logLevel: string }>();
+const options = program.opts<{
+  host: string;
+  bundle: string;
+  busybox: string;
+  socket: string;
+  logLevel: string;
+}>();
 const log = pino({ level: options.logLevel, base: { program: "installer" } });
 const stop = new AbortController();
 for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => stop.abort(new Error(name)));
 
 async function main(signal: AbortSignal): Promise<void> {
-  const host = mountedHost(options.host, `${options.bundle}/bin/busybox`);
+  const host = mountedHost(options.host, options.busybox);
   const manifest = await readManifest(options.bundle);
   await using _lock = await acquireLock(host, installed.lock, signal, (holder) =>
     log.info({ holder }, "another installer is at work on this node"),
@@ -54,7 +61,16 @@ async function main(signal: AbortSignal): Promise<void> {
     log,
     instance: randomUUID(),
   });
-  await using _server = await serveSocket(options.socket, controller, registry, log);
+  /** The runtime's metrics stand on the host's loopback interface, where the reporter cannot reach them. */
+  const runtime = async (): Promise<string> => {
+    if (ownership.record.entries.length === 0) return "";
+    const ask = ["wget", "-q", "-T", "2", "-O", "-", `http://${runtimeMetrics}/metrics`];
+    const { code, stdout } = await host.runInNetwork(ask, { signal, timeoutMs: 3000 });
+    return code === 0 ? stdout : "";
+  };
+  const metrics = async (): Promise<string> =>
+    `${await registry.metrics()}\n${await runtime().catch(() => "")}`;
+  await using _server = await serveSocket(options.socket, controller, metrics, log);
   log.info({ version: manifest.version, kernel: facts.kernel, cgroup: facts.cgroup, kvm: facts.kvm }, "installer started");
   await controller.run(signal);
 }

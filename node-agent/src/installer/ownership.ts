@@ -16,7 +16,7 @@ import {
   utimes,
   writeFile,
 } from "node:fs/promises";
-import { dirname } from "node:path";
+import { dirname, join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { z } from "zod";
 import type { Host } from "./host.ts";
@@ -46,8 +46,8 @@ const Entry = z.discriminatedUnion("kind", [
   z.object({ kind: z.literal("link"), path: z.string(), target: z.string(), former: z.string().nullable() }),
   /** A directory that we made and that goes when it is empty. */
   z.object({ kind: z.literal("directory"), path: z.string() }),
-  /** A directory that is ours with all that is in it. */
-  z.object({ kind: z.literal("tree"), path: z.string() }),
+  /** A directory that is ours with all that is in it; one that stood there before us is emptied, not removed. */
+  z.object({ kind: z.literal("tree"), path: z.string(), existed: z.boolean() }),
 ]);
 export type Entry = z.infer<typeof Entry>;
 
@@ -182,7 +182,10 @@ export class Ownership {
   /** Makes a directory that is ours with all that it will hold. */
   async tree(path: string): Promise<void> {
     await this.#claimDirectories(dirname(path));
-    await this.#put({ kind: "tree", path });
+    const known = this.#record.entries.find((entry) => entry.kind === "tree" && entry.path === path);
+    const existed =
+      known?.kind === "tree" ? known.existed : (await lstat(this.#host.at(path)).catch(() => undefined)) !== undefined;
+    await this.#put({ kind: "tree", path, existed });
     await mkdir(this.#host.at(path), { recursive: true });
   }
 
@@ -222,7 +225,10 @@ export class Ownership {
         });
         break;
       case "tree":
-        await rm(at, { recursive: true, force: true });
+        for (const name of entry.existed ? await readdir(at).catch(() => []) : []) {
+          await rm(join(at, name), { recursive: true, force: true });
+        }
+        if (!entry.existed) await rm(at, { recursive: true, force: true });
         break;
     }
     await this.update({ entries: this.#record.entries.filter((candidate) => candidate !== entry) });

@@ -4,7 +4,6 @@ import { dirname } from "node:path";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import express, { type NextFunction, type Request, type Response } from "express";
 import type { Logger } from "pino";
-import type { Registry } from "prom-client";
 import { Desired, type Report } from "../protocol.ts";
 
 type Served = {
@@ -20,7 +19,7 @@ const reporterGroup = 65532;
 export async function serveSocket(
   path: string,
   controller: Served,
-  registry: Registry,
+  metrics: () => Promise<string>,
   log: Logger,
 ): Promise<AsyncDisposable> {
   const app = express();
@@ -48,7 +47,7 @@ export async function serveSocket(
     response.json(controller.report());
   });
   app.get("/metrics", async (_, response) => {
-    response.type(registry.contentType).send(await registry.metrics());
+    response.type("text/plain; version=0.0.4; charset=utf-8").send(await metrics());
   });
   app.use((error: unknown, _request: Request, response: Response, _next: NextFunction) => {
     response.status(400).json({ message: messageOf(error) });

@@ -188,8 +188,10 @@ export function executors(context: StepContext): Executors {
       await systemctl(["stop", paths.unit], signal);
     },
     purge: async (_, signal) => {
-      const roots = [paths.root, paths.state, paths.opt];
-      for (const point of await mountsBelow(roots)) {
+      const trees = ownership.record.entries.filter((entry) => entry.kind === "tree");
+      for (const point of await mountsBelow(trees.map(({ path }) => path))) {
+        // A disk of the admin's own below our directory stays where it is.
+        if (trees.some(({ path, existed }) => existed && path === point)) continue;
         await must(host.run(["umount", "-l", point], { signal }), `Cannot unmount "${point}"`);
       }
       // What the runtime keeps: recorded as ours before it was first started.

@@ -9,6 +9,7 @@ import { type Credentials, credentialsOf, meantFor, parseChallenges } from "./au
 import { type Endpoint, endpointsOf, readTrust } from "./endpoint.ts";
 import type { PullRequest } from "./images.ts";
 import { type Descriptor, limits, manifestTypes, sha256 } from "./manifest.ts";
+import { layoutDirectory, layoutRepository } from "./oci-layout.ts";
 import { isDigest, nameOf, type Reference } from "./reference.ts";
 
 /** A repository as one pull sees it: its endpoints and the credentials of the pull. */
@@ -69,6 +70,9 @@ export class Registry implements AsyncDisposable {
   }
 
   repository(reference: Reference, auth: PullRequest["auth"]): Repository {
+    const layout = this.#options.mirrors[reference.domain]?.map(layoutDirectory).find((path) => path !== undefined);
+    // A directory stands for the whole registry: there is nothing behind it to ask.
+    if (layout !== undefined) return layoutRepository(layout, nameOf(reference));
     const given = credentialsOf(auth);
     const sources = endpointsOf(reference.domain, this.#options.mirrors).map((endpoint): Source => {
       const host = endpoint.upstream ? reference.domain : new URL(endpoint.base).host;

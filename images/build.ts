@@ -1,0 +1,475 @@
+#!/usr/bin/env node
+import { execFile } from "node:child_process";
+import { createHash } from "node:crypto";
+import { createReadStream, createWriteStream, existsSync } from "node:fs";
+import {
+  chmod,
+  copyFile,
+  lstat,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  readlink,
+  rename,
+  rm,
+  symlink,
+  writeFile,
+} from "node:fs/promises";
+import { homedir, tmpdir } from "node:os";
+import { dirname, join, relative } from "node:path";
+import { Transform } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import { parseArgs, promisify } from "node:util";
+import { createGzip } from "node:zlib";
+import { build, type BuildOptions } from "esbuild";
+
+/**
+ * Builds the images of operator and node agent and pushes them:
+ *
+ *   node images/build.ts --registry HOST:PORT --tag T [--insecure] [--only operator|node-agent]
+ *
+ * An image is a list of layers, a layer a list of files, and nothing else decides its bytes: each layer is kept in
+ * the cache by the hash of its files, so that a build where nothing changed writes nothing. The layers that never
+ * change with our own code come first (images/README.md).
+ *
+ *   base      Node and its shared libraries                       both images
+ *   walls     conmon, runc, runsc and its shim, the canary        node agent
+ *   programs  our own bundles and the manifest of the files       each
+ */
+
+const run = promisify(execFile);
+const repository = dirname(import.meta.dirname);
+const { values } = parseArgs({
+  options: {
+    registry: { type: "string" },
+    tag: { type: "string", default: "dev" },
+    insecure: { type: "boolean", default: false },
+    only: { type: "string" },
+    cache: { type: "string", default: process.env.BULKHEAD_CACHE ?? join(homedir(), ".cache/bulkhead") },
+    help: { type: "boolean", default: false },
+  },
+});
+const usage = "node images/build.ts --registry HOST:PORT [--tag T] [--insecure] [--only operator|node-agent] [--cache DIR]";
+
+/** Where the agent puts the bundle on a node: programs of ours name their loader by this path. */
+const home = "/opt/bulkhead/current";
+const cache = join(values.cache, "images");
+const bin = join(values.cache, "bin");
+
+/** A file of an image: content from a file, a text, or a link. */
+type Source =
+  | { from: string; mode?: number; elf?: { rpath: string } }
+  | { text: string; mode?: number }
+  | { link: string };
+type Files = Record<string, Source>;
+
+/** One layer or image as it lies in the cache. */
+type Layer = { digest: string; size: number; diffId: string; path: string };
+
+const sha256 = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
+
+/** Says what takes time. */
+const timed = async <T>(what: string, work: () => Promise<T>): Promise<T> => {
+  const startedAt = performance.now();
+  const result = await work();
+  process.stderr.write(`  ${what}: ${((performance.now() - startedAt) / 1000).toFixed(1)} s\n`);
+  return result;
+};
+
+/** What identifies a file without reading it all; content that is equal may still be built twice, never the other way. */
+async function identity(source: Source): Promise<string> {
+  if ("link" in source) return `link ${source.link}`;
+  if ("text" in source) return `text ${sha256(source.text)} ${source.mode ?? 0o644}`;
+  const stat = await lstat(source.from);
+  return `file ${source.from} ${stat.size} ${stat.mtimeMs} ${stat.ino} ${source.mode ?? 0o644} ${JSON.stringify(source.elf ?? null)}`;
+}
+
+async function keyOf(files: Files): Promise<string> {
+  const lines = await Promise.all(
+    Object.entries(files).map(async ([path, source]) => `${path} ${await identity(source)}`),
+  );
+  return sha256(lines.sort().join("\n")).slice(0, 32);
+}
+
+/** Puts the files of a layer into a directory. */
+async function materialize(files: Files, directory: string): Promise<void> {
+  for (const [path, source] of Object.entries(files)) {
+    const to = join(directory, path);
+    await mkdir(dirname(to), { recursive: true });
+    if ("link" in source) await symlink(source.link, to);
+    else if ("text" in source) await writeFile(to, source.text);
+    else {
+      await copyFile(source.from, to);
+      if (source.elf !== undefined) {
+        await chmod(to, 0o755);
+        const loader = `${home}/lib/ld-linux-x86-64.so.2`;
+        await run("patchelf", ["--set-interpreter", loader, "--set-rpath", source.elf.rpath, to]);
+      }
+    }
+    if (!("link" in source)) await chmod(to, source.mode ?? 0o644);
+  }
+}
+
+/** Makes something once per key. `make` fills a directory that appears under its name only when it is whole. */
+async function once(kind: string, key: string, make: (directory: string) => Promise<void>): Promise<string> {
+  const path = join(cache, kind, key);
+  if (existsSync(path)) return path;
+  await mkdir(join(cache, kind), { recursive: true });
+  const draft = await mkdtemp(join(cache, kind, ".draft-"));
+  try {
+    await chmod(draft, 0o755);
+    await make(draft);
+    await rename(draft, path);
+  } catch (error) {
+    await rm(draft, { recursive: true, force: true });
+    if (!existsSync(path)) throw error;
+  }
+  return path;
+}
+
+/** A layer: its tree, then its tar, compressed, with both digests. */
+async function layerOf(name: string, files: Files): Promise<{ layer: Layer; tree: string }> {
+  const key = await keyOf(files);
+  const tree = await once("trees", key, (directory) => materialize(files, directory));
+  const path = await once("layers", key, (directory) =>
+    timed(`compress ${name}`, async () => {
+      // Sorted, owned by root, from the epoch: the same files make the same digest everywhere.
+      const tar = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-C", tree, "-cf"];
+      const archive = join(directory, "layer.tar");
+      await run("tar", [...tar, archive, "."]);
+      const diff = createHash("sha256");
+      const blob = createHash("sha256");
+      let size = 0;
+      const tap = (hash: ReturnType<typeof createHash>, count = false): Transform =>
+        new Transform({
+          transform(chunk: Buffer, _, done) {
+            hash.update(chunk);
+            if (count) size += chunk.length;
+            done(null, chunk);
+          },
+        });
+      const zipped = join(directory, "layer.tar.gz");
+      await pipeline(
+        createReadStream(archive, { highWaterMark: 1 << 20 }),
+        tap(diff),
+        createGzip({ level: 2 }),
+        tap(blob, true),
+        createWriteStream(zipped),
+      );
+      await rm(archive);
+      const layer = { digest: `sha256:${blob.digest("hex")}`, size, diffId: `sha256:${diff.digest("hex")}` };
+      await writeFile(join(directory, "layer.json"), JSON.stringify(layer));
+    }),
+  );
+  const known = JSON.parse(await readFile(join(path, "layer.json"), "utf8")) as Omit<Layer, "path">;
+  return { layer: { ...known, path: join(path, "layer.tar.gz") }, tree };
+}
+
+type Config = { entrypoint: string[]; user?: string; env?: string[] };
+
+/** Writes an OCI image layout (image-spec image-layout.md) of one image. */
+async function layoutOf(directory: string, tag: string, layers: Layer[], config: Config): Promise<string> {
+  const blobs = join(directory, "blobs/sha256");
+  await mkdir(blobs, { recursive: true });
+  const put = async (value: unknown): Promise<{ digest: string; size: number }> => {
+    const text = JSON.stringify(value);
+    await writeFile(join(blobs, sha256(text)), text);
+    return { digest: `sha256:${sha256(text)}`, size: Buffer.byteLength(text) };
+  };
+  for (const layer of layers) {
+    const to = join(blobs, layer.digest.slice("sha256:".length));
+    // The layout lies beside the cache: a link costs nothing.
+    if (!existsSync(to)) await run("cp", ["--link", "--force", layer.path, to]);
+  }
+  const image = await put({
+    architecture: "amd64",
+    os: "linux",
+    config: {
+      Entrypoint: config.entrypoint,
+      ...(config.user === undefined ? {} : { User: config.user }),
+      Env: ["PATH=/bin:/bundle/bin", "NODE_ENV=production", ...(config.env ?? [])],
+      WorkingDir: "/",
+      Labels: { "org.opencontainers.image.title": "bulkhead", "org.opencontainers.image.licenses": "Apache-2.0" },
+    },
+    rootfs: { type: "layers", diff_ids: layers.map(({ diffId }) => diffId) },
+    history: layers.map(() => ({ created_by: "images/build.ts" })),
+  });
+  const manifest = {
+    schemaVersion: 2,
+    mediaType: "application/vnd.oci.image.manifest.v1+json",
+    config: { mediaType: "application/vnd.oci.image.config.v1+json", ...image },
+    layers: layers.map(({ digest, size }) => ({
+      mediaType: "application/vnd.oci.image.layer.v1.tar+gzip",
+      digest,
+      size,
+    })),
+  };
+  const described = await put(manifest);
+  await writeFile(join(directory, "oci-layout"), JSON.stringify({ imageLayoutVersion: "1.0.0" }));
+  await writeFile(
+    join(directory, "index.json"),
+    JSON.stringify({
+      schemaVersion: 2,
+      mediaType: "application/vnd.oci.image.index.v1+json",
+      manifests: [
+        { mediaType: manifest.mediaType, ...described, annotations: { "org.opencontainers.image.ref.name": tag } },
+      ],
+    }),
+  );
+  return described.digest;
+}
+
+/** The shared libraries of programs, by name, as the loader of this machine finds them. */
+async function librariesOf(programs: string[]): Promise<Files> {
+  const files: Files = {};
+  for (const program of programs) {
+    const { stdout } = await run("ldd", [program]);
+    for (const [path] of stdout.matchAll(/\/[^ ]+(?= \(0x)/g)) {
+      files[`bundle/lib/${path.split("/").at(-1)}`] = { from: await realpath(path), mode: 0o755 };
+    }
+  }
+  return files;
+}
+
+async function realpath(path: string): Promise<string> {
+  const { stdout } = await run("realpath", [path]);
+  return stdout.trim();
+}
+
+const which = async (program: string, from: string): Promise<string> => {
+  try {
+    return (await run("which", [program])).stdout.trim();
+  } catch {
+    throw new Error(`Cannot find "${program}": install ${from}`);
+  }
+};
+
+const own = (name: string): string => {
+  const path = join(bin, name);
+  if (!existsSync(path)) throw new Error(`Cannot find "${path}": build the pinned programs first (./dev does)`);
+  return path;
+};
+
+/** All files below a directory as files of an image. */
+async function below(directory: string, at: string, wanted: (path: string) => boolean = () => true): Promise<Files> {
+  const files: Files = {};
+  for (const entry of await readdir(directory, { recursive: true, withFileTypes: true })) {
+    const path = join(entry.parentPath, entry.name);
+    const name = relative(directory, path);
+    if (entry.isFile() && wanted(name)) files[join(at, name)] = { from: path };
+  }
+  return files;
+}
+
+const bundling: BuildOptions = {
+  bundle: true,
+  platform: "node",
+  target: "node26",
+  format: "esm",
+  minifySyntax: true,
+  minifyWhitespace: true,
+  keepNames: true,
+  legalComments: "none",
+  // Loads a native module that lies beside the bundle.
+  external: ["koffi"],
+  // Packages in CommonJS ask for require in a module of type ESM.
+  banner: {
+    js: 'import { createRequire as createRequireForBundle } from "node:module"; const require = createRequireForBundle(import.meta.url);',
+  },
+  logLevel: "warning",
+};
+
+/** Bundles programs into one directory: output name → entry file. */
+async function bundle(entries: Record<string, string>, directory: string): Promise<void> {
+  await build({
+    ...bundling,
+    entryPoints: Object.entries(entries).map(([out, file]) => ({ out, in: join(repository, file) })),
+    outdir: directory,
+    outExtension: { ".js": ".mjs" },
+  });
+}
+
+/** Worker threads are programs of their own: runtime/src/A/B/worker.ts becomes A-B-worker.mjs beside main.mjs. */
+async function workersOf(program: string): Promise<Record<string, string>> {
+  const found = await readdir(join(repository, program), { recursive: true });
+  return Object.fromEntries(
+    found
+      .filter((path) => path.endsWith("/worker.ts"))
+      .map((path) => [path.replace(/\.ts$/, "").replaceAll("/", "-"), join(program, path)]),
+  );
+}
+
+/** The canary's image: busybox, as an OCI layout that the runtime takes as a mirror. */
+async function canaryOf(busybox: string): Promise<Files> {
+  const applets = ["sh", "sleep", "cat", "uname", "readlink", "printf", "true"];
+  const { layer } = await layerOf("canary", {
+    "bin/busybox": { from: busybox, mode: 0o755 },
+    ...Object.fromEntries(applets.map((name) => [`bin/${name}`, { link: "busybox" }])),
+    "etc/passwd": { text: "root:x:0:0:root:/:/bin/sh\n" },
+  });
+  const layout = await once("canaries", layer.digest.slice(7, 39), async (directory) => {
+    await layoutOf(directory, "1", [layer], { entrypoint: ["/bin/sleep", "3600"] });
+  });
+  return below(layout, "bundle/canary");
+}
+
+/** The manifest by which the agent verifies what it installs. */
+async function manifestOf(trees: string[], release: string): Promise<string> {
+  type Entry =
+    | { kind: "file"; path: string; sha256: string; size: number; mode: number }
+    | { kind: "link"; path: string; target: string };
+  const files: Entry[] = [];
+  for (const tree of trees) {
+    const root = join(tree, "bundle");
+    for (const entry of await readdir(root, { recursive: true, withFileTypes: true })) {
+      const at = join(entry.parentPath, entry.name);
+      const path = relative(root, at);
+      if (entry.isSymbolicLink()) files.push({ kind: "link", path, target: await readlink(at) });
+      if (!entry.isFile()) continue;
+      const stat = await lstat(at);
+      files.push({ kind: "file", path, sha256: await digestOf(at), size: stat.size, mode: stat.mode & 0o7777 });
+    }
+  }
+  files.sort((a, b) => (a.path < b.path ? -1 : 1));
+  const version = `${release}-${sha256(JSON.stringify(files)).slice(0, 12)}`;
+  return JSON.stringify({ version, files }, undefined, 1);
+}
+
+/** Digest of a file of the cache, remembered beside it: trees never change. */
+async function digestOf(path: string): Promise<string> {
+  const memory = join(cache, "digests", sha256(path));
+  if (existsSync(memory)) return readFile(memory, "utf8");
+  const hash = createHash("sha256");
+  await pipeline(createReadStream(path, { highWaterMark: 1 << 20 }), hash);
+  const digest = hash.digest("hex");
+  await mkdir(dirname(memory), { recursive: true });
+  await writeFile(memory, digest);
+  return digest;
+}
+
+async function push(name: string, layout: string, registry: string): Promise<string> {
+  const target = `${registry}/bulkhead/${name}:${values.tag}`;
+  const tls = values.insecure ? ["--dest-tls-verify=false"] : [];
+  await run("skopeo", [
+    "copy",
+    "--quiet",
+    "--insecure-policy",
+    "--preserve-digests",
+    ...tls,
+    `oci:${layout}:${values.tag}`,
+    `docker://${target}`,
+  ]);
+  return target;
+}
+
+async function main(): Promise<void> {
+  if (values.help || values.registry === undefined) {
+    process.stderr.write(`Usage: ${usage}\n`);
+    process.exitCode = values.help ? 0 : 2;
+    return;
+  }
+  const { registry } = values;
+  const { version: release } = JSON.parse(await readFile(join(repository, "package.json"), "utf8")) as {
+    version: string;
+  };
+  const node = await realpath(process.execPath);
+  const conmon = await which("conmon", "the package conmon");
+  const busybox = await which("busybox", "the package busybox-static");
+  const authorities = "/etc/ssl/certs/ca-certificates.crt";
+  const elf = { rpath: "$ORIGIN/../lib" };
+
+  const base = await layerOf("base", {
+    "bundle/bin/node": { from: node, mode: 0o755, elf },
+    ...(await librariesOf([node, conmon])),
+    [home.slice(1)]: { link: "/bundle" },
+    "etc/passwd": { text: "root:x:0:0:root:/:/\nbulkhead:x:65532:65532:bulkhead:/:/\n" },
+    "etc/group": { text: "root:x:0:\nbulkhead:x:65532:\n" },
+    "etc/nsswitch.conf": { text: "hosts: files dns\n" },
+    ...(existsSync(authorities) ? { "etc/ssl/certs/ca-certificates.crt": { from: authorities } } : {}),
+  });
+  const scratch = await mkdtemp(join(tmpdir(), "bulkhead-images-"));
+  try {
+    await timed("bundle programs", async () => {
+      const operator = bundle({ operator: "operator/src/main.ts" }, join(scratch, "operator"));
+      if (values.only === "operator") return operator;
+      await Promise.all([
+        operator,
+        bundle(
+          {
+            reporter: "node-agent/src/reporter/main.ts",
+            installer: "node-agent/src/installer/main.ts",
+            uninstall: "node-agent/src/uninstall/main.ts",
+          },
+          join(scratch, "agent"),
+        ),
+        bundle({ main: "runtime/src/main.ts", ...(await workersOf("runtime/src")) }, join(scratch, "runtime")),
+      ]);
+    });
+    /** Bundles get their content as text: a file made anew with the same content is the same layer. */
+    const texts = async (directory: string, at: string): Promise<Files> => {
+      const names = await readdir(directory);
+      const pairs = names.map(
+        async (name) => [join(at, name), { text: await readFile(join(directory, name), "utf8") }] as const,
+      );
+      return Object.fromEntries(await Promise.all(pairs));
+    };
+
+    const images: { name: string; layers: Layer[]; config: Config }[] = [];
+    const entry = (program: string): string[] => ["/bundle/bin/node", `/app/${program}.mjs`];
+    if (values.only !== "node-agent") {
+      const programs = await layerOf("operator", await texts(join(scratch, "operator"), "app"));
+      images.push({
+        name: "operator",
+        layers: [base.layer, programs.layer],
+        config: { entrypoint: entry("operator"), user: "65532:65532" },
+      });
+    }
+    if (values.only !== "operator") {
+      const modules = join(repository, "node_modules");
+      const walls = await layerOf("walls", {
+        "bundle/bin/conmon": { from: conmon, mode: 0o755, elf },
+        "bundle/bin/runc": { from: own("runc"), mode: 0o755 },
+        "bundle/bin/runsc": { from: own("runsc"), mode: 0o755 },
+        "bundle/bin/containerd-shim-runsc-v1": { from: own("containerd-shim-runsc-v1"), mode: 0o755 },
+        ...(await canaryOf(busybox)),
+        ...(await below(join(modules, "koffi"), "bundle/runtime/node_modules/koffi", (path) =>
+          /^(package\.json|LICENSE\.txt|(src\/koffi\/)?[a-z]+\.c?js|src\/koffi\/src\/[a-z]+\.c?js)$/.test(path),
+        )),
+        ...(await below(
+          join(modules, "@koromix/koffi-linux-x64"),
+          "bundle/runtime/node_modules/@koromix/koffi-linux-x64",
+          (path) => !path.startsWith("musl"),
+        )),
+        // The agent's own tool to reach the host's namespaces; it stays in the image.
+        "bin/busybox": { from: busybox, mode: 0o755 },
+      });
+      const runtime = await texts(join(scratch, "runtime"), "bundle/runtime");
+      const programs = await once("trees", await keyOf(runtime), (directory) => materialize(runtime, directory));
+      const manifest = await manifestOf([base.tree, walls.tree, programs], release);
+      const agent = await layerOf("node-agent", {
+        ...runtime,
+        ...(await texts(join(scratch, "agent"), "app")),
+        "bundle/manifest.json": { text: manifest },
+      });
+      images.push({
+        name: "node-agent",
+        layers: [base.layer, walls.layer, agent.layer],
+        config: { entrypoint: entry("reporter") },
+      });
+    }
+    // One after the other: the second finds the first one's base layer in the registry.
+    for (const { name, layers, config } of images) {
+      const key = sha256(JSON.stringify([layers, config, values.tag])).slice(0, 32);
+      const layout = await once("layouts", key, async (directory) => {
+        await layoutOf(directory, values.tag, layers, config);
+      });
+      const target = await timed(`push ${name}`, () => push(name, layout, registry));
+      process.stdout.write(`${target}\n`);
+    }
+  } finally {
+    await rm(scratch, { recursive: true, force: true });
+  }
+}
+
+await main();
