@@ -56,12 +56,21 @@ export async function execInTask(
   const process = { ...request.process, terminal: request.tty };
   await task.exec({ ...target, ...stdio, terminal: request.tty, spec: processAny(process) }, call);
   await task.start(target, call);
-  // The writer is open before the hold ends, so that nothing is lost between the two.
+  held[Symbol.dispose]();
+  const input = new AsyncDisposableStack();
+  undo.use(input);
   if (request.stdin) {
     const halfClose = () => task.closeIO({ ...target, stdin: true }, { timeoutMs: 10_000 });
-    feed(request.stdin, stdinWriter(stdio.stdin, halfClose));
+    void stdinWriter(stdio.stdin, halfClose, AbortSignal.timeout(startMs)).then(
+      (writer) => {
+        if (input.disposed) writer.destroy();
+        else input.defer(() => void writer.destroy());
+        feed(request.stdin as Readable, writer);
+      },
+      // The process ended before it had an input.
+      () => {},
+    );
   }
-  held[Symbol.dispose]();
   failed.move();
   const resources = undo.move();
 
@@ -132,9 +141,24 @@ function copyOut(path: string, sink: Writable | undefined) {
 /**
  * The writing end of a process's input. When it ends our writer closes, and `halfClose` lets the shim close its
  * own: the process then reads what is left, and the end.
+ *
+ * Shims open their ends of this FIFO after they have answered Start. Waits for that reader: what is written before
+ * it comes would go with the last descriptor.
  */
-export function stdinWriter(path: string, halfClose: () => Promise<unknown>): Writable {
-  const socket = new Socket({ fd: openWriter(path), readable: false, writable: true });
+export async function stdinWriter(
+  path: string,
+  halfClose: () => Promise<unknown>,
+  signal: AbortSignal,
+): Promise<Writable> {
+  let fd: number | undefined;
+  while (fd === undefined)
+    try {
+      fd = openWriter(path);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ENXIO") throw error;
+      await sleep(2, undefined, { signal });
+    }
+  const socket = new Socket({ fd, readable: false, writable: true });
   // The process is gone.
   socket.on("error", () => socket.destroy());
   socket.on("close", () => void halfClose().catch(() => {}));

@@ -6,6 +6,7 @@ import { fromBinary } from "@bufbuild/protobuf";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { DeleteResponseSchema } from "@bulkhead/lib/gen/shim_task_v3_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { connectSocket } from "@bulkhead/lib/ttrpc/socket.ts";
 import { type Bootstrap, bootstrapParams, parseBootstrap } from "./bootstrap.ts";
 
 /** Shims keep what they own apart by namespace; Bulkhead has one. */
@@ -179,6 +180,16 @@ const mayLowerOomScore = (): boolean => {
   return lowering;
 };
 
+/** The socket's file is there before anybody accepts. */
+const listens = async (address: string, signal: AbortSignal): Promise<boolean> => {
+  try {
+    (await connectSocket(address, signal)).destroy();
+    return true;
+  } catch {
+    return false;
+  }
+};
+
 /**
  * What `start` does at its core, without the OOM score: the shim run with no command is the server itself, on the
  * socket that -socket names. The name is relative to the bundle, so that no path is too long for it.
@@ -209,7 +220,7 @@ async function serveDirectly(
   child.unref();
   if (child.pid !== undefined) writeFileSync(join(bundle, "shim.pid"), String(child.pid));
   try {
-    while (!existsSync(join(bundle, "shim.sock"))) {
+    while (!(await listens(address, signal))) {
       if (failed)
         throw new RuntimeError("internal", `Cannot start the shim ${context.config.binary}: ${failed}`);
       await sleep(2, undefined, { signal });

@@ -20,6 +20,8 @@ export type LiveContainer = {
   stateDir: string;
   state: ContainerState;
   output: ContainerOutput;
+  /** True when this daemon started it: no need to ask. */
+  started?: boolean;
   /** Set when the end is known; reported once. */
   exit?: Exit;
   ended: Promise<void>;
@@ -48,6 +50,8 @@ export class ShimPod {
   readonly stateDir: string;
   readonly state: ShimState;
   readonly task: TaskClient;
+  /** The shim holds on to something that cannot be deleted: it will not end when it is asked to. */
+  stuck = false;
   readonly containers = new Map<string, LiveContainer>();
   readonly #shim: ShimConnection;
   readonly #deps: PodDeps;

@@ -179,6 +179,24 @@ export async function createShimHandler(
     }
   };
 
+  /**
+   * Ends a container of gVisor that was never started. Its shim can neither kill it nor delete it (Delete waits
+   * for the output of a process that is not there), so runsc does; the shim keeps an entry, and is killed in the
+   * end instead of asked to go.
+   */
+  const abandon = async (pod: ShimPod, live: LiveContainer) => {
+    await pod.cleanUp(live.id, live.stateDir);
+    pod.stuck = true;
+    // The shim's ends of the pipes stay open, and nothing was ever written.
+    await live.output.close();
+    await pod.settle(live, 128 + SIGKILL);
+  };
+  const neverStarted = async (pod: ShimPod, id: string, signal: AbortSignal): Promise<boolean> => {
+    if (!config.runsc) return false;
+    const { status } = await pod.task.state({ id }, { signal, timeoutMs: 10_000 });
+    return status === Status.CREATED;
+  };
+
   /** Removes a container from its shim, killing it first when it still runs. */
   const deleteTask = async (
     pod: ShimPod,
@@ -186,18 +204,17 @@ export async function createShimHandler(
     live: LiveContainer | undefined,
     signal: AbortSignal,
   ) => {
-    const call = { signal, timeoutMs: stopMs };
     try {
       if (live && !live.exit) {
+        if (await neverStarted(pod, id, signal)) return await abandon(pod, live);
         await kill(pod, id, SIGKILL, true, signal).catch((error) =>
           failed(error, `Cannot kill container ${id}`),
         );
         await Promise.race([live.ended, sleep(Math.min(stopMs, 10_000), undefined, { ref: false })]);
       }
-      await pod.task.delete({ id }, call);
+      await pod.task.delete({ id }, { signal, timeoutMs: stopMs });
     } catch (error) {
-      if (hasCode(error, "not-found")) return;
-      if (hasCode(error, "unavailable")) return;
+      if (hasCode(error, "not-found") || hasCode(error, "unavailable")) return;
       failed(error, `Cannot delete container ${id} in its shim`);
       await pod.cleanUp(id, live?.stateDir ?? pod.stateDir);
     }
@@ -206,8 +223,10 @@ export async function createShimHandler(
   /** The shim's end, asked for and then made. */
   const endShim = async (pod: ShimPod) => {
     pod.quiet();
-    await pod.task.shutdown({ id: pod.id, now: true }, { timeoutMs: shutdownMs }).catch(() => {});
-    await Promise.race([pod.gone, sleep(shutdownMs, undefined, { ref: false })]);
+    if (!pod.stuck) {
+      await pod.task.shutdown({ id: pod.id, now: true }, { timeoutMs: shutdownMs }).catch(() => {});
+      await Promise.race([pod.gone, sleep(shutdownMs, undefined, { ref: false })]);
+    }
     if (pod.alive) killProcess(pod.state.shim);
     pods.delete(pod.id);
     await pod.release();
@@ -229,8 +248,10 @@ export async function createShimHandler(
       const bundle = writeBundle(launch.stateDir, launch.id, groupedSpec(launch.spec, "sandbox", launch.id));
       const ref: SandboxRef = { id: launch.id, stateDir: launch.stateDir, state: {} };
       undo.defer(async () => {
-        if (!existsSync(join(launch.stateDir, files.shim))) killProcess(launchedShim(bundle));
+        const launched = launchedShim(bundle);
         await handler.removeSandbox(ref, AbortSignal.timeout(stopMs));
+        // One that did not come so far that it could be asked to go.
+        killProcess(launched);
       });
       let reply: Awaited<ReturnType<typeof launchShim>>;
       {
@@ -357,11 +378,16 @@ export async function createShimHandler(
     async start(ref, signal) {
       const pod = await podOf(ref.sandbox, signal);
       await pod.task.start({ id: ref.id }, { signal, timeoutMs: startMs });
+      const live = pod.containers.get(ref.id);
+      if (live) live.started = true;
     },
 
     async kill(ref, signo, all, signal) {
       const pod = await podIfAlive(ref.sandbox, signal);
-      if (!pod || pod.containers.get(ref.id)?.exit) return;
+      const live = pod?.containers.get(ref.id);
+      if (!pod || live?.exit) return;
+      if (live && signo === SIGKILL && !live.started && (await neverStarted(pod, ref.id, signal)))
+        return await abandon(pod, live);
       await kill(pod, ref.id, signo, all, signal);
     },
 
@@ -426,8 +452,8 @@ export async function createShimHandler(
       const pod = await podOf(ref.sandbox, signal);
       const live = liveOf(pod, ref);
       if (live.exit) throw new RuntimeError("failed-precondition", `Container ${ref.id} has exited`);
+      const stdin = ref.stdin ? await attachStdin(pod, ref, signal) : undefined;
       const { detach, ...outputs } = live.output.attach();
-      const stdin = ref.stdin ? attachStdin(pod, ref) : undefined;
       const close = () => {
         detach();
         stdin?.destroy();
@@ -557,14 +583,14 @@ export async function createShimHandler(
     }
   };
 
-  const attachStdin = (pod: ShimPod, ref: ContainerRef): Writable => {
+  const attachStdin = (pod: ShimPod, ref: ContainerRef, signal: AbortSignal): Promise<Writable> => {
     const path = stdioPaths(join(ref.stateDir, files.io), ref).stdin;
     const halfClose = async () => {
       // A terminal's input does not end with a client: the shell behind it would.
       if (ref.stdinOnce && !ref.tty)
         await pod.task.closeIO({ id: ref.id, stdin: true }, { timeoutMs: 10_000 });
     };
-    return stdinWriter(path, halfClose);
+    return stdinWriter(path, halfClose, within(signal, connectMs));
   };
 
   return handler;

@@ -5,15 +5,17 @@ import {
   existsSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
+  rmdirSync,
   rmSync,
   symlinkSync,
   writeFileSync,
 } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import pino from "pino";
-import type { Linux } from "../../linux/linux.ts";
 import { createLinux } from "../../linux/linux-ffi.ts";
 import type { Process, Spec } from "../../spec/oci.ts";
 import type {
@@ -63,6 +65,17 @@ export async function openTestHost(kind: "gvisor" | "runc") {
   await linux.pinNamespaces({ net: netns }, "pod");
   stack.defer(() => linux.umount(netns, 2));
 
+  const cgroup = `/bh-shim-${process.pid}-${kind}`;
+  stack.defer(async () => {
+    for (const controller of readdirSync("/sys/fs/cgroup")) {
+      const parent = join("/sys/fs/cgroup", controller, cgroup);
+      const below = existsSync(parent) ? readdirSync(parent, { recursive: true, withFileTypes: true }) : [];
+      const directories = below
+        .filter((entry) => entry.isDirectory())
+        .map((entry) => join(entry.parentPath, entry.name));
+      if (existsSync(parent)) for (const each of [...directories.reverse(), parent]) await removeCgroup(each);
+    }
+  });
   const runscRoot = join(dir, "runsc");
   // runsc keeps an empty network namespace mounted in its root for as long as the machine runs.
   const nullNetns = join(runscRoot, "bulkhead/null-netns");
@@ -125,15 +138,13 @@ export async function openTestHost(kind: "gvisor" | "runc") {
     }
   };
 
-  const openHandler = async (
-    overrides: { linux?: Partial<Linux>; config?: Partial<ShimHandlerConfig> } = {},
-  ) => {
+  const openHandler = async (overrides: Partial<ShimHandlerConfig> = {}) => {
     const life = new AsyncDisposableStack();
     const host: ShimHost = life.use(await openShimHost(join(dir, "shims"), linux));
     const handler = life.use(
-      await createShimHandler({ ...config, ...overrides.config } as ShimHandlerConfig, {
+      await createShimHandler({ ...config, ...overrides } as ShimHandlerConfig, {
         host,
-        linux: { ...linux, ...overrides.linux },
+        linux,
         network: {
           dial: async () => {
             throw new Error("gVisor's ports are not dialled");
@@ -160,8 +171,7 @@ export async function openTestHost(kind: "gvisor" | "runc") {
   };
 
   let counter = 0;
-  const newId = (name: string) => `${name}${process.pid}x${counter++}`.padEnd(64, "0");
-  const cgroup = `/bh-shim-${process.pid}-${kind}`;
+  const newId = (name: string) => `${name}${process.pid}x${counter++}`.padEnd(64, "f");
   const specOf = (root: string, id: string, pod: string, process: Process): Spec => ({
     ociVersion: "1.2.0",
     hostname: "pod",
@@ -250,14 +260,26 @@ export async function openTestHost(kind: "gvisor" | "runc") {
   };
 }
 
+/** Busy until the kernel is done with the last process. */
+async function removeCgroup(directory: string): Promise<void> {
+  for (let tries = 0; ; tries++)
+    try {
+      return rmdirSync(directory);
+    } catch (error) {
+      if (tries > 50) throw error;
+      await sleep(20);
+    }
+}
+
 /** The stream's name, then what was written. */
 function fileLog(path: string): LogSink {
   return {
     write: (stream, chunk) => {
-      for (const line of Buffer.from(chunk)
-        .toString()
-        .split(/(?<=\n)/))
-        appendFileSync(path, `${stream}:${line}`);
+      const text = Buffer.from(chunk).toString();
+      appendFileSync(
+        path,
+        text.replaceAll(/[^\n]*(\n|$)/g, (line) => (line === "" ? "" : `${stream}:${line}`)),
+      );
     },
     reopen: () => {},
     close: () => {},
