@@ -20,10 +20,8 @@ export const DesiredProfile = RuntimeProfileSpec.pick({
 export type DesiredProfile = z.infer<typeof DesiredProfile>;
 
 export const NodeRuntimeSpec = z.object({
-  profiles: z
-    .array(DesiredProfile)
-    .max(100)
-    .meta({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"] }),
+  /** The operator's alone, written whole: an apply that empties a list of type map takes `spec` away with it. */
+  profiles: z.array(DesiredProfile).max(100).meta({ "x-kubernetes-list-type": "atomic" }),
 });
 export type NodeRuntimeSpec = z.infer<typeof NodeRuntimeSpec>;
 

@@ -108,14 +108,13 @@ export const createController = (options: ControllerOptions): Controller => {
 
   reflectors.profiles.on((change) => {
     const { name } = change.object.metadata;
-    // A status that we wrote ourselves asks for nothing.
+    // Our own writes come back, too: they ask for nothing, unless they carry what another changed meanwhile.
+    const own =
+      context.written.get(name)?.metadata.resourceVersion === change.object.metadata.resourceVersion;
     if (
+      own &&
       change.type === "updated" &&
-      sameJson(
-        [change.old.spec, { ...change.old.metadata, resourceVersion: "" }],
-        [change.object.spec, { ...change.object.metadata, resourceVersion: "" }],
-      ) &&
-      sameJson(context.written.get(name)?.status, change.object.status)
+      change.old.metadata.generation === change.object.metadata.generation
     ) {
       return;
     }

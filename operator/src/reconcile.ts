@@ -19,8 +19,8 @@ export type Context = {
   client: Client;
   stores: Stores;
   decisions: Decisions;
-  /** Profiles as last written, until the watch brings what was written: planning must not see its own past. */
-  written: Map<string, { seen: string | undefined; status: NonNullable<RuntimeProfile["status"]> }>;
+  /** Profiles as last written, until the watch brings them: planning must not see its own past. */
+  written: Map<string, RuntimeProfile>;
   recorder: EventRecorder;
   metrics: ProfileMetrics;
   enqueueNode: (name: string) => void;
@@ -88,12 +88,13 @@ export const reconcileProfile = async (
   return facts.nodes.length > 0 ? { requeueAfterMs: context.staleAfterMs / 3 } : undefined;
 };
 
-/** The profile, with the status that we wrote last when the watch has not brought it yet. */
+/** The profile as the watch or our own last write has it, whichever is newer (versions are numbers: KEP-5504). */
 const latest = (name: string, { stores, written }: Context): RuntimeProfile | undefined => {
   const cached = stores.profiles.get(name);
   const own = written.get(name);
-  if (!cached || !own) return cached;
-  if (own.seen === cached.metadata.resourceVersion) return { ...cached, status: own.status };
+  const version = (is: RuntimeProfile) => Number(is.metadata.resourceVersion ?? 0);
+  if (cached && own && cached.metadata.uid === own.metadata.uid && version(own) >= version(cached))
+    return own;
   written.delete(name);
   return cached;
 };
@@ -108,14 +109,10 @@ const forgetProfile = (name: string, { decisions, metrics, written, enqueueNode 
   return undefined;
 };
 
-const addFinalizer = async ({ profile }: ProfileFacts, { client }: Context, signal: AbortSignal) => {
+const addFinalizer = async ({ profile }: ProfileFacts, { client, written }: Context, signal: AbortSignal) => {
   const { name, resourceVersion, finalizers = [] } = profile.metadata;
-  await client.patch(
-    runtimeProfiles,
-    name,
-    { metadata: { resourceVersion, finalizers: [...finalizers, finalizer] } },
-    { signal, fieldManager: operator },
-  );
+  const patch = { metadata: { resourceVersion, finalizers: [...finalizers, finalizer] } };
+  written.set(name, await client.patch(runtimeProfiles, name, patch, { signal, fieldManager: operator }));
 };
 
 const removeFinalizer = async (profile: RuntimeProfile, context: Context, signal: AbortSignal) => {
@@ -255,13 +252,15 @@ const writeStatus = async (
   { client, written }: Context,
   signal: AbortSignal,
 ) => {
-  const { name, resourceVersion } = profile.metadata;
-  await client.applyStatus(
-    runtimeProfiles,
-    { metadata: { name }, status },
-    { fieldManager: operator, force: true, signal },
+  const { name } = profile.metadata;
+  written.set(
+    name,
+    await client.applyStatus(
+      runtimeProfiles,
+      { metadata: { name }, status },
+      { fieldManager: operator, force: true, signal },
+    ),
   );
-  written.set(name, { seen: resourceVersion, status });
 };
 
 /** Conditions whose False is bad news, and the one whose True is. */
@@ -335,7 +334,7 @@ export const reconcileNode = async (
   const profiles =
     plan.profiles ?? (owned === false ? stores.nodeRuntimes.get(name)?.spec.profiles : undefined);
   if (profiles) {
-    const written = await client.apply(
+    await client.apply(
       nodeRuntimes,
       {
         metadata: { name, labels: { [labels.managedBy]: managedBy }, ownerReferences: [owner] },
@@ -343,10 +342,6 @@ export const reconcileNode = async (
       },
       { fieldManager: operator, force: true, signal },
     );
-    // Entries that another manager owns outlive an apply; the spec is the operator's alone.
-    if (!sameJson(written.spec.profiles, profiles)) {
-      await client.patch(nodeRuntimes, name, { spec: { profiles } }, { fieldManager: operator, signal });
-    }
     context.log.debug(
       { node: name, profiles: profiles.map((p) => `${p.name}@${p.revision}`) },
       "node assigned",

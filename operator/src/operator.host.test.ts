@@ -1,0 +1,706 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+import { finalizer, labels } from "@bulkhead/lib/api/group.ts";
+import type { NodeRuntime, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import type { Condition, RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
+import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
+import { kubeconfigFile } from "@bulkhead/lib/kube/config.ts";
+import { events } from "@bulkhead/lib/kube/events.ts";
+import { leases } from "@bulkhead/lib/kube/lease.ts";
+import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
+import { nodeRuntimes, nodes, pods, runtimeClasses, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
+import { hasCode } from "@bulkhead/lib/std/errors.ts";
+import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
+import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+
+/**
+ * The operator as a process on a real API server. Nodes are objects; the test stands in for their agents, which are
+ * another program: it writes NodeRuntime.status as they do.
+ */
+
+const namespace = "default";
+const fullNodes: Resource<KubeObject> = { ...nodes, metadataOnly: false };
+
+let server: ApiServer;
+let client: Client;
+
+beforeAll(async () => {
+  server = await startApiServer();
+  client = createClient({ config: await kubeconfigFile(server.kubeconfig) });
+  await installCrds(client);
+});
+afterAll(async () => {
+  await client?.close();
+  await server?.[Symbol.asyncDispose]();
+});
+
+type Operator = {
+  child: ChildProcess;
+  address: string;
+  lines: string[];
+  kill(signal: NodeJS.Signals): Promise<void>;
+};
+
+const startOperator = async (...flags: string[]): Promise<Operator> => {
+  const child = spawn(
+    "setpriv",
+    [
+      ...["--pdeathsig", "KILL", "--", process.execPath, join(import.meta.dirname, "main.ts"), "run"],
+      ...["--kubeconfig", server.kubeconfig, "--namespace", namespace, "--metrics-address", "127.0.0.1:0"],
+      ...["--log-level", "debug", ...flags],
+    ],
+    { stdio: ["ignore", "pipe", "pipe"] },
+  );
+  const lines: string[] = [];
+  const { promise: address, resolve, reject } = Promise.withResolvers<string>();
+  child.on("exit", () => reject(new Error(`the operator ended: ${lines.slice(-5).join("\n")}`)));
+  createInterface({ input: child.stderr }).on("line", (line) => lines.push(line));
+  createInterface({ input: child.stdout }).on("line", (line) => {
+    lines.push(line);
+    const entry = line.startsWith("{") ? JSON.parse(line) : {};
+    if (entry.msg === "started") resolve(entry.address);
+  });
+  return {
+    child,
+    address: await address,
+    lines,
+    kill: async (signal) => {
+      if (child.exitCode !== null || child.signalCode !== null) return;
+      const exited = once(child, "exit");
+      child.kill(signal);
+      await exited;
+    },
+  };
+};
+
+/** Waits until `read` gives something that `holds`; an object that is not there gives undefined. */
+const eventually = async <T>(
+  what: string,
+  read: () => Promise<T>,
+  holds: (value: T | undefined) => boolean,
+  ms = 15_000,
+): Promise<T> => {
+  const deadline = Date.now() + ms;
+  for (;;) {
+    const value = await read().catch((error: unknown) => {
+      if (hasCode(error, "not-found")) return undefined;
+      throw error;
+    });
+    if (holds(value)) return value as T;
+    if (Date.now() > deadline)
+      throw new Error(`not within ${ms} ms: ${what}: ${JSON.stringify(value, null, 1)}`);
+    await sleep(50);
+  }
+};
+
+const profile = (name: string) => client.get(runtimeProfiles, name);
+const runtimeOf = (node: string) => client.get(nodeRuntimes, node);
+const conditionOf = (is: RuntimeProfile | undefined, type: string): Condition | undefined =>
+  is?.status?.conditions?.find((condition) => condition.type === type);
+const hasCondition = (type: string, status: string, reason?: string) => (is: RuntimeProfile | undefined) => {
+  const condition = conditionOf(is, type);
+  return condition?.status === status && (reason === undefined || condition.reason === reason);
+};
+
+const createProfile = (name: string, spec: object = {}) =>
+  client.create(runtimeProfiles, {
+    metadata: { name },
+    spec: { handler: { gvisor: { platform: "systrap" } }, ...spec },
+  } as never);
+
+const createNode = (name: string, more: Record<string, string> = {}) =>
+  client.create(fullNodes, {
+    metadata: { name, labels: { "kubernetes.io/os": "linux", "kubernetes.io/hostname": name, ...more } },
+  });
+
+const createPod = (name: string, runtimeClassName: string) =>
+  client.create(pods, {
+    metadata: { name, namespace },
+    spec: { runtimeClassName, containers: [{ name: "c", image: "example/none:1" }] },
+  } as never);
+
+const removePod = (name: string) =>
+  client.patch(pods, name, { status: { phase: "Succeeded" } }, { namespace, subresource: "status" });
+
+/** What an agent does once: reports on each profile that its NodeRuntime.spec names. */
+const report = async (
+  node: string,
+  say: (entry: NodeRuntime["spec"]["profiles"][number]) => Partial<ProfileStatus> = () => ({}),
+  heartbeat = new Date(),
+) => {
+  const runtime = await runtimeOf(node);
+  await client.applyStatus(
+    nodeRuntimes,
+    {
+      metadata: { name: node },
+      status: {
+        observedGeneration: runtime.metadata.generation,
+        heartbeat: heartbeat.toISOString(),
+        profiles: runtime.spec.profiles.map((entry) => ({
+          name: entry.name,
+          phase: "Ready",
+          revision: entry.revision,
+          reason: "CanaryPassed",
+          message: "",
+          canary: {
+            passed: true,
+            at: heartbeat.toISOString(),
+            startSeconds: 0.2,
+            kernel: "4.4.0",
+            assertions: ["kernel-differs"],
+            failures: 0,
+          },
+          startSeconds: { p50: 0.2, p99: 0.4 },
+          ...say(entry),
+        })),
+      },
+    },
+    { fieldManager: "bulkhead-agent", force: true },
+  );
+};
+
+/** An agent that reports again and again until the test ends. */
+const agents: AbortController[] = [];
+const startAgent = (node: string, say?: Parameters<typeof report>[1]) => {
+  const stop = new AbortController();
+  agents.push(stop);
+  void (async () => {
+    while (!stop.signal.aborted) {
+      await report(node, say).catch(() => {}); // not there yet
+      await sleep(100);
+    }
+  })();
+  return () => stop.abort();
+};
+
+const clean = async () => {
+  for (const stop of agents.splice(0)) stop.abort();
+  await sleep(150);
+  for (const { metadata } of (await client.list(pods, { namespace })).items) {
+    await client.delete(pods, metadata.name, { namespace });
+  }
+  for (const { metadata } of (await client.list(runtimeProfiles)).items) {
+    await client.patch(runtimeProfiles, metadata.name, { metadata: { finalizers: null } });
+    await client.delete(runtimeProfiles, metadata.name).catch(() => {});
+  }
+  for (const resource of [nodeRuntimes, runtimeClasses, fullNodes] as Resource<KubeObject>[]) {
+    for (const { metadata } of (await client.list(resource)).items) {
+      await client.delete(resource, metadata.name).catch(() => {});
+    }
+  }
+};
+
+describe("The operator", () => {
+  let operator: Operator;
+  beforeEach(async () => {
+    operator = await startOperator("--no-leader-elect", "--stale-after", "6");
+  });
+  afterEach(async () => {
+    await operator.kill("SIGKILL");
+    await clean();
+  });
+
+  test("takes a profile from apply to Ready: class, NodeRuntimes in waves, labels, status, events, metrics", async () => {
+    await createNode("node-a", { wall: "yes" });
+    await createNode("node-b", { wall: "yes" });
+    await createNode("node-c");
+    await createProfile("sandboxed", {
+      nodeSelector: { wall: "yes" },
+      tolerations: [{ key: "dedicated", operator: "Exists" }],
+      runtimeClass: { overhead: { memory: "1024Mi", cpu: "0.25" } },
+    });
+
+    const runtimeClass = await eventually(
+      "the class",
+      () => client.get(runtimeClasses, "sandboxed"),
+      Boolean,
+    );
+    expect(runtimeClass).toMatchObject({
+      handler: "sandboxed",
+      overhead: { podFixed: { memory: "1Gi", cpu: "250m" } },
+      scheduling: {
+        nodeSelector: { wall: "yes", "handler.bulkhead.dev/sandboxed": "ready" },
+        tolerations: [{ key: "dedicated", operator: "Exists" }],
+      },
+      metadata: { labels: { "bulkhead.dev/profile": "sandboxed" } },
+    });
+    expect((await profile("sandboxed")).metadata.finalizers).toEqual([finalizer]);
+
+    // The canary goes first; the other node has a NodeRuntime, and waits.
+    const canary = await eventually(
+      "the canary's NodeRuntime",
+      () => runtimeOf("node-a"),
+      (runtime) => runtime?.spec.profiles.length === 1,
+    );
+    const node = await client.get(nodes, "node-a");
+    expect(canary.metadata.ownerReferences).toEqual([
+      { apiVersion: "v1", kind: "Node", name: "node-a", uid: node.metadata.uid },
+    ]);
+    expect(canary.spec.profiles[0]).toMatchObject({
+      name: "sandboxed",
+      engine: "bulkhead",
+      handler: { gvisor: { platform: "systrap" } },
+      artifact: { bundled: true },
+      probe: { interval: "60s", assertIsolation: true },
+    });
+    await eventually(
+      "the canary's condition",
+      () => profile("sandboxed"),
+      hasCondition("Progressing", "True", "Canary"),
+    );
+    expect((await runtimeOf("node-b")).spec.profiles).toEqual([]);
+    await expect(runtimeOf("node-c")).rejects.toMatchObject({ code: "not-found" });
+
+    startAgent("node-a");
+    startAgent("node-b");
+    const ready = await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    const { revision } = canary.spec.profiles[0]!;
+    expect(ready.status).toMatchObject({
+      observedGeneration: 1,
+      nodes: { desired: 2, updated: 2, ready: 2, failed: 0 },
+      currentRevision: revision,
+      updateRevision: revision,
+      pods: 0,
+      startSeconds: { p50: 0.2, p99: 0.4 },
+    });
+    expect(ready.status?.conditions?.map((c) => `${c.type}=${c.status} ${c.reason}`)).toEqual([
+      "Accepted=True Accepted",
+      "RuntimeClassReady=True RuntimeClassReady",
+      "Progressing=False RolledOut",
+      "Ready=True AllNodesReady",
+      "Degraded=False AsExpected",
+    ]);
+    for (const name of ["node-a", "node-b"]) {
+      await eventually(
+        `the label of ${name}`,
+        () => client.get(nodes, name),
+        (is) => is?.metadata.labels?.[labels.handlerReady("sandboxed")] === "ready",
+      );
+    }
+    const told = await eventually(
+      "events",
+      () => client.list(events, { namespace }),
+      (list) => list?.items.some((e) => e.reason === "AllNodesReady") ?? false,
+    );
+    const reasons = told.items.filter((e) => e.regarding?.name === "sandboxed").map((e) => e.reason);
+    expect(reasons).toContain("RuntimeClassCreated");
+    expect(reasons).toContain("Canary");
+    expect(new Set(reasons).size).toBe(reasons.length);
+
+    const metrics = await (await fetch(`http://${operator.address}/metrics`)).text();
+    expect(metrics).toContain('bulkhead_profile_ready{profile="sandboxed"} 1');
+    expect(metrics).toContain('bulkhead_profile_nodes{profile="sandboxed",state="ready"} 2');
+    expect(metrics).toMatch(
+      /controller_runtime_reconcile_total\{controller="runtimeprofile",result="requeue_after"\} [1-9]/,
+    );
+    expect(metrics).toMatch(/workqueue_depth\{name="noderuntime",controller="noderuntime"\} 0/);
+    expect((await fetch(`http://${operator.address}/readyz`)).status).toBe(200);
+    expect((await fetch(`http://${operator.address}/healthz`)).status).toBe(200);
+
+    // Nothing changes but heartbeats: nothing is written, not even by a reconcile.
+    const writes = async () =>
+      [
+        ...(await (await fetch(`http://${operator.address}/metrics`)).text()).matchAll(
+          /rest_client_requests_total\{method="(POST|PUT|PATCH|DELETE)",code="\d+"\} (\d+)/g,
+        ),
+      ].reduce((sum, [, , count]) => sum + Number(count), 0);
+    await sleep(1_000);
+    const before = await writes();
+    await sleep(4_000);
+    expect(await writes()).toBe(before);
+  });
+
+  test("repairs what others change of its RuntimeClass, NodeRuntimes and labels", async () => {
+    await createNode("node-a");
+    await createProfile("sandboxed");
+    startAgent("node-a");
+    await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    const good = await client.get(runtimeClasses, "sandboxed");
+
+    await client.patch(runtimeClasses, "sandboxed", {
+      metadata: { labels: { team: "a" } },
+      scheduling: { nodeSelector: null, tolerations: [{ operator: "Exists" }] },
+      overhead: { podFixed: { memory: "1Mi" } },
+    });
+    const mended = await eventually(
+      "the class mended",
+      () => client.get(runtimeClasses, "sandboxed"),
+      (is) => is?.overhead === undefined,
+    );
+    expect(mended.scheduling).toEqual(good.scheduling);
+    expect(mended.metadata.labels).toEqual({ ...good.metadata.labels, team: "a" });
+
+    await client.delete(runtimeClasses, "sandboxed");
+    await eventually("the class made anew", () => client.get(runtimeClasses, "sandboxed"), Boolean);
+
+    await client.delete(runtimeClasses, "sandboxed");
+    const { metadata, ...rest } = good;
+    await client
+      .create(runtimeClasses, {
+        ...rest,
+        metadata: { name: "sandboxed", labels: metadata.labels ?? {} },
+        handler: "runc",
+      })
+      .catch(() => {}); // the operator may have been faster
+    await eventually(
+      "the class with its own handler",
+      () => client.get(runtimeClasses, "sandboxed"),
+      (is) => is?.handler === "sandboxed",
+    );
+
+    const spec = (await runtimeOf("node-a")).spec.profiles;
+    await client.patch(nodeRuntimes, "node-a", {
+      spec: { profiles: [{ ...spec[0], name: "intruder" }] },
+    });
+    await eventually(
+      "the NodeRuntime mended",
+      () => runtimeOf("node-a"),
+      (is) => JSON.stringify(is?.spec.profiles.map((p) => p.name)) === '["sandboxed"]',
+    );
+    await client.delete(nodeRuntimes, "node-a");
+    await eventually(
+      "the NodeRuntime made anew",
+      () => runtimeOf("node-a"),
+      (is) => is?.spec.profiles.length === 1,
+    );
+
+    await eventually(
+      "the label",
+      () => client.get(nodes, "node-a"),
+      (is) => Boolean(is?.metadata.labels?.[labels.handlerReady("sandboxed")]),
+    );
+    await client.patch(nodes, "node-a", {
+      metadata: {
+        labels: { [labels.handlerReady("sandboxed")]: null, [labels.handlerReady("none")]: "ready" },
+      },
+    });
+    await eventually(
+      "the labels mended",
+      () => client.get(nodes, "node-a"),
+      (is) =>
+        is?.metadata.labels?.[labels.handlerReady("sandboxed")] === "ready" &&
+        !(labels.handlerReady("none") in (is?.metadata.labels ?? {})),
+    );
+  });
+
+  test("leaves a foreign RuntimeClass as it is, says so, and takes the name once it is free", async () => {
+    await createNode("node-a");
+    const foreign = await client.create(runtimeClasses, { metadata: { name: "taken" }, handler: "theirs" });
+    await createPod("not-ours", "taken");
+    await createProfile("taken");
+    const is = await eventually("the condition", () => profile("taken"), hasCondition("Degraded", "True"));
+    expect(conditionOf(is, "RuntimeClassReady")).toMatchObject({
+      status: "False",
+      reason: "ForeignRuntimeClass",
+    });
+    expect(conditionOf(is, "RuntimeClassReady")?.message).toContain('RuntimeClass "taken" exists');
+    expect(is.status?.pods).toBe(0);
+    await sleep(1_000);
+    expect(await client.get(runtimeClasses, "taken")).toEqual(foreign);
+    await expect(runtimeOf("node-a")).resolves.toMatchObject({ spec: { profiles: [] } });
+
+    // A second profile cannot take over the first one's class either.
+    await createProfile("first", { runtimeClass: { name: "shared" } });
+    await eventually("first's class", () => client.get(runtimeClasses, "shared"), Boolean);
+    await createProfile("second", { runtimeClass: { name: "shared" } });
+    const second = await eventually(
+      "second",
+      () => profile("second"),
+      hasCondition("RuntimeClassReady", "False"),
+    );
+    expect(conditionOf(second, "RuntimeClassReady")?.message).toContain('belongs to RuntimeProfile "first"');
+
+    await client.delete(runtimeClasses, "taken");
+    await eventually("the class", () => profile("taken"), hasCondition("RuntimeClassReady", "True"));
+    expect((await client.get(runtimeClasses, "taken")).handler).toBe("taken");
+  });
+
+  test("deletes a profile whose class was foreign without waiting for pods that are not its own", async () => {
+    await client.create(runtimeClasses, { metadata: { name: "taken" }, handler: "theirs" });
+    await createPod("not-ours", "taken");
+    await createProfile("taken");
+    await eventually("the condition", () => profile("taken"), hasCondition("Degraded", "True"));
+    await client.delete(runtimeProfiles, "taken");
+    await eventually(
+      "gone",
+      () => profile("taken"),
+      (is) => is === undefined,
+    );
+    expect((await client.get(runtimeClasses, "taken")).handler).toBe("theirs");
+  });
+
+  test("keeps a profile in use, says for which pods, then takes everything back in order", async () => {
+    await createNode("node-a");
+    await createNode("node-b");
+    await createProfile("sandboxed");
+    const stopA = startAgent("node-a");
+    startAgent("node-b");
+    await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    for (let pod = 0; pod < 12; pod++) await createPod(`user-${String(pod).padStart(2, "0")}`, "sandboxed");
+    await eventually(
+      "pods counted",
+      () => profile("sandboxed"),
+      (is) => is?.status?.pods === 12,
+    );
+
+    await client.delete(runtimeProfiles, "sandboxed");
+    const waiting = await eventually(
+      "in use",
+      () => profile("sandboxed"),
+      hasCondition("Progressing", "True", "InUse"),
+    );
+    expect(conditionOf(waiting, "Progressing")?.message).toBe(
+      `12 pods use RuntimeClass "sandboxed": ${Array.from({ length: 10 }, (_, n) => `default/user-0${n}`).join(", ")} and 2 more`,
+    );
+    const told = (await client.list(events, { namespace })).items.find((e) => e.reason === "InUse");
+    expect(told).toMatchObject({ type: "Warning", regarding: { kind: "RuntimeProfile", name: "sandboxed" } });
+    await sleep(1_000);
+    expect((await runtimeOf("node-a")).spec.profiles).toHaveLength(1);
+    await client.get(runtimeClasses, "sandboxed");
+
+    stopA(); // node-a's agent does not answer while the profile is being removed
+    await sleep(200);
+    for (let pod = 0; pod < 12; pod++) await removePod(`user-${String(pod).padStart(2, "0")}`);
+    const removing = await eventually(
+      "removing",
+      () => profile("sandboxed"),
+      (is) => conditionOf(is, "Progressing")?.message === "waiting for the agents of node-a",
+    );
+    expect(conditionOf(removing, "Progressing")?.reason).toBe("RemovingFromNodes");
+    await expect(client.get(runtimeClasses, "sandboxed")).rejects.toMatchObject({ code: "not-found" });
+    expect((await runtimeOf("node-a")).spec.profiles).toEqual([]);
+    await sleep(500);
+    expect((await profile("sandboxed")).metadata.finalizers).toEqual([finalizer]);
+
+    await report("node-a");
+    await eventually(
+      "gone",
+      () => profile("sandboxed"),
+      (is) => is === undefined,
+    );
+    for (const name of ["node-a", "node-b"]) {
+      await eventually(
+        "no label",
+        () => client.get(nodes, name),
+        (is) => !(labels.handlerReady("sandboxed") in (is?.metadata.labels ?? {})),
+      );
+    }
+    const metrics = await (await fetch(`http://${operator.address}/metrics`)).text();
+    expect(metrics).not.toContain('profile="sandboxed"');
+  });
+
+  test("does not wait for nodes that vanished, and forgets them", async () => {
+    await createNode("node-a");
+    await createProfile("sandboxed");
+    const stop = startAgent("node-a");
+    await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    stop();
+    await client.delete(runtimeProfiles, "sandboxed");
+    await eventually(
+      "removing",
+      () => profile("sandboxed"),
+      hasCondition("Progressing", "True", "RemovingFromNodes"),
+    );
+    await client.delete(nodes, "node-a");
+    await eventually(
+      "gone",
+      () => profile("sandboxed"),
+      (is) => is === undefined,
+    );
+    await eventually(
+      "the NodeRuntime gone",
+      () => runtimeOf("node-a"),
+      (is) => is === undefined,
+    );
+  });
+
+  test("stops a rollout that fails, says on which nodes and why, and goes on when the profile is mended", async () => {
+    for (const name of ["node-a", "node-b", "node-c", "node-d"]) await createNode(name);
+    await createProfile("sandboxed");
+    const broken = (entry: { handler: { gvisor?: { platform?: string } | undefined } }) =>
+      entry.handler.gvisor?.platform === "kvm";
+    for (const name of ["node-a", "node-b", "node-c", "node-d"]) {
+      let served = "";
+      startAgent(name, (entry) => {
+        if (!broken(entry)) {
+          served = entry.revision;
+          return {};
+        }
+        return {
+          phase: "RolledBack",
+          revision: served,
+          attemptedRevision: entry.revision,
+          reason: "CanaryFailed",
+          message: "no /dev/kvm",
+        };
+      });
+    }
+    const good = await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    await client.patch(runtimeProfiles, "sandboxed", { spec: { handler: { gvisor: { platform: "kvm" } } } });
+    const halted = await eventually(
+      "halted",
+      () => profile("sandboxed"),
+      hasCondition("Progressing", "False", "FailureThreshold"),
+    );
+    expect(halted.status).toMatchObject({
+      nodes: { desired: 4, ready: 4, updated: 0, failed: 2 },
+      currentRevision: good.status?.updateRevision,
+      failedNodes: [
+        { name: "node-a", reason: "CanaryFailed", message: "no /dev/kvm" },
+        { name: "node-b", reason: "CanaryFailed", message: "no /dev/kvm" },
+      ],
+    });
+    expect(conditionOf(halted, "Degraded")).toMatchObject({ status: "True", reason: "FailureThreshold" });
+    expect((await runtimeOf("node-d")).spec.profiles[0]?.revision).toBe(good.status?.updateRevision);
+    const told = (await client.list(events, { namespace })).items.filter((e) => e.reason === "NodeFailed");
+    expect(told.map((e) => e.note)).toContain("node node-a: CanaryFailed: no /dev/kvm");
+
+    await client.patch(runtimeProfiles, "sandboxed", {
+      spec: { handler: { gvisor: { platform: "ptrace" } } },
+    });
+    const mended = await eventually(
+      "Ready",
+      () => profile("sandboxed"),
+      (is) => hasCondition("Ready", "True")(is) && is?.status?.updateRevision !== good.status?.updateRevision,
+    );
+    expect(mended.status).toMatchObject({ nodes: { desired: 4, updated: 4, ready: 4, failed: 0 } });
+    expect(mended.status?.failedNodes).toBeUndefined();
+  });
+
+  test("takes the label from a node whose canary fails or whose agent falls silent, and gives it back", async () => {
+    await createNode("node-a");
+    await createProfile("sandboxed");
+    const labelled = (yes: boolean) =>
+      eventually(
+        `label ${yes}`,
+        () => client.get(nodes, "node-a"),
+        (is) => (is?.metadata.labels?.[labels.handlerReady("sandboxed")] === "ready") === yes,
+      );
+    const stopGood = startAgent("node-a");
+    await labelled(true);
+    stopGood();
+    await sleep(200);
+    await report("node-a", () => ({
+      phase: "Failed",
+      reason: "CanaryFailed",
+      message: "the wall is not there",
+    }));
+    await labelled(false);
+    const degraded = await eventually(
+      "Degraded",
+      () => profile("sandboxed"),
+      hasCondition("Degraded", "True", "NodesFailed"),
+    );
+    expect(conditionOf(degraded, "Ready")?.message).toContain("node-a: CanaryFailed (the wall is not there)");
+    await report("node-a");
+    await labelled(true);
+    await labelled(false); // six seconds without a word
+    await eventually(
+      "AgentSilent",
+      () => profile("sandboxed"),
+      hasCondition("Degraded", "True", "AgentsSilent"),
+    );
+    await report("node-a");
+    await labelled(true);
+    await eventually("Ready again", () => profile("sandboxed"), hasCondition("Ready", "True"));
+  });
+
+  test("serves nodes that join, that match no more, and that come back under their name", async () => {
+    await createNode("node-a", { wall: "yes" });
+    await createProfile("sandboxed", { nodeSelector: { wall: "yes" } });
+    startAgent("node-a");
+    await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    await createNode("node-b", { wall: "yes" });
+    await eventually(
+      "node-b",
+      () => runtimeOf("node-b"),
+      (is) => is?.spec.profiles.length === 1,
+    );
+    await client.patch(nodes, "node-b", { metadata: { labels: { wall: "no" } } });
+    await eventually(
+      "node-b without",
+      () => runtimeOf("node-b"),
+      (is) => is?.spec.profiles.length === 0,
+    );
+
+    await client.delete(nodes, "node-a");
+    await eventually(
+      "the NodeRuntime gone",
+      () => runtimeOf("node-a"),
+      (is) => is === undefined,
+    );
+    const again = await createNode("node-a", { wall: "yes" });
+    const runtime = await eventually(
+      "node-a again",
+      () => runtimeOf("node-a"),
+      (is) => is?.spec.profiles.length === 1,
+    );
+    expect(runtime.metadata.ownerReferences?.map((ref) => ref.uid)).toEqual([again.metadata.uid]);
+  });
+
+  test("changes nothing when it is killed and started anew", async () => {
+    await createNode("node-a");
+    await createProfile("sandboxed");
+    startAgent("node-a");
+    await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    const before = [await profile("sandboxed"), await client.get(runtimeClasses, "sandboxed")];
+    const spec = (await runtimeOf("node-a")).metadata.generation;
+    await operator.kill("SIGKILL");
+    operator = await startOperator("--no-leader-elect", "--stale-after", "6");
+    await sleep(2_000);
+    expect([await profile("sandboxed"), await client.get(runtimeClasses, "sandboxed")]).toEqual(before);
+    expect((await runtimeOf("node-a")).metadata.generation).toBe(spec);
+  });
+});
+
+describe("Two operators", () => {
+  afterEach(clean);
+
+  test("work one at a time: the other takes over from a leader that was killed, and at once from one that stops", async () => {
+    const [one, two] = [await startOperator(), await startOperator()];
+    try {
+      await createNode("node-a");
+      await createProfile("first");
+      await eventually("first's class", () => client.get(runtimeClasses, "first"), Boolean);
+      const leads = (operator: Operator) => operator.lines.some((line) => line.includes('"msg":"leader"'));
+      expect([leads(one), leads(two)].filter(Boolean)).toHaveLength(1);
+      const [leader, standby] = leads(one) ? [one, two] : [two, one];
+      const gauge = async (operator: Operator) =>
+        /leader_election_master_status\{name="bulkhead-operator"\} (\d)/.exec(
+          await (await fetch(`http://${operator.address}/metrics`)).text(),
+        )?.[1];
+      expect([await gauge(leader), await gauge(standby)]).toEqual(["1", "0"]);
+      expect((await fetch(`http://${standby.address}/readyz`)).status).toBe(200);
+
+      await leader.kill("SIGKILL");
+      const killed = Date.now();
+      await createProfile("second");
+      await eventually("second's class", () => client.get(runtimeClasses, "second"), Boolean, 30_000);
+      expect(Date.now() - killed).toBeLessThan(22_000);
+
+      const third = await startOperator();
+      try {
+        await sleep(500);
+        const stopped = Date.now();
+        standby.child.kill("SIGTERM");
+        await once(standby.child, "exit");
+        expect(standby.child.exitCode).toBe(0);
+        expect(
+          (await client.get(leases, "bulkhead-operator", { namespace })).spec?.holderIdentity,
+        ).not.toContain(String(standby.address));
+        await createProfile("third");
+        await eventually("third's class", () => client.get(runtimeClasses, "third"), Boolean);
+        expect(Date.now() - stopped).toBeLessThan(6_000);
+      } finally {
+        await third.kill("SIGKILL");
+      }
+    } finally {
+      await one.kill("SIGKILL");
+      await two.kill("SIGKILL");
+    }
+  });
+});
