@@ -22,7 +22,7 @@ import { Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { parseArgs, promisify } from "node:util";
 import { createGzip } from "node:zlib";
-import { build, type BuildOptions } from "esbuild";
+import { type BuildOptions, build } from "esbuild";
 
 /**
  * Builds the images of operator and node agent and pushes them:
@@ -50,7 +50,8 @@ const { values } = parseArgs({
     help: { type: "boolean", default: false },
   },
 });
-const usage = "node images/build.ts --registry HOST:PORT [--tag T] [--insecure] [--only operator|node-agent] [--cache DIR]";
+const usage =
+  "node images/build.ts --registry HOST:PORT [--tag T] [--insecure] [--only operator|node-agent] [--cache DIR]";
 
 /** Where the agent puts the bundle on a node: programs of ours name their loader by this path. */
 const home = "/opt/bulkhead/current";
@@ -135,7 +136,16 @@ async function layerOf(name: string, files: Files): Promise<{ layer: Layer; tree
   const path = await once("layers", key, (directory) =>
     timed(`compress ${name}`, async () => {
       // Sorted, owned by root, from the epoch: the same files make the same digest everywhere.
-      const tar = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-C", tree, "-cf"];
+      const tar = [
+        "--sort=name",
+        "--mtime=@0",
+        "--owner=0",
+        "--group=0",
+        "--numeric-owner",
+        "-C",
+        tree,
+        "-cf",
+      ];
       const archive = join(directory, "layer.tar");
       await run("tar", [...tar, archive, "."]);
       const diff = createHash("sha256");
@@ -190,7 +200,10 @@ async function layoutOf(directory: string, tag: string, layers: Layer[], config:
       ...(config.user === undefined ? {} : { User: config.user }),
       Env: ["PATH=/bin:/bundle/bin", "NODE_ENV=production", ...(config.env ?? [])],
       WorkingDir: "/",
-      Labels: { "org.opencontainers.image.title": "bulkhead", "org.opencontainers.image.licenses": "Apache-2.0" },
+      Labels: {
+        "org.opencontainers.image.title": "bulkhead",
+        "org.opencontainers.image.licenses": "Apache-2.0",
+      },
     },
     rootfs: { type: "layers", diff_ids: layers.map(({ diffId }) => diffId) },
     history: layers.map(() => ({ created_by: "images/build.ts" })),
@@ -213,7 +226,11 @@ async function layoutOf(directory: string, tag: string, layers: Layer[], config:
       schemaVersion: 2,
       mediaType: "application/vnd.oci.image.index.v1+json",
       manifests: [
-        { mediaType: manifest.mediaType, ...described, annotations: { "org.opencontainers.image.ref.name": tag } },
+        {
+          mediaType: manifest.mediaType,
+          ...described,
+          annotations: { "org.opencontainers.image.ref.name": tag },
+        },
       ],
     }),
   );
@@ -247,12 +264,17 @@ const which = async (program: string, from: string): Promise<string> => {
 
 const own = (name: string): string => {
   const path = join(bin, name);
-  if (!existsSync(path)) throw new Error(`Cannot find "${path}": build the pinned programs first (./dev does)`);
+  if (!existsSync(path))
+    throw new Error(`Cannot find "${path}": build the pinned programs first (./dev does)`);
   return path;
 };
 
 /** All files below a directory as files of an image. */
-async function below(directory: string, at: string, wanted: (path: string) => boolean = () => true): Promise<Files> {
+async function below(
+  directory: string,
+  at: string,
+  wanted: (path: string) => boolean = () => true,
+): Promise<Files> {
   const files: Files = {};
   for (const entry of await readdir(directory, { recursive: true, withFileTypes: true })) {
     const path = join(entry.parentPath, entry.name);
@@ -328,7 +350,13 @@ async function manifestOf(trees: string[], release: string): Promise<string> {
       if (entry.isSymbolicLink()) files.push({ kind: "link", path, target: await readlink(at) });
       if (!entry.isFile()) continue;
       const stat = await lstat(at);
-      files.push({ kind: "file", path, sha256: await digestOf(at), size: stat.size, mode: stat.mode & 0o7777 });
+      files.push({
+        kind: "file",
+        path,
+        sha256: await digestOf(at),
+        size: stat.size,
+        mode: stat.mode & 0o7777,
+      });
     }
   }
   files.sort((a, b) => (a.path < b.path ? -1 : 1));
@@ -403,7 +431,10 @@ async function main(): Promise<void> {
           },
           join(scratch, "agent"),
         ),
-        bundle({ main: "runtime/src/main.ts", ...(await workersOf("runtime/src")) }, join(scratch, "runtime")),
+        bundle(
+          { main: "runtime/src/main.ts", ...(await workersOf("runtime/src")) },
+          join(scratch, "runtime"),
+        ),
       ]);
     });
     /** Bundles get their content as text: a file made anew with the same content is the same layer. */
@@ -434,7 +465,9 @@ async function main(): Promise<void> {
         "bundle/bin/containerd-shim-runsc-v1": { from: own("containerd-shim-runsc-v1"), mode: 0o755 },
         ...(await canaryOf(busybox)),
         ...(await below(join(modules, "koffi"), "bundle/runtime/node_modules/koffi", (path) =>
-          /^(package\.json|LICENSE\.txt|(src\/koffi\/)?[a-z]+\.c?js|src\/koffi\/src\/[a-z]+\.c?js)$/.test(path),
+          /^(package\.json|LICENSE\.txt|(src\/koffi\/)?[a-z]+\.c?js|src\/koffi\/src\/[a-z]+\.c?js)$/.test(
+            path,
+          ),
         )),
         ...(await below(
           join(modules, "@koromix/koffi-linux-x64"),
@@ -445,7 +478,9 @@ async function main(): Promise<void> {
         "bin/busybox": { from: busybox, mode: 0o755 },
       });
       const runtime = await texts(join(scratch, "runtime"), "bundle/runtime");
-      const programs = await once("trees", await keyOf(runtime), (directory) => materialize(runtime, directory));
+      const programs = await once("trees", await keyOf(runtime), (directory) =>
+        materialize(runtime, directory),
+      );
       const manifest = await manifestOf([base.tree, walls.tree, programs], release);
       const agent = await layerOf("node-agent", {
         ...runtime,

@@ -80,7 +80,9 @@ export class CriConnection implements Disposable {
           else if (signal.aborted)
             reject(new RuntimeError("deadline-exceeded", `${name} did not answer in time`));
           else
-            reject(new RuntimeError(codes[error.code] ?? "unknown", `${name}: ${error.details}`, { cause: error }));
+            reject(
+              new RuntimeError(codes[error.code] ?? "unknown", `${name}: ${error.details}`, { cause: error }),
+            );
         },
       );
       const cancel = (): void => call.cancel();

@@ -8,7 +8,9 @@ import { z } from "zod";
 
 /** The bundle: everything that the agent's image brings for the host, named file by file in manifest.json. */
 
-const relative = z.string().regex(/^(?!\/)(?!.*(^|\/)\.\.?(\/|$))[A-Za-z0-9._+@/-]+$/, "must be a relative path");
+const relative = z
+  .string()
+  .regex(/^(?!\/)(?!.*(^|\/)\.\.?(\/|$))[A-Za-z0-9._+@/-]+$/, "must be a relative path");
 
 export const Manifest = z
   .object({
@@ -35,9 +37,13 @@ export async function readManifest(directory: string): Promise<Manifest> {
   try {
     return Manifest.parse(JSON.parse(await readFile(path, "utf8")));
   } catch (error) {
-    throw new RuntimeError("failed-precondition", `Cannot read the bundle's manifest "${path}": ${messageOf(error)}`, {
-      cause: error,
-    });
+    throw new RuntimeError(
+      "failed-precondition",
+      `Cannot read the bundle's manifest "${path}": ${messageOf(error)}`,
+      {
+        cause: error,
+      },
+    );
   }
 }
 

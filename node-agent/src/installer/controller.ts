@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import type { DesiredProfile, NodeRuntimeStatus, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
+import type { DesiredProfile, NodeRuntimeStatus, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import type { Condition } from "@bulkhead/lib/api/runtime-profile.ts";
 import { PodSandboxState, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
@@ -30,6 +30,7 @@ import type { Ownership } from "./ownership.ts";
 import {
   type Facts,
   formerSocket,
+  type ProfilePlan,
   planCollect,
   planEngine,
   planEngineRollback,
@@ -38,7 +39,6 @@ import {
   planProfile,
   planProfileRollback,
   planRemoval,
-  type ProfilePlan,
 } from "./plan.ts";
 import { kvmRuns } from "./platform.ts";
 import { type Canary, next, type ProfileEvent, type ProfileState, retryDelay, statusOf } from "./state.ts";
@@ -102,7 +102,10 @@ export class Controller {
     const changed = JSON.stringify(desired) !== JSON.stringify(this.#desired);
     this.#desired = desired;
     if (!changed) return;
-    this.#options.log.info({ generation: desired.generation, profiles: desired.profiles.length }, "desired state changed");
+    this.#options.log.info(
+      { generation: desired.generation, profiles: desired.profiles.length },
+      "desired state changed",
+    );
     this.#engineDue = 0;
     this.#due.clear();
     this.#wake();
@@ -148,9 +151,10 @@ export class Controller {
       }
       if (signal.aborted) return;
       const cancel = new AbortController();
-      await Promise.race([woken, sleep(this.#idleMs(), undefined, { signal: AbortSignal.any([signal, cancel.signal]) })]).catch(
-        () => undefined,
-      );
+      await Promise.race([
+        woken,
+        sleep(this.#idleMs(), undefined, { signal: AbortSignal.any([signal, cancel.signal]) }),
+      ]).catch(() => undefined);
       cancel.abort();
     }
   }
@@ -161,7 +165,10 @@ export class Controller {
   }
 
   #managed(profiles: DesiredProfile[]): string[] {
-    const names = [...profiles.map(({ name }) => name), ...Object.keys(this.#options.ownership.record.profiles)];
+    const names = [
+      ...profiles.map(({ name }) => name),
+      ...Object.keys(this.#options.ownership.record.profiles),
+    ];
     return names.map(handlerFile);
   }
 
@@ -179,7 +186,11 @@ export class Controller {
 
     for (const profile of desired.profiles) {
       const good = ownership.record.profiles[profile.name]?.revision;
-      this.#apply(profile.name, { on: "wanted", revision: profile.revision, ...(good === undefined ? {} : { good }) });
+      this.#apply(profile.name, {
+        on: "wanted",
+        revision: profile.revision,
+        ...(good === undefined ? {} : { good }),
+      });
     }
     const wanted: DesiredProfile[] = [];
     for (const profile of desired.profiles) {
@@ -271,7 +282,10 @@ export class Controller {
       const fronting = before.record.kubelet !== undefined && before.current === undefined;
       try {
         if (!fronting) await execute(planEngineRollback(before), run, AbortSignal.timeout(120_000), log);
-        outcome = before.current === undefined ? "everything was removed again" : `version ${before.current} was put back`;
+        outcome =
+          before.current === undefined
+            ? "everything was removed again"
+            : `version ${before.current} was put back`;
       } catch (failure) {
         outcome = `putting the former state back failed too: ${messageOf(failure)}`;
       }
@@ -309,7 +323,8 @@ export class Controller {
     try {
       if (steps.length > 0) {
         this.#apply(name, { on: "installing" });
-        if (!isNew) this.#note("Drifted", `The handler's files were changed and are put back`, "Warning", name);
+        if (!isNew)
+          this.#note("Drifted", `The handler's files were changed and are put back`, "Warning", name);
         await execute(steps, run, signal, log);
       }
       this.#apply(name, { on: "verifying" });
@@ -403,7 +418,8 @@ export class Controller {
       }
       for (const { name, revision } of wanted) {
         const state = this.#states.get(name);
-        if (state?.phase === "Verifying" && state.canary !== undefined) this.#ready(name, revision, state.canary, state);
+        if (state?.phase === "Verifying" && state.canary !== undefined)
+          this.#ready(name, revision, state.canary, state);
       }
     } catch (error) {
       signal.throwIfAborted();
@@ -445,7 +461,8 @@ export class Controller {
       this.#samples.delete(name);
       this.#due.delete(name);
       metrics.forget(name);
-      if (state !== undefined) this.#note("Removed", `Profile "${name}" is gone from this node`, "Normal", name);
+      if (state !== undefined)
+        this.#note("Removed", `Profile "${name}" is gone from this node`, "Normal", name);
       this.#publish();
     }
   }
@@ -455,10 +472,19 @@ export class Controller {
     const { ownership, log, host, bundle, manifest } = this.#options;
     if (ownership.record.entries.length === 0) return;
     // A profile that waits for its pods still needs the runtime.
-    const waiting = [...this.#states].some(([name, state]) => state.phase === "Removing" && !desired.profiles.some((p) => p.name === name));
+    const waiting = [...this.#states].some(
+      ([name, state]) => state.phase === "Removing" && !desired.profiles.some((p) => p.name === name),
+    );
     if (waiting || performance.now() < this.#engineDue) return;
     const note = this.#note.bind(this);
-    const run = executors({ host, ownership, bundle, manifest, log, note: (reason, message, type) => note(reason, message, type) });
+    const run = executors({
+      host,
+      ownership,
+      bundle,
+      manifest,
+      log,
+      note: (reason, message, type) => note(reason, message, type),
+    });
     const facts = await this.#facts([], signal);
     try {
       await execute(planLeave(facts), run, signal, log);
@@ -514,12 +540,14 @@ export class Controller {
           failures: metrics.failures(name) + 1,
           ...rest,
         });
-      const result = await runCanary(cri, name, AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineMs)])).catch(
-        (error: unknown) => {
-          signal.throwIfAborted();
-          throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);
-        },
-      );
+      const result = await runCanary(
+        cri,
+        name,
+        AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineMs)]),
+      ).catch((error: unknown) => {
+        signal.throwIfAborted();
+        throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);
+      });
       const { wall, engine } = wallOf(profile);
       const verdict = judge(wall, result.view, hostFacts.view, engine);
       const seen = {
@@ -528,7 +556,10 @@ export class Controller {
         assertions: verdict.assertions,
       };
       if (profile.probe.assertIsolation && verdict.broken.length > 0) {
-        throw failed(`The canary of "${name}" ran, but its wall is not there: ${verdict.broken.join(", ")}`, seen);
+        throw failed(
+          `The canary of "${name}" ran, but its wall is not there: ${verdict.broken.join(", ")}`,
+          seen,
+        );
       }
       return { passed: true, at, failures: metrics.failures(name), ...seen };
     };
@@ -601,7 +632,10 @@ export class Controller {
     const after = next(before, event);
     if (after === before) return;
     this.#states.set(name, after);
-    if (after.phase !== before?.phase && (after.phase === "Installing" || after.phase === "Verifying" || after.phase === "Removing")) {
+    if (
+      after.phase !== before?.phase &&
+      (after.phase === "Installing" || after.phase === "Verifying" || after.phase === "Removing")
+    ) {
       const { message } = statusOf(name, after, {});
       this.#note(after.phase, message, "Normal", name);
     }
@@ -612,8 +646,15 @@ export class Controller {
     const before = this.#states.get(name);
     const final = reason === "NotSupported";
     if (final && before?.phase === "Failed" && before.reason === reason) return;
-    this.#apply(name, { on: "failed", reason, message, serving, ...(canary === undefined ? {} : { canary }) });
-    if (before?.phase !== "Failed" || before.message !== message) this.#note(reason, message, "Warning", name);
+    this.#apply(name, {
+      on: "failed",
+      reason,
+      message,
+      serving,
+      ...(canary === undefined ? {} : { canary }),
+    });
+    if (before?.phase !== "Failed" || before.message !== message)
+      this.#note(reason, message, "Warning", name);
     this.#publish();
   }
 
@@ -622,7 +663,10 @@ export class Controller {
     log[type === "Normal" ? "info" : "warn"]({ reason, profile, detail: message }, "happened");
     this.#seq++;
     const happening = { seq: this.#seq, at: new Date().toISOString(), type, reason, message };
-    this.#happenings = [...this.#happenings, profile === undefined ? happening : { ...happening, profile }].slice(-keptHappenings);
+    this.#happenings = [
+      ...this.#happenings,
+      profile === undefined ? happening : { ...happening, profile },
+    ].slice(-keptHappenings);
     this.#publish(true);
   }
 
@@ -639,11 +683,14 @@ export class Controller {
     const { hostFacts } = this.#options;
     const profiles = [...this.#states].map(([name, state]): ProfileStatus => {
       const samples = (this.#samples.get(name) ?? []).toSorted((a, b) => a - b);
-      const at = (q: number): number => samples[Math.min(samples.length - 1, Math.floor(q * samples.length))] ?? 0;
+      const at = (q: number): number =>
+        samples[Math.min(samples.length - 1, Math.floor(q * samples.length))] ?? 0;
       const pods = Object.groupBy(this.#pods.get(name) ?? [], ({ namespace }) => namespace);
       return statusOf(name, state, {
         ...(samples.length === 0 ? {} : { startSeconds: { p50: at(0.5), p99: at(0.99) } }),
-        pods: Object.fromEntries(Object.entries(pods).map(([namespace, list]) => [namespace, list?.length ?? 0])),
+        pods: Object.fromEntries(
+          Object.entries(pods).map(([namespace, list]) => [namespace, list?.length ?? 0]),
+        ),
       });
     });
     const status: NodeRuntimeStatus = {

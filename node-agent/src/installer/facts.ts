@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { type View, View as ViewSchema } from "../probe/wall.ts";
-import { type BundleCheck, type Manifest } from "./bundle.ts";
+import type { BundleCheck, Manifest } from "./bundle.ts";
 import { installed, versionDirectory } from "./files.ts";
 import type { Host } from "./host.ts";
 import { findSetting, type KubeletView, type TextFile } from "./kubelet/setting.ts";
@@ -87,7 +87,8 @@ async function* processes(): AsyncGenerator<{ pid: number; argv: string[] }> {
   for (const name of await readdir("/proc")) {
     if (!/^[0-9]+$/.test(name)) continue;
     const line = await read(`/proc/${name}/cmdline`);
-    if (line !== undefined && line !== "") yield { pid: Number(name), argv: line.replace(/\0$/, "").split("\0") };
+    if (line !== undefined && line !== "")
+      yield { pid: Number(name), argv: line.replace(/\0$/, "").split("\0") };
   }
 }
 
@@ -128,7 +129,8 @@ export const flagPaths = (shown: string): string[] =>
     const [key = "", ...rest] = line.split("=");
     const value = rest.join("=").trim();
     if (value === "") return [];
-    if (key === "EnvironmentFiles") return [value.replace(/ \(ignore_errors=(yes|no)\)$/, "").replace(/^-/, "")];
+    if (key === "EnvironmentFiles")
+      return [value.replace(/ \(ignore_errors=(yes|no)\)$/, "").replace(/^-/, "")];
     return key === "FragmentPath" || key === "DropInPaths" ? value.split(" ") : [];
   });
 
@@ -163,7 +165,9 @@ export async function viewOf(host: Host, argv: string[], flagFiles: string[]): P
     ...(main === undefined ? {} : { config: main }),
     ...(directory === undefined
       ? {}
-      : { dropins: { directory: host.real(directory), files: dropins.filter((file) => file !== undefined) } }),
+      : {
+          dropins: { directory: host.real(directory), files: dropins.filter((file) => file !== undefined) },
+        }),
   };
 }
 

@@ -128,7 +128,8 @@ export function profileFiles(
       };
     case "gvisor": {
       const { gvisor } = profile.handler;
-      if (gvisor === undefined) throw new RuntimeError("internal", "A profile of gVisor has no gvisor settings");
+      if (gvisor === undefined)
+        throw new RuntimeError("internal", "A profile of gVisor has no gvisor settings");
       const overlay2 = { memory: "root:memory", self: "root:self", none: "none" }[gvisor.overlay];
       const root = join(paths.state, "runsc");
       return {

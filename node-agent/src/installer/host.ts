@@ -21,8 +21,10 @@ export type Output = { code: number; stdout: string; stderr: string };
 export const mountedHost = (root: string, busybox: string): Host => ({
   at: (path) => resolveIn(root, path),
   real: (path) => realIn(root, path),
-  run: (argv, options) => execute([busybox, "nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", ...argv], options),
-  runInNetwork: (argv, options) => execute([busybox, "nsenter", "-t", "1", "-n", "--", busybox, ...argv], options),
+  run: (argv, options) =>
+    execute([busybox, "nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", ...argv], options),
+  runInNetwork: (argv, options) =>
+    execute([busybox, "nsenter", "-t", "1", "-n", "--", busybox, ...argv], options),
 });
 
 /** Resolves `path` below `root`, following links as if root were /. The last component need not exist. */
@@ -45,7 +47,8 @@ export function resolveIn(root: string, path: string): string {
         done = here;
         continue;
       }
-      if (++links > 40) throw new RuntimeError("failed-precondition", `Cannot resolve "${path}": too many links`);
+      if (++links > 40)
+        throw new RuntimeError("failed-precondition", `Cannot resolve "${path}": too many links`);
       const rest = [...target.split("/"), ...parts.slice(i + 1)];
       return walk(rest, target.startsWith("/") ? [] : done);
     }
@@ -89,7 +92,9 @@ export function execute(argv: string[], { signal, timeoutMs = 30_000 }: RunOptio
       }
     };
     const cancel = kill(new RuntimeError("cancelled", `"${argv.join(" ")}" was cancelled`));
-    const late = kill(new RuntimeError("deadline-exceeded", `"${argv.join(" ")}" did not end in ${timeoutMs} ms`));
+    const late = kill(
+      new RuntimeError("deadline-exceeded", `"${argv.join(" ")}" did not end in ${timeoutMs} ms`),
+    );
     const timer = setTimeout(late, timeoutMs);
     signal.addEventListener("abort", cancel, { once: true });
     const settle = (): void => {

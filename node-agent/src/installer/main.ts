@@ -71,7 +71,10 @@ async function main(signal: AbortSignal): Promise<void> {
   const metrics = async (): Promise<string> =>
     `${await registry.metrics()}\n${await runtime().catch(() => "")}`;
   await using _server = await serveSocket(options.socket, controller, metrics, log);
-  log.info({ version: manifest.version, kernel: facts.kernel, cgroup: facts.cgroup, kvm: facts.kvm }, "installer started");
+  log.info(
+    { version: manifest.version, kernel: facts.kernel, cgroup: facts.cgroup, kvm: facts.kvm },
+    "installer started",
+  );
   await controller.run(signal);
 }
 

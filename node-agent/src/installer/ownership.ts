@@ -71,7 +71,8 @@ const RecordFile = z.object({
 });
 export type RecordFile = z.infer<typeof RecordFile>;
 
-export const sha256 = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
+export const sha256 = (bytes: string | Uint8Array): string =>
+  createHash("sha256").update(bytes).digest("hex");
 
 /** Writes a file whole or not at all: temporary file, fsync, rename. */
 export async function writeAtomically(
@@ -84,7 +85,8 @@ export async function writeAtomically(
   const file = await open(temporary, "wx", attributes.mode);
   try {
     await file.chmod(attributes.mode);
-    if (attributes.uid !== undefined && attributes.gid !== undefined) await file.chown(attributes.uid, attributes.gid);
+    if (attributes.uid !== undefined && attributes.gid !== undefined)
+      await file.chown(attributes.uid, attributes.gid);
     await file.writeFile(body);
     await file.sync();
   } finally {
@@ -138,12 +140,14 @@ export class Ownership {
     const next = { ...this.#record, ...change };
     // The record's own directory is in the record too, so that leaving removes it.
     const missing = await this.#missingDirectories(dirname(this.#path));
-    const entries = [
-      ...missing.filter((path) => !next.entries.some((entry) => entry.path === path)),
-    ].map((path): Entry => ({ kind: "directory", path }));
+    const entries = [...missing.filter((path) => !next.entries.some((entry) => entry.path === path))].map(
+      (path): Entry => ({ kind: "directory", path }),
+    );
     this.#record = { ...next, entries: [...entries, ...next.entries] };
     for (const path of missing) await mkdir(this.#host.at(path));
-    await writeAtomically(this.#host.at(this.#path), `${JSON.stringify(this.#record, undefined, 1)}\n`, { mode: 0o600 });
+    await writeAtomically(this.#host.at(this.#path), `${JSON.stringify(this.#record, undefined, 1)}\n`, {
+      mode: 0o600,
+    });
   }
 
   /** Writes a file that is ours, or ours for the time being. */
@@ -184,7 +188,9 @@ export class Ownership {
     await this.#claimDirectories(dirname(path));
     const known = this.#record.entries.find((entry) => entry.kind === "tree" && entry.path === path);
     const existed =
-      known?.kind === "tree" ? known.existed : (await lstat(this.#host.at(path)).catch(() => undefined)) !== undefined;
+      known?.kind === "tree"
+        ? known.existed
+        : (await lstat(this.#host.at(path)).catch(() => undefined)) !== undefined;
     await this.#put({ kind: "tree", path, existed });
     await mkdir(this.#host.at(path), { recursive: true });
   }
@@ -203,7 +209,11 @@ export class Ownership {
         const { former } = entry;
         if (today !== undefined && edited !== undefined && sha256(today) !== entry.sha256) {
           const stat = await lstat(at);
-          await writeAtomically(at, edited(today.toString()), { mode: stat.mode & 0o7777, uid: stat.uid, gid: stat.gid });
+          await writeAtomically(at, edited(today.toString()), {
+            mode: stat.mode & 0o7777,
+            uid: stat.uid,
+            gid: stat.gid,
+          });
         } else if (former === null) {
           await rm(at, { force: true });
         } else {
@@ -237,7 +247,8 @@ export class Ownership {
   /** Puts everything back, last first, and removes the record with its directory. */
   async restoreAll(): Promise<void> {
     const own = dirname(this.#path);
-    const later = (entry: Entry): boolean => entry.kind === "directory" && `${own}/`.startsWith(`${entry.path}/`);
+    const later = (entry: Entry): boolean =>
+      entry.kind === "directory" && `${own}/`.startsWith(`${entry.path}/`);
     for (const entry of [...this.#record.entries].reverse()) {
       if (!later(entry)) await this.restore(entry.path);
     }
@@ -265,7 +276,9 @@ export class Ownership {
   }
 
   async #claimDirectories(path: string): Promise<void> {
-    const inTree = this.#record.entries.some((entry) => entry.kind === "tree" && `${path}/`.startsWith(`${entry.path}/`));
+    const inTree = this.#record.entries.some(
+      (entry) => entry.kind === "tree" && `${path}/`.startsWith(`${entry.path}/`),
+    );
     for (const missing of await this.#missingDirectories(path)) {
       if (!inTree) await this.#put({ kind: "directory", path: missing });
       await mkdir(this.#host.at(missing)).catch((error: NodeJS.ErrnoException) => {

@@ -165,7 +165,10 @@ export function planLeave(facts: Facts): Step[] {
 
 /** Versions that nothing refers to any more. `busy`: versions that a running process was started from. */
 export function planCollect(facts: Facts, wanted: string, busy: ReadonlySet<string>): Step[] {
-  const referred = [...facts.files.values(), ...Object.values(facts.record.profiles).flatMap((good) => Object.values(good.files))];
+  const referred = [
+    ...facts.files.values(),
+    ...Object.values(facts.record.profiles).flatMap((good) => Object.values(good.files)),
+  ];
   return facts.versions
     .filter((version) => version !== wanted && version !== facts.current && !busy.has(version))
     .filter((version) => !referred.some((text) => text.includes(versionDirectory(version))))

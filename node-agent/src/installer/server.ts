@@ -28,7 +28,9 @@ export async function serveSocket(
   app.post("/v1/desired", (request, response) => {
     const parsed = Desired.safeParse(request.body);
     if (!parsed.success) {
-      const where = parsed.error.issues.map((issue) => `${issue.path.join(".")}: ${issue.message}`).join("; ");
+      const where = parsed.error.issues
+        .map((issue) => `${issue.path.join(".")}: ${issue.message}`)
+        .join("; ");
       log.warn({ where }, "desired state refused");
       response.status(400).json({ message: where });
       return;

@@ -64,7 +64,8 @@ export function next(state: ProfileState | undefined, event: ProfileEvent): Prof
   const kept = good === undefined ? {} : { good };
   switch (event.on) {
     case "wanted":
-      if (state !== undefined && state.revision === event.revision && state.phase !== "Removing") return state;
+      if (state !== undefined && state.revision === event.revision && state.phase !== "Removing")
+        return state;
       return {
         phase: "Pending",
         revision: event.revision,

@@ -65,7 +65,9 @@ export function executors(context: StepContext): Executors {
     );
   const connect = (): CriConnection => new CriConnection(host.at(paths.socket));
   const reload = (files: string[], signal: AbortSignal): Promise<unknown> =>
-    files.some((file) => unitDirectories.test(file)) ? systemctl(["daemon-reload"], signal) : Promise.resolve();
+    files.some((file) => unitDirectories.test(file))
+      ? systemctl(["daemon-reload"], signal)
+      : Promise.resolve();
 
   return {
     stage: async ({ version, files }, signal) => {
@@ -85,7 +87,10 @@ export function executors(context: StepContext): Executors {
       await ownership.tree(paths.state);
       await systemctl(["reset-failed", paths.unit], signal).catch(() => undefined);
       await systemctl([restart ? "restart" : "start", paths.unit], signal);
-      note("RuntimeStarted", `${restart ? "Restarted" : "Started"} ${paths.unit} in version ${manifest.version}`);
+      note(
+        "RuntimeStarted",
+        `${restart ? "Restarted" : "Started"} ${paths.unit} in version ${manifest.version}`,
+      );
     },
     "await-runtime": async (_, signal) => {
       using cri = connect();
@@ -100,12 +105,18 @@ export function executors(context: StepContext): Executors {
       } catch (error) {
         signal.throwIfAborted();
         const journal = await host
-          .run(["journalctl", "-u", paths.unit, "-n", "5", "-o", "cat", "--no-pager"], { signal: undoSignal() })
+          .run(["journalctl", "-u", paths.unit, "-n", "5", "-o", "cat", "--no-pager"], {
+            signal: undoSignal(),
+          })
           .catch(() => undefined);
         const words = journal?.stdout.trim().slice(-500) ?? "";
-        throw new RuntimeError("unavailable", `${messageOf(error)}${words === "" ? "" : `; its log ends with: ${words}`}`, {
-          cause: error,
-        });
+        throw new RuntimeError(
+          "unavailable",
+          `${messageOf(error)}${words === "" ? "" : `; its log ends with: ${words}`}`,
+          {
+            cause: error,
+          },
+        );
       }
     },
     "check-program": async ({ path }, signal) => {
@@ -137,21 +148,30 @@ export function executors(context: StepContext): Executors {
         note("RolledBack", `The kubelet is served by ${former} again`, "Warning");
       });
       await ownership.update({
-        kubelet: { unit, former, files: [...new Set([...(ownership.record.kubelet?.files ?? []), ...files])] },
+        kubelet: {
+          unit,
+          former,
+          files: [...new Set([...(ownership.record.kubelet?.files ?? []), ...files])],
+        },
       });
       for (const { path, after } of edits) await ownership.write(path, after);
       await reload(files, signal);
       await systemctl(["restart", unit], signal);
       await kubeletServed(host, unit, paths.socket, signal);
       undo.move();
-      note("KubeletPointed", `The kubelet is served by ${paths.socket}, in front of ${former} (${files.join(", ")})`);
+      note(
+        "KubeletPointed",
+        `The kubelet is served by ${paths.socket}, in front of ${former} (${files.join(", ")})`,
+      );
     },
     "return-kubelet": async ({ unit, former, files }, signal) => {
       for (const path of files) {
         await ownership.restore(path, (today) => {
           // Somebody edited the file meanwhile: only our own setting goes.
           const view = { argv: [], flagFiles: [], config: { path, body: today } };
-          const inConfig = /ontainerRuntimeEndpoint/.test(today) ? pointAt(view, former)[0]?.after : undefined;
+          const inConfig = /ontainerRuntimeEndpoint/.test(today)
+            ? pointAt(view, former)[0]?.after
+            : undefined;
           return inConfig ?? today.replaceAll(`unix://${paths.socket}`, former);
         });
       }
@@ -219,7 +239,9 @@ export async function execute(
     signal.throwIfAborted();
     const startedAt = performance.now();
     const { do: what, ...rest } = step;
-    const brief = Object.fromEntries(Object.entries(rest).filter(([, value]) => typeof value === "string" && value.length < 200));
+    const brief = Object.fromEntries(
+      Object.entries(rest).filter(([, value]) => typeof value === "string" && value.length < 200),
+    );
     try {
       await (run[what] as (step: Step, signal: AbortSignal) => Promise<void>)(step, signal);
       log.info({ step: what, ...brief, ms: Math.round(performance.now() - startedAt) }, "step done");
@@ -270,9 +292,12 @@ async function healthOf(host: Host, config: string, signal: AbortSignal): Promis
   // Switched off by the admin: the process and its connection must do.
   if (port === "0") return "ok";
   const address = bind === "0.0.0.0" ? "127.0.0.1" : bind === "::" ? "[::1]" : bind;
-  const answer = await host.runInNetwork(["wget", "-q", "-T", "3", "-O", "-", `http://${address}:${port}/healthz`], {
-    signal,
-    timeoutMs: 4000,
-  });
+  const answer = await host.runInNetwork(
+    ["wget", "-q", "-T", "3", "-O", "-", `http://${address}:${port}/healthz`],
+    {
+      signal,
+      timeoutMs: 4000,
+    },
+  );
   return answer.code === 0 ? answer.stdout.trim() : answer.stderr.trim() || "nothing";
 }

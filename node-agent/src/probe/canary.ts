@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { canaryNamespace, canaryImage, labels } from "@bulkhead/lib/api/group.ts";
+import { canaryImage, canaryNamespace, labels } from "@bulkhead/lib/api/group.ts";
 import { ContainerState, ImageService, NamespaceMode, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { CriConnection } from "../cri/client.ts";
@@ -82,7 +82,11 @@ export async function runCanary(
 }
 
 /** Stops and removes every canary of `handler`, also those of a former life of the agent. */
-export async function removeCanaries(cri: CriConnection, handler: string, signal: AbortSignal): Promise<void> {
+export async function removeCanaries(
+  cri: CriConnection,
+  handler: string,
+  signal: AbortSignal,
+): Promise<void> {
   const runtime = cri.service(RuntimeService);
   const { items } = await runtime.listPodSandbox(
     { filter: { labelSelector: { [labels.canary]: handler } } },

@@ -63,7 +63,9 @@ export function judge(wall: Wall, inside: View, host: View, engine?: "gvisor"): 
       : [
           ["kernel-differs", inside.version !== "" && inside.version !== host.version],
           ["boot-differs", inside.bootId !== host.bootId],
-          ...(engine === "gvisor" ? [["kernel-is-gvisor", /gvisor/i.test(inside.version)] as [string, boolean]] : []),
+          ...(engine === "gvisor"
+            ? [["kernel-is-gvisor", /gvisor/i.test(inside.version)] as [string, boolean]]
+            : []),
         ];
   return {
     assertions: checks.filter(([, holds]) => holds).map(([name]) => name),

@@ -1,5 +1,5 @@
-import { Agent, request } from "undici";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { Agent, request } from "undici";
 import { type Desired, Report } from "../protocol.ts";
 
 /** The installer, over its socket. */
@@ -12,7 +12,11 @@ export type Installer = AsyncDisposable & {
 };
 
 export function installerClient(socket: string): Installer {
-  const dispatcher = new Agent({ connect: { socketPath: socket }, headersTimeout: 30_000, bodyTimeout: 30_000 });
+  const dispatcher = new Agent({
+    connect: { socketPath: socket },
+    headersTimeout: 30_000,
+    bodyTimeout: 30_000,
+  });
   const ask = async (
     method: "GET" | "POST",
     path: string,
@@ -30,13 +34,20 @@ export function installerClient(socket: string): Installer {
           : { body: JSON.stringify(body), headers: { "content-type": "application/json" } }),
       });
     } catch (error) {
-      throw new RuntimeError("unavailable", `Cannot reach the installer at "${socket}": ${messageOf(error)}`, {
-        cause: error,
-      });
+      throw new RuntimeError(
+        "unavailable",
+        `Cannot reach the installer at "${socket}": ${messageOf(error)}`,
+        {
+          cause: error,
+        },
+      );
     }
     const text = await answer.body.text();
     if (answer.statusCode >= 300) {
-      throw new RuntimeError("invalid-argument", `The installer answered ${answer.statusCode}: ${text.slice(0, 500)}`);
+      throw new RuntimeError(
+        "invalid-argument",
+        `The installer answered ${answer.statusCode}: ${text.slice(0, 500)}`,
+      );
     }
     return text;
   };

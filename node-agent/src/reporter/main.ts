@@ -65,8 +65,11 @@ async function main(signal: AbortSignal): Promise<void> {
     log,
   });
   let reported: Report | undefined;
-  await using _server = await serve(Number(options.port), registry, () => reflector.isSynced && reported !== undefined, () =>
-    installer.metrics(AbortSignal.timeout(2000)),
+  await using _server = await serve(
+    Number(options.port),
+    registry,
+    () => reflector.isSynced && reported !== undefined,
+    () => installer.metrics(AbortSignal.timeout(2000)),
   );
 
   let changed: () => void = () => undefined;
@@ -106,7 +109,12 @@ async function main(signal: AbortSignal): Promise<void> {
     const { uid } = runtime.metadata;
     for (const happening of newHappenings(report, seen)) {
       recorder.emit({
-        regarding: { apiVersion: nodeRuntimes.apiVersion, kind: "NodeRuntime", name: nodeName, ...(uid ? { uid } : {}) },
+        regarding: {
+          apiVersion: nodeRuntimes.apiVersion,
+          kind: "NodeRuntime",
+          name: nodeName,
+          ...(uid ? { uid } : {}),
+        },
         type: happening.type,
         reason: happening.reason,
         action: happening.reason,

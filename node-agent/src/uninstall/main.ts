@@ -25,7 +25,11 @@ const log = pino({ base: { program: "uninstall" } });
 const stop = new AbortController();
 for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => stop.abort(new Error(name)));
 
-async function all<T extends KubeObject>(client: Client, resource: Resource<T>, signal: AbortSignal): Promise<T[]> {
+async function all<T extends KubeObject>(
+  client: Client,
+  resource: Resource<T>,
+  signal: AbortSignal,
+): Promise<T[]> {
   const items: T[] = [];
   let page: string | undefined;
   do {
@@ -43,7 +47,10 @@ async function all<T extends KubeObject>(client: Client, resource: Resource<T>, 
 }
 
 async function main(signal: AbortSignal): Promise<void> {
-  const client = createClient({ config: await loadConfig(options.kubeconfig), userAgent: "bulkhead-uninstall" });
+  const client = createClient({
+    config: await loadConfig(options.kubeconfig),
+    userAgent: "bulkhead-uninstall",
+  });
   for (const profile of await all(client, runtimeProfiles, signal)) {
     await client.delete(runtimeProfiles, profile.metadata.name, { signal }).catch((error: unknown) => {
       if (!hasCode(error, "not-found")) throw error;

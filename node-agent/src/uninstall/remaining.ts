@@ -5,7 +5,9 @@ import type { RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
 export function stillThere(profiles: RuntimeProfile[], nodes: NodeRuntime[]): string[] {
   return [
     ...profiles.map(({ metadata, status }) => {
-      const condition = status?.conditions?.find(({ type, status: value }) => type === "Ready" && value !== "True");
+      const condition = status?.conditions?.find(
+        ({ type, status: value }) => type === "Ready" && value !== "True",
+      );
       const why = condition?.message ? `: ${condition.message}` : "";
       return `profile "${metadata.name}" is still there${why}`;
     }),
@@ -14,8 +16,11 @@ export function stillThere(profiles: RuntimeProfile[], nodes: NodeRuntime[]): st
       const { status } = node;
       // An agent that has never spoken has never touched its node.
       if (status === undefined || status.heartbeat === undefined) return [];
-      if (status.observedGeneration !== generation) return [`node "${name}" has not yet seen what it shall be`];
-      const busy = (status.profiles ?? []).map((profile) => `${profile.name} (${profile.phase}: ${profile.message})`);
+      if (status.observedGeneration !== generation)
+        return [`node "${name}" has not yet seen what it shall be`];
+      const busy = (status.profiles ?? []).map(
+        (profile) => `${profile.name} (${profile.phase}: ${profile.message})`,
+      );
       if (busy.length > 0) return [`node "${name}" still has ${busy.join(", ")}`];
       const leaving = status.conditions?.find(({ type }) => type === "Leaving");
       if (leaving !== undefined) return [`node "${name}": ${leaving.message}`];

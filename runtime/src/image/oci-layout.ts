@@ -34,7 +34,10 @@ export function layoutRepository(directory: string, name: string): Repository {
   const blobAt = (digest: string): string => {
     const hex = /^sha256:([0-9a-f]{64})$/.exec(digest)?.[1];
     if (hex === undefined) {
-      throw new RuntimeError("invalid-argument", `Cannot read "${digest}" from an image layout: only sha256 is known`);
+      throw new RuntimeError(
+        "invalid-argument",
+        `Cannot read "${digest}" from an image layout: only sha256 is known`,
+      );
     }
     return join(directory, "blobs/sha256", hex);
   };
@@ -45,18 +48,26 @@ export function layoutRepository(directory: string, name: string): Repository {
       return await readFile(path);
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
-      throw new RuntimeError("not-found", `Cannot find image "${name}": the layout "${directory}" has no "${path}"`);
+      throw new RuntimeError(
+        "not-found",
+        `Cannot find image "${name}": the layout "${directory}" has no "${path}"`,
+      );
     }
   };
   const checked = (bytes: Buffer, digest: string): Buffer => {
     if (sha256(bytes) === digest) return bytes;
-    throw new RuntimeError("invalid-argument", `Cannot use "${name}" of "${directory}": ${digest} has other content`);
+    throw new RuntimeError(
+      "invalid-argument",
+      `Cannot use "${name}" of "${directory}": ${digest} has other content`,
+    );
   };
   return {
     manifest: async (tagOrDigest) => {
       if (tagOrDigest.includes(":")) {
         const bytes = checked(await read(blobAt(tagOrDigest), limits.manifest), tagOrDigest);
-        const { mediaType } = z.object({ mediaType: z.string().default("") }).parse(JSON.parse(bytes.toString()));
+        const { mediaType } = z
+          .object({ mediaType: z.string().default("") })
+          .parse(JSON.parse(bytes.toString()));
         return { digest: tagOrDigest, contentType: mediaType, bytes };
       }
       let index: z.infer<typeof Index>;
@@ -64,11 +75,17 @@ export function layoutRepository(directory: string, name: string): Repository {
       try {
         index = Index.parse(JSON.parse(text.toString()));
       } catch (error) {
-        throw new RuntimeError("invalid-argument", `Cannot read the layout "${directory}": ${messageOf(error)}`);
+        throw new RuntimeError(
+          "invalid-argument",
+          `Cannot read the layout "${directory}": ${messageOf(error)}`,
+        );
       }
       const found = index.manifests.find(({ annotations }) => annotations?.[ref] === tagOrDigest);
       if (found === undefined) {
-        throw new RuntimeError("not-found", `Cannot find image "${name}:${tagOrDigest}" in the layout "${directory}"`);
+        throw new RuntimeError(
+          "not-found",
+          `Cannot find image "${name}:${tagOrDigest}" in the layout "${directory}"`,
+        );
       }
       const bytes = checked(await read(blobAt(found.digest), limits.manifest), found.digest);
       return { digest: found.digest, contentType: found.mediaType, bytes };
@@ -80,7 +97,10 @@ export function layoutRepository(directory: string, name: string): Repository {
       await copyFile(path, file, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE);
       const bytes = await readFile(file);
       if (bytes.length !== size) {
-        throw new RuntimeError("invalid-argument", `Cannot use "${name}" of "${directory}": ${digest} has another size`);
+        throw new RuntimeError(
+          "invalid-argument",
+          `Cannot use "${name}" of "${directory}": ${digest} has another size`,
+        );
       }
       checked(bytes, digest);
     },

@@ -70,7 +70,8 @@ function find(view: KubeletView, key: Key): Setting | undefined {
   }
   const dropins = view.dropins?.files.filter(({ body }) => fieldOf(body, key.field) !== undefined) ?? [];
   const last = dropins.at(-1);
-  if (last !== undefined) return { value: fieldOf(last.body, key.field)!, from: "drop-in", files: [last.path] };
+  if (last !== undefined)
+    return { value: fieldOf(last.body, key.field)!, from: "drop-in", files: [last.path] };
   const value = view.config && fieldOf(view.config.body, key.field);
   return value === undefined ? undefined : { value, from: "config", files: [view.config!.path] };
 }
@@ -167,7 +168,10 @@ const replaceFlag = (body: string, flag: string, from: string, to: string): stri
 function parse(body: string): Record<string, unknown> {
   const value = body.trim() === "" ? {} : yaml.load(body);
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
-    throw new RuntimeError("failed-precondition", "Cannot read the kubelet's configuration: it is no mapping");
+    throw new RuntimeError(
+      "failed-precondition",
+      "Cannot read the kubelet's configuration: it is no mapping",
+    );
   }
   return value as Record<string, unknown>;
 }
@@ -186,7 +190,10 @@ function setField(body: string, field: string, value: string): string {
       ? body.replace(new RegExp(`("${field}"\\s*:\\s*)"[^"]*"`), (_, head: string) => `${head}"${value}"`)
       : body.replace("{", () => `{"${field}": "${value}", `)
     : present
-      ? body.replace(new RegExp(`^(${field}[ \\t]*:)[^\\n#]*`, "m"), (_, head: string) => `${head} ${value}`)
+      ? body.replace(
+          new RegExp(`^(${field}[ \\t]*:)[ \\t]*("[^"\\n]*"|'[^'\\n]*'|[^\\s#]*)`, "m"),
+          (_, head: string) => `${head} ${value}`,
+        )
       : `${body}${body === "" || body.endsWith("\n") ? "" : "\n"}${field}: ${value}\n`;
   const expected = { ...parse(body), [field]: value };
   let result: unknown;

@@ -1,0 +1,208 @@
+import { paths } from "@bulkhead/lib/api/paths.ts";
+import { describe, expect, test } from "vitest";
+import { handlerFile, installed } from "./files.ts";
+import {
+  type Facts,
+  planCollect,
+  planEngine,
+  planEngineRollback,
+  planKubelet,
+  planLeave,
+  planProfile,
+  planProfileRollback,
+  planRemoval,
+} from "./plan.ts";
+
+const want = { version: "2", config: "config 2", unit: "unit" };
+const empty: Facts = {
+  record: { version: 1, entries: [], profiles: {} },
+  current: undefined,
+  versions: [],
+  drifted: ["bin/node", "runtime/main.mjs"],
+  files: new Map(),
+  unitActive: false,
+  kubelet: {
+    unit: "kubelet.service",
+    view: {
+      argv: ["kubelet", "--config=/k"],
+      flagFiles: [],
+      config: { path: "/k", body: "containerRuntimeEndpoint: unix:///run/containerd/containerd.sock\n" },
+    },
+    setting: { value: "unix:///run/containerd/containerd.sock", from: "config", files: ["/k"] },
+  },
+};
+const serving: Facts = {
+  ...empty,
+  record: {
+    version: 1,
+    entries: [{ kind: "link", path: installed.wanted, target: installed.unit, former: null }],
+    kubelet: { unit: "kubelet.service", former: "unix:///run/containerd/containerd.sock", files: ["/k"] },
+    profiles: { standard: { revision: "aaaaaaaaaa", files: { [handlerFile("standard")]: "good" } } },
+  },
+  current: "2",
+  versions: ["2"],
+  drifted: [],
+  files: new Map([
+    [paths.config, "config 2"],
+    [installed.unit, "unit"],
+    [handlerFile("standard"), "good"],
+  ]),
+  unitActive: true,
+};
+const names = (steps: { do: string }[]): string[] => steps.map((step) => step.do);
+
+describe("the runtime", () => {
+  test("comes to a fresh node: staged, linked, configured, enabled, started, awaited", () => {
+    expect(names(planEngine(empty, want))).toEqual([
+      "stage",
+      "link",
+      "write",
+      "write",
+      "link",
+      "daemon-reload",
+      "start-runtime",
+      "await-runtime",
+    ]);
+  });
+
+  test("is only asked whether it is there when nothing differs", () => {
+    expect(planEngine(serving, want)).toEqual([{ do: "await-runtime" }]);
+  });
+
+  test("is started when it stands still", () => {
+    expect(planEngine({ ...serving, unitActive: false }, want)).toEqual([
+      { do: "start-runtime", restart: false },
+      { do: "await-runtime" },
+    ]);
+  });
+
+  test("is restarted for a new version, a new configuration or a damaged program of its own", () => {
+    const restart = { do: "start-runtime", restart: true };
+    expect(planEngine({ ...serving, drifted: ["bin/node"] }, { ...want, version: "3" })).toContainEqual(
+      restart,
+    );
+    expect(planEngine(serving, { ...want, config: "other" })).toContainEqual(restart);
+    expect(planEngine({ ...serving, drifted: ["runtime/main.mjs"] }, want)).toContainEqual(restart);
+  });
+
+  test("is not restarted for a wall's damaged program: that is put back under the running daemon", () => {
+    expect(names(planEngine({ ...serving, drifted: ["bin/runsc"] }, want))).toEqual([
+      "stage",
+      "await-runtime",
+    ]);
+  });
+
+  test("goes back to the former version, its configuration and unit", () => {
+    expect(planEngineRollback(serving)).toEqual([
+      { do: "link", path: installed.current, target: "versions/2" },
+      { do: "write", path: paths.config, body: "config 2" },
+      { do: "write", path: installed.unit, body: "unit" },
+      { do: "daemon-reload" },
+      { do: "start-runtime", restart: true },
+      { do: "await-runtime" },
+    ]);
+  });
+
+  test("leaves nothing of a first install that failed", () => {
+    expect(names(planEngineRollback(empty))).toEqual(["stop-runtime", "purge"]);
+  });
+});
+
+describe("a profile", () => {
+  const file = handlerFile("standard");
+  const plan = { name: "standard", revision: "bbbbbbbbbb", files: { [file]: "new" }, program: "/p/runc" };
+
+  test("has its program checked before its handler is written, and is awaited", () => {
+    expect(planProfile(serving, plan)).toEqual([
+      { do: "check-program", path: "/p/runc" },
+      { do: "write", path: file, body: "new" },
+      { do: "await-handler", handler: "standard", revision: "bbbbbbbbbb", present: true },
+    ]);
+  });
+
+  test("needs nothing while its handler is as it should be", () => {
+    expect(planProfile(serving, { ...plan, files: { [file]: "good" } })).toEqual([]);
+  });
+
+  test("goes back to the revision that served, and what only the new one brought goes", () => {
+    const files = { [file]: "new", "/etc/bulkhead/runsc/standard.toml": "new" };
+    expect(planProfileRollback(serving, { ...plan, files })).toEqual([
+      { do: "write", path: file, body: "good" },
+      { do: "restore", path: "/etc/bulkhead/runsc/standard.toml" },
+      { do: "await-handler", handler: "standard", revision: "aaaaaaaaaa", present: true },
+    ]);
+  });
+
+  test("that never served is taken away when it fails", () => {
+    expect(planProfileRollback(empty, plan)).toEqual([
+      { do: "restore", path: file },
+      { do: "await-handler", handler: "standard", revision: "", present: false },
+    ]);
+  });
+
+  test("is removed once, not again", () => {
+    expect(names(planRemoval(serving, "standard", [file]))).toEqual(["restore", "await-handler"]);
+    expect(planRemoval(empty, "standard", [file])).toEqual([]);
+  });
+});
+
+describe("the kubelet", () => {
+  test("is pointed at us, and its former endpoint kept", () => {
+    expect(planKubelet(empty)).toEqual([
+      {
+        do: "point-kubelet",
+        unit: "kubelet.service",
+        former: "unix:///run/containerd/containerd.sock",
+        edits: [
+          {
+            path: "/k",
+            before: "containerRuntimeEndpoint: unix:///run/containerd/containerd.sock\n",
+            after: "containerRuntimeEndpoint: unix:///run/bulkhead/cri.sock\n",
+          },
+        ],
+      },
+    ]);
+  });
+
+  test("that somebody pointed elsewhere is pointed at us again, the first engine still remembered", () => {
+    const view = {
+      argv: ["kubelet"],
+      flagFiles: [],
+      config: { path: "/k", body: "containerRuntimeEndpoint: unix:///z\n" },
+    };
+    const setting = { value: "unix:///z", from: "config" as const, files: ["/k"] };
+    const [step] = planKubelet({ ...serving, kubelet: { unit: "kubelet.service", view, setting } });
+    expect(step).toMatchObject({ former: "unix:///run/containerd/containerd.sock" });
+  });
+
+  test("that does not run is left alone", () => {
+    expect(planKubelet({ ...empty, kubelet: undefined })).toEqual([]);
+  });
+});
+
+describe("leaving", () => {
+  test("gives the kubelet back before the runtime stops, and purges last", () => {
+    expect(names(planLeave(serving))).toEqual([
+      "remove-dead-pods",
+      "return-kubelet",
+      "stop-runtime",
+      "purge",
+    ]);
+  });
+
+  test("does nothing on a node that was never touched", () => {
+    expect(planLeave(empty)).toEqual([]);
+  });
+});
+
+describe("versions", () => {
+  test("go when neither the link, a handler nor a process names them", () => {
+    const facts = { ...serving, versions: ["0", "1", "2"] };
+    expect(planCollect(facts, "2", new Set(["0"]))).toEqual([{ do: "collect", version: "1" }]);
+  });
+
+  test("stay while a handler's file names them", () => {
+    const files = new Map([...serving.files, ["/h", "binary: /opt/bulkhead/versions/1/bin/runc"]]);
+    expect(planCollect({ ...serving, files, versions: ["1", "2"] }, "2", new Set())).toEqual([]);
+  });
+});
