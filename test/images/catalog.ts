@@ -75,7 +75,7 @@ const nginxFiles = async (): Promise<Entry[]> => [
 
 const httpdFiles = async (): Promise<Entry[]> => {
   const home = "usr/local/apache2";
-  const modules = ["mpm_event", "authz_core", "dir"].map((name) => `mod_${name}.so`);
+  const modules = ["mpm_prefork", "authz_core", "dir"].map((name) => `mod_${name}.so`);
   return [
     ...(await withLibraries(
       [

@@ -42,9 +42,12 @@ http {
 }
 `;
 
-/** Apache in the foreground; without a ServerName it begins its log with its own name. */
+/**
+ * Apache in the foreground; without a ServerName it begins its log with its own name. The prefork module makes no
+ * threads, whose end would load libgcc_s.
+ */
 export const httpdConfig = `ServerRoot /usr/local/apache2
-LoadModule mpm_event_module modules/mod_mpm_event.so
+LoadModule mpm_prefork_module modules/mod_mpm_prefork.so
 LoadModule authz_core_module modules/mod_authz_core.so
 LoadModule dir_module modules/mod_dir.so
 Listen 80

@@ -44,7 +44,7 @@ export type Challenge = { scheme: string; parameters: Record<string, string> };
 
 const token = "[!#$%&'*+.^_`|~0-9A-Za-z-]+";
 const lexer = new RegExp(
-  `\\s*(?:,\\s*)*(${token})(?:\\s*=\\s*(?:"((?:[^"\\\\]|\\\\.)*)"|(${token}[=]*|[^\\s,"]+)))?`,
+  `\\s*(?:,\\s*)*(${token})(?:\\s*=\\s*(?:"((?:[^"\\\\]|\\\\.)*)"|([^\\s,"]+)))?`,
   "y",
 );
 

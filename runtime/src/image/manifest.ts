@@ -39,8 +39,8 @@ const index = z.object({
   mediaType: z.string().optional(),
   manifests: z.array(descriptor.extend({ platform: platform.optional() })).max(limits.children),
   // A document that is an index to one reader and a manifest to another is refused (CVE-2021-41190).
-  layers: z.undefined(),
-  config: z.undefined(),
+  layers: z.undefined().optional(),
+  config: z.undefined().optional(),
 });
 type Index = z.infer<typeof index>;
 
@@ -49,7 +49,7 @@ const manifest = z.object({
   mediaType: z.string().optional(),
   config: descriptor,
   layers: z.array(descriptor).max(limits.layers),
-  manifests: z.undefined(),
+  manifests: z.undefined().optional(),
 });
 export type Manifest = z.infer<typeof manifest>;
 

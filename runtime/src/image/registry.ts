@@ -70,7 +70,9 @@ export class Registry implements AsyncDisposable {
   }
 
   repository(reference: Reference, auth: PullRequest["auth"]): Repository {
-    const layout = this.#options.mirrors[reference.domain]?.map(layoutDirectory).find((path) => path !== undefined);
+    const layout = this.#options.mirrors[reference.domain]
+      ?.map(layoutDirectory)
+      .find((path) => path !== undefined);
     // A directory stands for the whole registry: there is nothing behind it to ask.
     if (layout !== undefined) return layoutRepository(layout, nameOf(reference));
     const given = credentialsOf(auth);

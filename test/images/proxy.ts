@@ -1,0 +1,54 @@
+import { createServer, type IncomingMessage, request, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+
+/** A request as the proxy saw it. */
+export type Seen = {
+  method: string;
+  path: string;
+  authorization: string | undefined;
+  range: string | undefined;
+};
+
+/** Answers a request instead of the registry behind, and says so by true. */
+export type Interceptor = (seen: Seen, response: ServerResponse, forward: () => void) => boolean;
+
+export type Proxy = AsyncDisposable & { url: string; host: string; seen: Seen[]; intercept: Interceptor };
+
+/** Stands before a real registry on loopback: records requests, and answers those that `intercept` takes. */
+export const startProxy = async (upstream: string): Promise<Proxy> => {
+  const seen: Seen[] = [];
+  const server = createServer((incoming, response) => {
+    const { authorization, range } = incoming.headers;
+    const entry = { method: incoming.method ?? "", path: incoming.url ?? "", authorization, range };
+    seen.push(entry);
+    const pass = (): void => forward(upstream, incoming, response);
+    if (!proxy.intercept(entry, response, pass)) pass();
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const host = `127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const proxy: Proxy = {
+    url: `http://${host}`,
+    host,
+    seen,
+    intercept: () => false,
+    [Symbol.asyncDispose]: async () => {
+      server.closeAllConnections();
+      await new Promise((resolve) => server.close(resolve));
+    },
+  };
+  return proxy;
+};
+
+const forward = (upstream: string, incoming: IncomingMessage, response: ServerResponse): void => {
+  const { host: _, authorization: __, ...headers } = incoming.headers;
+  const outgoing = request(
+    new URL(incoming.url ?? "/", upstream),
+    { method: incoming.method, headers },
+    (answer) => {
+      response.writeHead(answer.statusCode ?? 502, answer.headers);
+      answer.pipe(response);
+    },
+  );
+  outgoing.on("error", () => response.destroy());
+  incoming.pipe(outgoing);
+};
