@@ -4,16 +4,9 @@ import { PassThrough, type Readable } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Linux } from "../../linux/linux.ts";
 import type { Readiness } from "../../linux/readiness.ts";
+import type { LogStream } from "../../logs/cri-log.ts";
+import type { LogFile } from "./log-file.ts";
 import { openReader } from "./stdio.ts";
-
-export type StreamName = "stdout" | "stderr";
-
-/** The container's log, as runtime/src/logs writes it. What `write` returned from is in the file. */
-export type LogSink = {
-  write(stream: StreamName, chunk: Uint8Array): void;
-  reopen(): void | Promise<void>;
-  close(): void | Promise<void>;
-};
 
 /** Longest piece of a line that is left in the pipe to wait for its end: a line of the CRI log holds 16 KiB. */
 const longestLine = 16 << 10;
@@ -62,8 +55,8 @@ const isCode = (error: unknown, code: string) => (error as NodeJS.ErrnoException
 class OutputPump {
   readonly ended: Promise<void>;
   readonly #fd: number;
-  readonly #stream: StreamName;
-  readonly #log: LogSink | undefined;
+  readonly #stream: LogStream;
+  readonly #log: LogFile | undefined;
   readonly #deps: OutputDeps;
   readonly #unwatch: () => void;
   readonly #end = Promise.withResolvers<void>();
@@ -77,8 +70,8 @@ class OutputPump {
 
   constructor(
     path: string,
-    stream: StreamName,
-    log: LogSink | undefined,
+    stream: LogStream,
+    log: LogFile | undefined,
     clients: Set<Client>,
     deps: OutputDeps,
   ) {
@@ -168,7 +161,7 @@ class Client {
     this.stderr = tty ? undefined : new PassThrough({ highWaterMark: clientBuffer });
   }
 
-  push(stream: StreamName, chunk: Uint8Array): void {
+  push(stream: LogStream, chunk: Uint8Array): void {
     const to = stream === "stdout" ? this.stdout : this.stderr;
     if (to && !to.destroyed && !to.writableEnded) to.write(Buffer.from(chunk));
   }
@@ -209,12 +202,12 @@ class Client {
 export class ContainerOutput {
   readonly #pumps: OutputPump[];
   readonly #clients = new Set<Client>();
-  readonly #log: LogSink | undefined;
+  readonly #log: LogFile | undefined;
   readonly #tty: boolean;
 
   constructor(
     stdio: { stdout: string; stderr: string },
-    options: { tty: boolean; log: LogSink | undefined },
+    options: { tty: boolean; log: LogFile | undefined },
     deps: OutputDeps,
   ) {
     this.#log = options.log;
@@ -258,13 +251,13 @@ export class ContainerOutput {
     this.#clients.clear();
   }
 
-  async reopenLog(): Promise<void> {
-    await this.#log?.reopen();
+  reopenLog(): void {
+    this.#log?.reopen();
   }
 
-  async close(): Promise<void> {
+  close(): void {
     for (const pump of this.#pumps) pump.close();
     this.endClients();
-    await this.#log?.close();
+    this.#log?.close();
   }
 }

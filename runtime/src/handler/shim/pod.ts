@@ -99,7 +99,7 @@ export class ShimPod {
   async release(): Promise<void> {
     this.#quiet = true;
     this.#shim.connection.close();
-    for (const container of this.containers.values()) await container.output.close();
+    for (const container of this.containers.values()) container.output.close();
     await this.#resources.disposeAsync();
   }
 
@@ -164,9 +164,18 @@ export class ShimPod {
   }
 
   async #sandboxGone(message: string): Promise<void> {
-    const all = Promise.all([...this.containers.values()].map((container) => container.ended));
-    await Promise.race([all, sleep(followMs, undefined, { ref: false })]);
-    for (const container of this.containers.values()) await this.settle(container, killedCode);
+    const containers = [...this.containers.values()].filter((container) => !container.exit);
+    // Behind gVisor and in a VM they went with it; where the wall is namespaces they must be sent after it.
+    for (const { id } of containers)
+      if (this.alive)
+        await this.task.kill({ id, signal: 9, all: true }, { timeoutMs: followMs }).catch(() => {});
+    const all = Promise.all(containers.map((container) => container.ended));
+    if (this.alive) await Promise.race([all, sleep(followMs, undefined, { ref: false })]);
+    for (const container of containers) {
+      if (container.exit) continue;
+      await this.cleanUp(container.id, container.stateDir);
+      await this.settle(container, killedCode);
+    }
     if (this.#quiet) return;
     this.#quiet = true;
     this.#deps.events.sandboxExited(this.id, message);
@@ -176,13 +185,8 @@ export class ShimPod {
     try {
       if (this.#quiet) return;
       // A shim that is dead watches nothing, but what it started may run on: it must not.
-      for (const container of this.containers.values()) {
-        if (container.exit) continue;
-        await this.cleanUp(container.id, container.stateDir);
-        await this.settle(container, killedCode);
-      }
-      if (this.state.holder) await this.cleanUp(this.id, this.stateDir);
       await this.#sandboxGone(`The shim died: ${reason}`);
+      if (this.state.holder) await this.cleanUp(this.id, this.stateDir);
     } finally {
       this.#gone.resolve();
     }

@@ -1,6 +1,6 @@
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { PassThrough, type Readable } from "node:stream";
 import { text } from "node:stream/consumers";
@@ -67,7 +67,9 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
     await host.exitOf(ref.id);
     await handler.remove(ref, signal());
   };
-  const logOf = (ref: ContainerRef) => readFileSync(ref.logPath, "utf8");
+  /** Lines of the CRI log without their times. */
+  const logOf = (ref: ContainerRef) =>
+    readFileSync(ref.logPath, "utf8").replaceAll(/^\S+ (\w+) (F|P) /gm, "$1 $2:");
   const exec = async (ref: ContainerRef, args: string[], input?: string) => {
     const [stdin, stdout, stderr] = [new PassThrough(), new PassThrough(), new PassThrough()];
     const process = { ...host.base, args };
@@ -97,8 +99,8 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
     const two = await run(["sh", "-c", "echo two"]);
     expect(await host.exitOf(one.id)).toMatchObject({ code: 3, oomKilled: false });
     expect(await host.exitOf(two.id)).toMatchObject({ code: 0, oomKilled: false });
-    expect(logOf(one)).toContain("stderr:oops\n");
-    expect(logOf(two)).toBe("stdout:two\n");
+    expect(logOf(one)).toContain("stderr F:oops\n");
+    expect(logOf(two)).toBe("stdout F:two\n");
     // gVisor's kernel is not this machine's.
     expect(logOf(one).includes(readFileSync("/proc/version", "utf8").trim())).toBe(kind === "runc");
     await handler.remove(one, signal());
@@ -183,7 +185,7 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
     // The first that leaves closes it.
     session.stdin?.end();
     expect(await host.exitOf(ref.id)).toMatchObject({ code: 0 });
-    expect(logOf(ref)).toBe("stdout:before\nstdout:got one\nstdout:eof\n");
+    expect(logOf(ref)).toBe("stdout F:before\nstdout F:got one\nstdout F:eof\n");
     await expect(handler.attach(ref, signal())).rejects.toMatchObject({ code: "failed-precondition" });
     await handler.remove(ref, signal());
   });
@@ -204,8 +206,23 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
   test("much output arrives whole", async () => {
     const ref = await run(["sh", "-c", "yes 0123456789abcdef | head -n 300000"]);
     await host.exitOf(ref.id);
-    const expected = createHash("sha256").update("stdout:0123456789abcdef\n".repeat(300_000)).digest("hex");
+    const expected = createHash("sha256").update("stdout F:0123456789abcdef\n".repeat(300_000)).digest("hex");
     expect(createHash("sha256").update(logOf(ref)).digest("hex")).toBe(expected);
+    await handler.remove(ref, signal());
+  });
+
+  test("a log that was rotated away is begun anew, and every line is in one of the two", async () => {
+    const ref = await run(["sh", "-c", "echo old; read x; echo new"], { stdin: true });
+    while (!existsSync(ref.logPath) || logOf(ref) === "") await sleep(20);
+    renameSync(ref.logPath, `${ref.logPath}.1`);
+    await handler.reopenLog(ref, signal());
+    expect(logOf(ref)).toBe("");
+    const session = await handler.attach(ref, signal());
+    session.stdin?.write("go\n");
+    await host.exitOf(ref.id);
+    session.close();
+    expect(readFileSync(`${ref.logPath}.1`, "utf8")).toMatch(/ stdout F old\n$/);
+    expect(logOf(ref)).toBe("stdout F:new\n");
     await handler.remove(ref, signal());
   });
 
@@ -237,11 +254,11 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
     const gone = found.containers.get(goes.id);
     expect(gone).toMatchObject({ state: "exited", exit: { code: 5, oomKilled: false } });
     if (gone?.state === "exited") expect(gone.exit.finishedAt < before - 500_000_000n).toBe(true);
-    expect(logOf(goes)).toBe("stdout:first\nstdout:last words\nstdout:no newline");
+    expect(logOf(goes)).toBe("stdout F:first\nstdout F:last words\nstdout P:no newline\n");
     expect(found.containers.get(stays.id)).toEqual({ state: "running" });
     expect(found.containers.get(made.id)).toEqual({ state: "created" });
     expect(await host.exitOf(stays.id)).toMatchObject({ code: 6 });
-    expect(logOf(stays)).toBe("stdout:up\nstdout:still\n");
+    expect(logOf(stays)).toBe("stdout F:up\nstdout F:still\n");
     expect(host.exits.has(goes.id)).toBe(false);
     // And exec works through the taken-up connection.
     await handler.start(made, signal());
@@ -258,7 +275,7 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
     if (found.containers.get(ref.id)?.state === "running") await host.exitOf(ref.id);
     const lines = [...new Set(logOf(ref).trimEnd().split("\n"))];
     expect(lines).toHaveLength(40_000);
-    expect(lines.at(-1)).toBe("stdout:line 39999");
+    expect(lines.at(-1)).toBe("stdout F:line 39999");
     await handler.remove(ref, signal());
   });
 
@@ -306,6 +323,17 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
     expect(host.exits.get(ref.id)).toMatchObject([{ code: 137 }]);
     await handler.remove(ref, signal());
     await removePod(doomed);
+  });
+
+  test("a container that needs more memory than it may have is reported as out of memory", async () => {
+    const small = await runPod();
+    const ref = await run(["sh", "-c", "head -c 600000000 /dev/zero | tail"], {}, small);
+    const exit = await host.exitOf(ref.id);
+    expect(exit.oomKilled).toBe(true);
+    // The shell outlives its pipe in runc's container; gVisor's sandbox goes as a whole.
+    if (kind === "gvisor") expect(exit.code).toBe(137);
+    await handler.remove(ref, signal());
+    await removePod(small);
   });
 
   test("a pod that is stopped and removed leaves no process, and stopping it again succeeds", async () => {

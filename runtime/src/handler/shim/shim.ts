@@ -27,7 +27,8 @@ import { execInTask, stdinWriter } from "./exec.ts";
 import { files, readExit, readState, writeState } from "./files.ts";
 import type { ShimHost } from "./host.ts";
 import { deleteLeftovers, type LaunchContext, launchShim } from "./launch.ts";
-import { ContainerOutput, type LogSink } from "./output.ts";
+import { LogFile } from "./log-file.ts";
+import { ContainerOutput } from "./output.ts";
 import { type LiveContainer, ShimPod } from "./pod.ts";
 import { portForwardRunsc } from "./port-forward.ts";
 import { readShimLog } from "./shim-log.ts";
@@ -41,8 +42,6 @@ export type ShimHandlerDeps = {
   network: Pick<Network, "dial">;
   events: HandlerEvents;
   log: Logger;
-  /** A container's log, appended to. */
-  openLog(path: string): LogSink;
   /** Absolute path of the static pause program: it keeps output while the daemon is away. */
   pauseProgram: string;
 };
@@ -100,6 +99,9 @@ export async function createShimHandler(
     if (process) linux.kill(process.pid, BigInt(process.startTime), SIGKILL);
   };
 
+  const logReader = (id: string, bundle: string): Disposable =>
+    readShimLog(bundle, linux, (line) => log.debug({ pod: id, handler: config.name, line }, "shim says"));
+
   /** Takes a pod's shim into this daemon's hands. */
   const adopt = async (
     id: string,
@@ -108,9 +110,7 @@ export async function createShimHandler(
     signal: AbortSignal,
   ): Promise<ShimPod> => {
     const shim = await connectShim(state.address, state.version, id, signal);
-    const resources = readShimLog(bundleOf(stateDir, id), linux, (line) =>
-      log.debug({ pod: id, handler: config.name, line }, "shim says"),
-    );
+    const resources = logReader(id, bundleOf(stateDir, id));
     const pod: ShimPod = new ShimPod(
       { id, stateDir, state, shim, resources },
       {
@@ -154,7 +154,7 @@ export async function createShimHandler(
   const openOutput = (container: ContainerRef | ContainerLaunch): ContainerOutput => {
     const output = new ContainerOutput(
       stdioPaths(join(container.stateDir, files.io), container),
-      { tty: container.tty, log: container.logPath === "" ? undefined : deps.openLog(container.logPath) },
+      { tty: container.tty, log: container.logPath === "" ? undefined : new LogFile(container.logPath) },
       {
         linux,
         readiness: host.readiness,
@@ -188,7 +188,7 @@ export async function createShimHandler(
     await pod.cleanUp(live.id, live.stateDir);
     pod.stuck = true;
     // The shim's ends of the pipes stay open, and nothing was ever written.
-    await live.output.close();
+    live.output.close();
     await pod.settle(live, 128 + SIGKILL);
   };
   const neverStarted = async (pod: ShimPod, id: string, signal: AbortSignal): Promise<boolean> => {
@@ -253,12 +253,9 @@ export async function createShimHandler(
         // One that did not come so far that it could be asked to go.
         killProcess(launched);
       });
-      let reply: Awaited<ReturnType<typeof launchShim>>;
-      {
-        // The shim must find a reader of its log; the connection's own takes over below.
-        using _log = readShimLog(bundle, linux, (line) => log.debug({ pod: launch.id, line }, "shim says"));
-        reply = await launchShim(context, launch.id, bundle, deadline);
-      }
+      // A shim opens its log before it serves, and waits there for a reader, also after `start` has ended.
+      using _log = logReader(launch.id, bundle);
+      const reply = await launchShim(context, launch.id, bundle, deadline);
       const holder = launch.rootfs !== "";
       const state: ShimState = {
         address: reply.address,
@@ -398,7 +395,7 @@ export async function createShimHandler(
       if (pod) {
         await deleteTask(pod, ref.id, live ?? undefined, signal);
         pod.containers.delete(ref.id);
-        await live?.output.close();
+        live?.output.close();
       } else await deleteLeftovers(context, ref.id, bundle, within(signal, stopMs));
       killProcess(containerStateOf(ref).keeper);
       removeStdio(join(ref.stateDir, files.io));
@@ -436,7 +433,7 @@ export async function createShimHandler(
 
     async reopenLog(ref, signal) {
       const pod = await podOf(ref.sandbox, signal);
-      await liveOf(pod, ref).output.reopenLog();
+      liveOf(pod, ref).output.reopenLog();
     },
 
     async exec(ref, request, signal) {
@@ -565,11 +562,11 @@ export async function createShimHandler(
       return;
     }
     await output.drained(AbortSignal.timeout(5_000));
-    if (!pod) return await output.close();
+    if (!pod) return output.close();
     if (ended) {
       writeState(ref.stateDir, files.exit, { ...exit, finishedAt: String(exit.finishedAt) });
       pod.addEnded({ id: ref.id, stateDir: ref.stateDir, state: containerStateOf(ref), output, exit });
-    } else await output.close();
+    } else output.close();
   };
 
   const holderRuns = async (pod: ShimPod, signal: AbortSignal): Promise<boolean> => {

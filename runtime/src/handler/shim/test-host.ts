@@ -1,6 +1,5 @@
 import { execFileSync } from "node:child_process";
 import {
-  appendFileSync,
   copyFileSync,
   existsSync,
   mkdirSync,
@@ -27,7 +26,6 @@ import type {
   SandboxRef,
 } from "../handler.ts";
 import { openShimHost, type ShimHost } from "./host.ts";
-import type { LogSink } from "./output.ts";
 import { createShimHandler } from "./shim.ts";
 
 /** A place on this machine where the host tests run real shims. */
@@ -152,7 +150,6 @@ export async function openTestHost(kind: "gvisor" | "runc") {
         },
         events,
         log: pino({ level: process.env.SHIM_LOG ?? "silent" }),
-        openLog: fileLog,
         pauseProgram: pause,
       }),
     );
@@ -269,19 +266,4 @@ async function removeCgroup(directory: string): Promise<void> {
       if (tries > 50) throw error;
       await sleep(20);
     }
-}
-
-/** The stream's name, then what was written. */
-function fileLog(path: string): LogSink {
-  return {
-    write: (stream, chunk) => {
-      const text = Buffer.from(chunk).toString();
-      appendFileSync(
-        path,
-        text.replaceAll(/[^\n]*(\n|$)/g, (line) => (line === "" ? "" : `${stream}:${line}`)),
-      );
-    },
-    reopen: () => {},
-    close: () => {},
-  };
 }

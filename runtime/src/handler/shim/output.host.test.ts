@@ -1,0 +1,120 @@
+import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { createLinux } from "../../linux/linux-ffi.ts";
+import { createReadiness } from "../../linux/readiness.ts";
+import { LogFile } from "./log-file.ts";
+import { ContainerOutput, openCopyPipe } from "./output.ts";
+import { holdOpen, makeStdio, stdioPaths } from "./stdio.ts";
+
+const linux = createLinux();
+let dir: string;
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), "bh-shim-output-"));
+});
+afterEach(() => rmSync(dir, { recursive: true }));
+
+const setUp = (log: LogFile | undefined) => {
+  const stack = new DisposableStack();
+  const stdio = stdioPaths(join(dir, "io"), { tty: true, stdin: false });
+  mkdirSync(join(dir, "host"), { recursive: true });
+  makeStdio(join(dir, "io"), stdio, linux);
+  const held = stack.use(holdOpen(stdio));
+  const copyPipe = stack.use(openCopyPipe(join(dir, "host"), linux));
+  const failures: unknown[] = [];
+  const output = new ContainerOutput(
+    stdio,
+    { tty: true, log },
+    { linux, readiness: createReadiness(), copyPipe, logFailed: (error) => failures.push(error) },
+  );
+  stack.defer(() => output.close());
+  const writer = openSync(stdio.stdout, "w");
+  held[Symbol.dispose]();
+  return { stdio, output, writer, failures, [Symbol.dispose]: () => stack.dispose() };
+};
+
+test("a line is still in the pipe while the log takes it, so that being killed there loses nothing", async () => {
+  const seen: string[] = [];
+  const log = new (class extends LogFile {
+    override write(stream: "stdout" | "stderr", chunk: Uint8Array) {
+      super.write(stream, chunk);
+      const reader = openSync(join(dir, "io/stdout"), 0o4000);
+      using copy = openCopyPipe(join(dir, "host"), linux);
+      seen.push(`${Buffer.from(chunk)}|${linux.tee(reader, copy.fd, 65536)}`);
+      closeSync(reader);
+    }
+  })(join(dir, "log"));
+  using pump = setUp(log);
+  writeSync(pump.writer, "whole\nhalf");
+  while (seen.length === 0) await sleep(5);
+  expect(seen).toEqual(["whole\n|10"]);
+  writeSync(pump.writer, " line\n");
+  while (seen.length === 1) await sleep(5);
+  expect(seen[1]).toBe("half line\n|10");
+  closeSync(pump.writer);
+  await pump.output.drained(AbortSignal.timeout(2000));
+});
+
+test("an attached client sees a prompt at once, once, and without a log", async () => {
+  using pump = setUp(undefined);
+  const client = pump.output.attach();
+  writeSync(pump.writer, "login: ");
+  let all = "";
+  client.stdout.on("data", (chunk) => {
+    all += chunk;
+  });
+  while (all === "") await sleep(5);
+  writeSync(pump.writer, "root\nPassword: ");
+  while (!all.includes("Password")) await sleep(5);
+  expect(all).toBe("login: root\nPassword: ");
+  closeSync(pump.writer);
+  await pump.output.drained(AbortSignal.timeout(2000));
+  expect(all).toBe("login: root\nPassword: ");
+});
+
+test("a line longer than 16 KiB is logged in parts that make the whole", async () => {
+  const log = new LogFile(join(dir, "log"));
+  using pump = setUp(log);
+  const long = "x".repeat(50_000);
+  writeSync(pump.writer, long);
+  writeSync(pump.writer, "end\n");
+  closeSync(pump.writer);
+  await pump.output.drained(AbortSignal.timeout(2000));
+  const lines = readFileSync(join(dir, "log"), "utf8").trimEnd().split("\n");
+  expect(lines.map((line) => line.split(" ").slice(3).join(" ")).join("")).toBe(`${long}end`);
+  const tags = lines.map((line) => line.split(" ")[2]);
+  expect(tags.at(-1)).toBe("F");
+  expect(new Set(tags.slice(0, -1))).toEqual(new Set(["P"]));
+});
+
+test("a client that reads slowly holds the pipe back instead of our memory", async () => {
+  using pump = setUp(undefined);
+  const client = pump.output.attach();
+  const fast = pump.output.attach();
+  fast.stdout.resume();
+  const chunk = Buffer.alloc(4096, "y\n");
+  const nonblocking = openSync(pump.stdio.stdout, 0o4001);
+  let written = 0;
+  for (let idle = 0; idle < 20; )
+    try {
+      written += writeSync(nonblocking, chunk);
+      idle = 0;
+    } catch {
+      idle++;
+      await sleep(5);
+    }
+  // A client's buffer, one look more, and the pipe itself.
+  expect(written).toBeLessThan(3 << 20);
+  let read = 0;
+  client.stdout.on("data", (data) => {
+    read += data.length;
+  });
+  closeSync(nonblocking);
+  closeSync(pump.writer);
+  await pump.output.drained(AbortSignal.timeout(5000));
+  pump.output.endClients();
+  await sleep(50);
+  expect(read).toBe(written);
+});
