@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -15,6 +16,7 @@ import { nodeRuntimes, nodes, pods, runtimeClasses, runtimeProfiles } from "@bul
 import { hasCode } from "@bulkhead/lib/std/errors.ts";
 import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
+import { dump, load, loadAll } from "js-yaml";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 
 /**
@@ -654,6 +656,80 @@ describe("The operator", () => {
     await sleep(2_000);
     expect([await profile("sandboxed"), await client.get(runtimeClasses, "sandboxed")]).toEqual(before);
     expect((await runtimeOf("node-a")).metadata.generation).toBe(spec);
+  });
+});
+
+describe("With the chart's permissions and no more, the operator", () => {
+  afterEach(clean);
+
+  test("takes a profile to Ready and away again", async () => {
+    const chart = await readFile(
+      join(import.meta.dirname, "../../charts/bulkhead/templates/operator-rbac.yaml"),
+      "utf8",
+    );
+    const user = "operator-of-the-chart";
+    for (const object of loadAll(chart.replaceAll(/\{\{[^}]*\}\}/g, "x")) as (KubeObject & {
+      subjects?: object;
+    })[]) {
+      const kind = object.kind ?? "";
+      const resource = {
+        apiVersion: "rbac.authorization.k8s.io/v1",
+        kind,
+        plural: `${kind.toLowerCase()}s`,
+        namespaced: kind.startsWith("Role"),
+      };
+      if (!/Role(Binding)?$/.test(kind)) continue;
+      const subject = { apiGroup: "rbac.authorization.k8s.io", kind: "User", name: user };
+      await client.create<KubeObject>(resource, {
+        ...object,
+        metadata: { name: object.metadata.name, ...(resource.namespaced ? { namespace } : {}) },
+        ...(object.subjects ? { subjects: [subject] } : {}),
+      } as KubeObject);
+    }
+    const admin = load(await readFile(server.kubeconfig, "utf8")) as { users: { user: object }[] };
+    Object.assign(admin.users[0]!.user, { as: user });
+    const kubeconfig = join(server.directory, "kubeconfig-operator");
+    await writeFile(kubeconfig, dump(admin), { mode: 0o600 });
+
+    const bounded = createClient({ config: await kubeconfigFile(kubeconfig) });
+    const configMaps = { apiVersion: "v1", kind: "ConfigMap", plural: "configmaps", namespaced: true };
+    await expect(bounded.list(configMaps)).rejects.toMatchObject({ code: "permission-denied" });
+    await bounded.close();
+
+    const operator = await startOperator("--kubeconfig", kubeconfig);
+    try {
+      await createNode("node-a");
+      await createProfile("sandboxed");
+      startAgent("node-a");
+      await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+      await client.patch(runtimeClasses, "sandboxed", { scheduling: null });
+      await eventually(
+        "the class mended",
+        () => client.get(runtimeClasses, "sandboxed"),
+        (is) => is?.scheduling !== undefined,
+      );
+      await client.delete(runtimeProfiles, "sandboxed");
+      await eventually(
+        "gone",
+        () => profile("sandboxed"),
+        (is) => is === undefined,
+      );
+      await client.delete(nodes, "node-a");
+      await eventually(
+        "the NodeRuntime gone",
+        () => runtimeOf("node-a"),
+        (is) => is === undefined,
+      );
+      operator.child.kill("SIGTERM");
+      await once(operator.child, "exit");
+      expect(
+        operator.lines.filter((line) => line.includes("forbidden") || line.includes("not written")),
+      ).toEqual([]);
+      const { items } = await client.list(events, { namespace });
+      expect(items.some((event) => event.regarding?.name === "sandboxed")).toBe(true);
+    } finally {
+      await operator.kill("SIGKILL");
+    }
   });
 });
 
