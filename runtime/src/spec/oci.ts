@@ -61,7 +61,8 @@ export type Linux = {
   }[];
   cgroupsPath?: string;
   resources?: Resources;
-  rootfsPropagation?: "private" | "slave" | "shared" | "unbindable";
+  /** The r-forms are runc's; they reach every mount below. */
+  rootfsPropagation?: "private" | "slave" | "shared" | "unbindable" | "rprivate" | "rslave" | "rshared";
   seccomp?: unknown;
   sysctl?: Record<string, string>;
   maskedPaths?: string[];

@@ -1,0 +1,154 @@
+import { readFile } from "node:fs/promises";
+import { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
+import { paths } from "@bulkhead/lib/api/paths.ts";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { load } from "js-yaml";
+import { z } from "zod";
+
+const absolutePath = z.string().regex(/^\/[^\0]*$/, "must be an absolute path");
+const hostPort = z.string().regex(/^\S*:\d{1,5}$/, "must be HOST:PORT");
+const url = z
+  .string()
+  .regex(
+    /^(https?:\/\/[^\s/]+|oci:(\/\/)?\/\S+)/,
+    "must be an http or https URL, or oci:/DIRECTORY of an image layout",
+  );
+
+/**
+ * /etc/bulkhead/runtime.yaml. Every key has a default, so that an empty file is a valid one; a key that is not
+ * known is refused by name. `defaultConfig` documents them.
+ */
+export const Config = z
+  .object({
+    socket: absolutePath.default(paths.socket),
+    root: absolutePath.default(paths.root),
+    state: absolutePath.default(paths.state),
+    handlersDir: absolutePath.default(paths.handlers),
+    defaultHandler: z.string().default("runc"),
+    delegate: z.object({ socket: absolutePath }).strict().nullable().default(null),
+    cni: z
+      .object({
+        binDirs: z.array(absolutePath).min(1).default(["/opt/cni/bin"]),
+        confDir: absolutePath.default("/etc/cni/net.d"),
+      })
+      .strict()
+      .prefault({}),
+    registries: z
+      .object({
+        mirrors: z.record(z.string(), z.array(url)).default({}),
+        configPath: absolutePath.default("/etc/bulkhead/certs.d"),
+      })
+      .strict()
+      .prefault({}),
+    cgroupDriver: z.enum(["auto", "cgroupfs", "systemd"]).default("auto"),
+    conmon: absolutePath.default("/usr/bin/conmon"),
+    runtimes: z
+      .array(
+        HandlerConfig.refine((handler) => handler.kind !== "delegate", "a delegate belongs under delegate"),
+      )
+      .prefault([{ name: "runc", kind: "oci", binary: "/usr/bin/runc" }]),
+    log: z
+      .object({
+        level: z.enum(["trace", "debug", "info", "warn", "error"]).default("info"),
+        format: z.enum(["json", "text"]).default("json"),
+      })
+      .strict()
+      .prefault({}),
+    metrics: z
+      .object({ listen: hostPort.or(z.literal("")).default("") })
+      .strict()
+      .prefault({}),
+    streaming: z
+      .object({ address: hostPort.default("127.0.0.1:0") })
+      .strict()
+      .prefault({}),
+  })
+  .strict();
+export type Config = z.infer<typeof Config>;
+
+/** The documented default configuration. It parses to the defaults (a test holds it to that). */
+export const defaultConfig = `# Configuration of bulkhead-runtime. Every key may be left out; these are the defaults.
+
+# The CRI socket that kubelet connects to.
+socket: ${paths.socket}
+# Images and container file systems.
+root: ${paths.root}
+# What is valid until reboot: records, namespaces, bundles. Must be on tmpfs.
+state: ${paths.state}
+# One file per handler, NAME.yaml, loaded as soon as it is there.
+handlersDir: ${paths.handlers}
+# The handler of pods that name none.
+defaultHandler: runc
+
+# The engine that the node had before: requests for handlers and ids that are not ours go to its socket.
+# delegate:
+#   socket: /run/containerd/containerd.sock
+delegate: null
+
+# Pod networks, by the CNI specification.
+cni:
+  binDirs: [/opt/cni/bin]
+  confDir: /etc/cni/net.d
+
+registries:
+  # Host of a registry: URLs to ask before it.
+  # mirrors:
+  #   registry.k8s.io: ["http://10.0.0.1:5000"]
+  mirrors: {}
+  # Certificates by registry: HOST:PORT/{ca.crt,client.cert,client.key}.
+  configPath: /etc/bulkhead/certs.d
+
+# auto: systemd where it manages a cgroup v2 tree, else cgroupfs. kubelet asks us for it.
+cgroupDriver: auto
+
+# The monitor of each container under an OCI runtime.
+conmon: /usr/bin/conmon
+
+# Handlers that are always there; a file in handlersDir of the same name wins.
+runtimes:
+  - name: runc
+    kind: oci
+    binary: /usr/bin/runc
+
+log:
+  # trace, debug, info, warn or error
+  level: info
+  # json, or text for people
+  format: json
+
+metrics:
+  # HOST:PORT of /metrics, /healthz and /readyz; "" turns them off.
+  listen: ""
+
+streaming:
+  # HOST:PORT of exec, attach and port-forward, for kubelet alone; port 0 takes a free one.
+  address: 127.0.0.1:0
+`;
+
+/** Parses a configuration; messages name the path of the key. */
+export const parseConfig = (text: string, file: string): Config => {
+  let yaml: unknown;
+  try {
+    yaml = load(text);
+  } catch (error) {
+    throw new RuntimeError("invalid-argument", `Cannot parse ${file}: ${messageOf(error)}`, { cause: error });
+  }
+  const parsed = Config.safeParse(yaml ?? {});
+  if (parsed.success) return parsed.data;
+  const problems = parsed.error.issues.flatMap((issue) =>
+    issue.code === "unrecognized_keys"
+      ? issue.keys.map((key) => `${[...issue.path, key].join(".")}: unknown key`)
+      : [`${issue.path.join(".")}: ${issue.message}`],
+  );
+  throw new RuntimeError("invalid-argument", `Cannot use ${file}:\n  ${problems.join("\n  ")}`);
+};
+
+/** Reads the file. Without one at the default place the defaults are in force. */
+export const readConfig = async (file: string | undefined): Promise<Config> => {
+  const path = file ?? paths.config;
+  const text = await readFile(path, "utf8").catch((error: NodeJS.ErrnoException) => {
+    if (file === undefined && error.code === "ENOENT") return "";
+    throw new RuntimeError("invalid-argument", `Cannot read ${path}: ${error.message}`, { cause: error });
+  });
+  return parseConfig(text, path);
+};

@@ -1,0 +1,48 @@
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { capabilityNames } from "../spec/capabilities.ts";
+import type { HostFacts } from "../spec/host.ts";
+
+const read = (path: string): string => {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return "";
+  }
+};
+
+const wantedSoftFiles = 1024;
+const wantedHardFiles = 524_288;
+
+/** Looks at the kernel and at this process. `driver` as configured; auto means systemd where it manages a v2 tree. */
+export const readHostFacts = (driver: "auto" | "cgroupfs" | "systemd"): HostFacts => {
+  const status = read("/proc/self/status");
+  const bounding = BigInt(`0x${/^CapBnd:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
+  const capabilities = capabilityNames.filter((_, bit) => (bounding >> BigInt(bit)) & 1n);
+  const hardFiles = Number(
+    /^Max open files\s+\S+\s+(\d+)/m.exec(read("/proc/self/limits"))?.[1] ?? wantedHardFiles,
+  );
+  const v2 = existsSync("/sys/fs/cgroup/cgroup.controllers");
+  const own = /^0::(.*)$/m.exec(read("/proc/self/cgroup"))?.[1] ?? "/";
+  return {
+    capabilities,
+    // Without CAP_SYS_RESOURCE a process cannot go below what it was given itself (oom_score_adj, proc(5)).
+    oomScoreAdjMin: capabilities.includes("CAP_SYS_RESOURCE")
+      ? -1000
+      : Number(read("/proc/self/oom_score_adj").trim() || 0),
+    openFiles: { soft: Math.min(wantedSoftFiles, hardFiles), hard: Math.min(wantedHardFiles, hardFiles) },
+    cgroup: v2 ? "v2" : "v1",
+    cgroupDriver:
+      driver !== "auto" ? driver : v2 && existsSync("/run/systemd/system") ? "systemd" : "cgroupfs",
+    swapAccounting: v2
+      ? existsSync(join("/sys/fs/cgroup", own, "memory.swap.max"))
+      : existsSync("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"),
+    hugetlb: v2
+      ? read("/sys/fs/cgroup/cgroup.controllers").split(/\s+/).includes("hugetlb")
+      : existsSync("/sys/fs/cgroup/hugetlb"),
+    apparmor: read("/sys/module/apparmor/parameters/enabled").startsWith("Y"),
+    selinux: existsSync("/sys/fs/selinux/enforce"),
+    seccomp: /^Seccomp:/m.test(status),
+    arch: process.arch,
+  };
+};

@@ -1,0 +1,127 @@
+import { mkdir, realpath, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { type Mount, MountPropagation } from "@bulkhead/lib/gen/cri_pb.js";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { Images } from "../image/images.ts";
+import type { Snapshotter } from "../snapshot/snapshotter.ts";
+import type { ResolvedMount } from "../spec/mounts.ts";
+import { type MountPoint, mountOf, readMountTable } from "./mount-table.ts";
+import { resolveInRoot } from "./rootfs.ts";
+
+type Needs = {
+  images: Pick<Images, "get">;
+  snapshotter: Pick<Snapshotter, "mountReadonly">;
+  /** The handler can make a whole tree read-only. */
+  recursiveReadOnly: boolean;
+  /** A directory for the n-th image volume, to be mounted on; noted in the record by the caller. */
+  imageMountDir: (index: number) => Promise<string>;
+};
+
+const propagations = {
+  [MountPropagation.PROPAGATION_PRIVATE]: "private",
+  [MountPropagation.PROPAGATION_HOST_TO_CONTAINER]: "host-to-container",
+  [MountPropagation.PROPAGATION_BIDIRECTIONAL]: "bidirectional",
+} as const;
+
+/** Flags of mount(8) that a pod may add to a volume; anything else could undo what the volume was given. */
+const allowedOptions = new Set(["noexec", "nosuid", "nodev", "noatime", "nodiratime", "relatime"]);
+
+/** Finds the source of each mount on the node: symbolic links followed, missing directories made, images mounted. */
+export const resolveMounts = async (mounts: readonly Mount[], needs: Needs): Promise<ResolvedMount[]> => {
+  const table = mounts.some((mount) => mount.propagation !== MountPropagation.PROPAGATION_PRIVATE)
+    ? await readMountTable()
+    : [];
+  return await Promise.all(
+    mounts.map(async (mount, index): Promise<ResolvedMount> => {
+      check(mount, needs);
+      const propagation = propagations[mount.propagation];
+      const source = mount.image?.image
+        ? await imageSource(mount, index, needs)
+        : await hostSource(mount.hostPath);
+      checkPropagation(table, source, propagation);
+      return {
+        destination: join("/", mount.containerPath),
+        source,
+        readonly: mount.readonly || (mount.image?.image ?? "") !== "",
+        recursiveReadOnly: mount.recursiveReadOnly,
+        propagation,
+        options: mount.mountOptions,
+      };
+    }),
+  );
+};
+
+const check = (mount: Mount, needs: Needs): void => {
+  const what = `Cannot mount at "${mount.containerPath}"`;
+  if (mount.containerPath === "")
+    throw new RuntimeError("invalid-argument", "Cannot mount: no container path");
+  if (mount.recursiveReadOnly) {
+    if (!mount.readonly)
+      throw new RuntimeError("invalid-argument", `${what}: recursive read-only needs read-only`);
+    if (mount.propagation !== MountPropagation.PROPAGATION_PRIVATE)
+      throw new RuntimeError("invalid-argument", `${what}: recursive read-only needs private propagation`);
+    // kubelet matches the beginning of the message and needs the code Unknown to see it (facts: RROUnsupported).
+    if (!needs.recursiveReadOnly)
+      throw new RuntimeError(
+        "unknown",
+        `RROUnsupported: ${what}: the handler has no recursive read-only mounts`,
+      );
+  }
+  if (mount.uidMappings.length > 0 || mount.gidMappings.length > 0)
+    throw new RuntimeError("invalid-argument", `${what}: id-mapped mounts are not supported`);
+  for (const option of mount.mountOptions)
+    if (!allowedOptions.has(option))
+      throw new RuntimeError("invalid-argument", `${what}: mount option "${option}" is not allowed`);
+};
+
+const hostSource = async (path: string): Promise<string> => {
+  if (!path.startsWith("/"))
+    throw new RuntimeError("invalid-argument", `Cannot mount "${path}": not an absolute path`);
+  try {
+    return await realpath(path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT")
+      throw new RuntimeError("unknown", `Cannot mount "${path}": ${messageOf(error)}`, { cause: error });
+    // As every engine does: kubelet's own check (hostPath type) comes before us.
+    await mkdir(path, { recursive: true, mode: 0o755 });
+    return await realpath(path);
+  }
+};
+
+const imageSource = async (mount: Mount, index: number, needs: Needs): Promise<string> => {
+  const ref = mount.image?.image ?? "";
+  try {
+    const image = needs.images.get(ref);
+    if (!image) throw new Error(`image "${ref}" is not there`);
+    const dir = await needs.imageMountDir(index);
+    await needs.snapshotter.mountReadonly(dir.replaceAll("/", "-"), image.layers, dir);
+    if (mount.imageSubPath === "") return dir;
+    const found = await resolveInRoot(dir, mount.imageSubPath);
+    if (!(await stat(found)).isDirectory()) throw new Error(`"${mount.imageSubPath}" is not a directory`);
+    return found;
+  } catch (error) {
+    throw new RuntimeError(
+      "unknown",
+      `ImageVolumeMountFailed: Cannot mount image "${ref}": ${messageOf(error)}`,
+      {
+        cause: error,
+      },
+    );
+  }
+};
+
+const checkPropagation = (
+  table: readonly MountPoint[],
+  source: string,
+  propagation: ResolvedMount["propagation"],
+): void => {
+  if (propagation === "private") return;
+  const mount = mountOf(table, source);
+  if (mount?.shared) return;
+  if (propagation === "host-to-container" && mount?.slave) return;
+  const needed = propagation === "bidirectional" ? "shared" : "shared or slave";
+  throw new RuntimeError(
+    "invalid-argument",
+    `Cannot propagate mounts of "${source}": it stands on "${mount?.path ?? "/"}", which is not a ${needed} mount`,
+  );
+};

@@ -1,0 +1,294 @@
+import { randomBytes } from "node:crypto";
+import { mkdir, readFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { create } from "@bufbuild/protobuf";
+import {
+  type ContainerConfig,
+  CreateContainerResponseSchema,
+  NamespaceMode,
+} from "@bulkhead/lib/gen/cri_pb.js";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { readAccounts } from "../../container/accounts.ts";
+import { allDevices, askedDevices } from "../../container/devices.ts";
+import { resolveMounts } from "../../container/mounts.ts";
+import { makeInRoot, resolveInRoot } from "../../container/rootfs.ts";
+import { created, newContainer } from "../../container/state.ts";
+import type { Handler, HandlerState } from "../../handler/handler.ts";
+import type { Image } from "../../image/images.ts";
+import { timed } from "../../metrics.ts";
+import { podFiles } from "../../pod/files.ts";
+import { type Pod, requireReady } from "../../pod/state.ts";
+import { capabilitiesOf } from "../../spec/capabilities.ts";
+import { containerSpec } from "../../spec/container-spec.ts";
+import type { ResolvedMount } from "../../spec/mounts.ts";
+import { type PidChoice, podNamespaces } from "../../spec/namespaces.ts";
+import type { Spec } from "../../spec/oci.ts";
+import { seccompChoice } from "../../spec/seccomp.ts";
+import { defaultSeccomp } from "../../spec/seccomp-default.ts";
+import { stopSignalOf } from "../../spec/stop-signal.ts";
+import { type User, userOf } from "../../spec/user.ts";
+import { notify } from "../notify.ts";
+import {
+  containerDir,
+  findContainer,
+  now,
+  type Runtime,
+  type RuntimeMethods,
+  sandboxRef,
+} from "../runtime.ts";
+import { discardContainer } from "./remove.ts";
+
+/** CreateContainer: root file system, specification, and a process that waits. A retry joins the one under way. */
+export const createContainer =
+  (runtime: Runtime): RuntimeMethods["createContainer"] =>
+  async (request, signal) => {
+    const pod = runtime.pods.require(request.podSandboxId);
+    const { config } = request;
+    if (!config?.metadata?.name)
+      throw new RuntimeError("invalid-argument", "Cannot create a container without a name");
+    const containerId = await runtime.starting.run(
+      `container ${pod.id} ${config.metadata.name} ${config.metadata.attempt}`,
+      (both) => createIn(runtime, pod.id, config, both),
+      signal,
+    );
+    return create(CreateContainerResponseSchema, { containerId });
+  };
+
+const createIn = async (
+  runtime: Runtime,
+  podId: string,
+  config: ContainerConfig,
+  signal: AbortSignal,
+): Promise<string> => {
+  using _ = runtime.activity.begin(podId);
+  const pod = runtime.pods.require(podId);
+  requireReady(pod, "create a container");
+  const handler = runtime.handlers.running(pod.handler);
+  const ref = config.image?.image ?? "";
+  const image = runtime.images.get(ref);
+  if (image === undefined)
+    throw new RuntimeError(
+      "not-found",
+      `Cannot create container "${config.metadata?.name}": image "${ref}" is not there`,
+    );
+  checkPrivileges(config, pod);
+  const pid = pidOf(runtime, config, pod);
+  const id = randomBytes(32).toString("hex");
+  const stopSignal = stopSignalOf(config.stopSignal, image.config.stopSignal);
+  const logPath =
+    config.logPath === "" || pod.config.logDirectory === ""
+      ? ""
+      : join(pod.config.logDirectory, config.logPath);
+  runtime.containers.add(
+    newContainer({ id, podId, createdAt: now(), config, imageId: image.id, logPath, stopSignal }),
+  );
+  try {
+    const made = await timed(runtime.metrics, pod.handler.name, "create", () =>
+      make(runtime, { id, pod, config, image, handler, pid, logPath }, signal),
+    );
+    // Whoever gave up meanwhile would never learn the id.
+    signal.throwIfAborted();
+    runtime.containers.update(id, (container) => created(container, made));
+  } catch (error) {
+    await discardContainer(runtime, id).catch((err) =>
+      runtime.log.warn({ container: id, err }, "container could not be rolled back"),
+    );
+    throw error;
+  }
+  notify(runtime, "created", id, podId);
+  return id;
+};
+
+const checkPrivileges = (config: ContainerConfig, pod: Pod): void => {
+  if (config.linux?.securityContext?.privileged && !pod.config.linux?.securityContext?.privileged)
+    throw new RuntimeError(
+      "invalid-argument",
+      "Cannot create a privileged container in a pod that is not privileged",
+    );
+};
+
+/** The PID namespace of the container. CRI's default, and its enum's zero, is the pod's. */
+const pidOf = (runtime: Runtime, config: ContainerConfig, pod: Pod): PidChoice => {
+  const options = config.linux?.securityContext?.namespaceOptions;
+  const own = podNamespaces(pod.config);
+  switch (options?.pid ?? NamespaceMode.POD) {
+    case NamespaceMode.NODE:
+      return { use: "host" };
+    case NamespaceMode.CONTAINER:
+      return { use: "own" };
+    case NamespaceMode.TARGET: {
+      const target = findContainer(runtime, options?.targetId ?? "");
+      if (target === undefined || target.container.podId !== pod.id)
+        throw new RuntimeError(
+          "invalid-argument",
+          `Cannot join container "${options?.targetId}": not in this pod`,
+        );
+      if (target.container.state !== "running")
+        throw new RuntimeError(
+          "failed-precondition",
+          `Cannot join container "${options?.targetId}": it does not run`,
+        );
+      const pid = pidIn(target.container.handlerState);
+      if (pid === undefined)
+        throw new RuntimeError(
+          "unimplemented",
+          "Cannot join another container: its processes are not the node's",
+        );
+      return { use: "join", path: `/proc/${pid}/ns/pid` };
+    }
+    default: {
+      if (own.pid !== "pod") return own.pid === "host" ? { use: "host" } : { use: "own" };
+      const state = pod.held.sandbox?.state ?? {};
+      if (typeof state.pidNamespace === "string") return { use: "join", path: state.pidNamespace };
+      const holder = pidIn(state);
+      if (holder !== undefined) return { use: "join", path: `/proc/${holder}/ns/pid` };
+      throw new RuntimeError("internal", `Pod sandbox "${pod.id}" has no holder of its PID namespace`);
+    }
+  }
+};
+
+/** The first process as the handler tells it. */
+export const pidIn = (state: HandlerState): number | undefined => {
+  if (typeof state.pid === "number") return state.pid;
+  for (const key of ["process", "task", "shim"]) {
+    const inner = state[key];
+    if (typeof inner === "object" && inner !== null && "pid" in inner && typeof inner.pid === "number")
+      return inner.pid;
+  }
+  return undefined;
+};
+
+type Plan = {
+  id: string;
+  pod: Pod;
+  config: ContainerConfig;
+  image: Image;
+  handler: Handler;
+  pid: PidChoice;
+  logPath: string;
+};
+
+const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
+  const { id, pod, config, image, handler } = plan;
+  const { host, snapshotter, images } = runtime;
+  const security = config.linux?.securityContext;
+  const stateDir = containerDir(runtime, id);
+  const rootfs = join(stateDir, "rootfs");
+  await mkdir(rootfs, { recursive: true, mode: 0o700 });
+  const imageMounts = config.mounts.flatMap((mount, index) =>
+    mount.image?.image ? [join(stateDir, `image-${index}`)] : [],
+  );
+  const [mounts, devices, seccomp] = await Promise.all([
+    resolveMounts(config.mounts, {
+      images,
+      snapshotter,
+      recursiveReadOnly: handler.features().recursiveReadOnlyMounts,
+      imageMountDir: async (index) => {
+        const dir = join(stateDir, `image-${index}`);
+        await mkdir(dir, { mode: 0o755 });
+        return dir;
+      },
+    }),
+    security?.privileged ? allDevices() : askedDevices(config.devices),
+    seccompOf(config, host),
+    snapshotter.mountContainer(id, image.layers, rootfs),
+    plan.logPath === "" ? undefined : mkdir(dirname(plan.logPath), { recursive: true, mode: 0o755 }),
+  ]);
+  const user = userOf(security, image.config.user, await readAccounts(rootfs));
+  const volumes = await volumesOf(image, config, rootfs);
+  const spec = containerSpec({
+    id,
+    config,
+    pod: {
+      id: pod.id,
+      config: pod.config,
+      namespaces: pod.held.namespaces ?? {},
+      hostname: pod.hostname,
+      files: podFiles(join(runtime.stateDir, "pods", pod.id), podNamespaces(pod.config).ipc),
+    },
+    image: image.config,
+    user,
+    mounts: [...volumes, ...mounts],
+    devices,
+    seccomp,
+    pid: plan.pid,
+    rootfs,
+    allowedAnnotations: pod.handler.allowedAnnotations,
+    host,
+  });
+  const handlerState = await handler.create(
+    {
+      id,
+      sandbox: sandboxRef(runtime, pod),
+      stateDir,
+      rootfs,
+      spec,
+      tty: config.tty,
+      stdin: config.stdin,
+      stdinOnce: config.stdinOnce,
+      logPath: plan.logPath,
+    },
+    AbortSignal.any([signal, AbortSignal.timeout(pod.handler.deadlines.create * 1000)]),
+  );
+  return {
+    handlerState,
+    user,
+    process: spec.process as NonNullable<Spec["process"]>,
+    imageMounts,
+    resources: spec.linux?.resources ?? {},
+  } satisfies { user: User } & Record<string, unknown>;
+};
+
+/**
+ * Directories that the image calls volumes must be there. Under a read-only root they stay writable, which a
+ * mount of the directory on itself does.
+ */
+const volumesOf = async (image: Image, config: ContainerConfig, rootfs: string): Promise<ResolvedMount[]> => {
+  const taken = new Set(config.mounts.map((mount) => mount.containerPath));
+  const places = image.config.volumes.filter(
+    (place) => place.startsWith("/") && place !== "/" && !taken.has(place),
+  );
+  const mounts: ResolvedMount[] = [];
+  for (const place of places) {
+    await makeInRoot(rootfs, place);
+    if (!config.linux?.securityContext?.readonlyRootfs) continue;
+    mounts.push({
+      destination: place,
+      source: await resolveInRoot(rootfs, place),
+      readonly: false,
+      recursiveReadOnly: false,
+      propagation: "private",
+      options: [],
+    });
+  }
+  return mounts;
+};
+
+const maxProfile = 4 * 1024 * 1024;
+
+const seccompOf = async (config: ContainerConfig, host: Runtime["host"]): Promise<unknown> => {
+  const security = config.linux?.securityContext;
+  const choice = seccompChoice(
+    security?.seccomp,
+    security?.seccompProfilePath ?? "",
+    security?.privileged ?? false,
+  );
+  if (choice.use === "unconfined") return undefined;
+  if (!host.seccomp)
+    throw new RuntimeError("failed-precondition", "Cannot use a seccomp profile: the kernel has no seccomp");
+  if (choice.use === "default")
+    return defaultSeccomp(capabilitiesOf(security, host.capabilities).bounding, host.arch);
+  try {
+    const text = await readFile(choice.path, "utf8");
+    if (text.length > maxProfile) throw new Error("it is too large");
+    return JSON.parse(text);
+  } catch (error) {
+    throw new RuntimeError(
+      "invalid-argument",
+      `Cannot use seccomp profile "${choice.path}": ${messageOf(error)}`,
+      {
+        cause: error,
+      },
+    );
+  }
+};

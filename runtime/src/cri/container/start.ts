@@ -1,0 +1,48 @@
+import { create } from "@bufbuild/protobuf";
+import { StartContainerResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { started, startFailed } from "../../container/state.ts";
+import { timed } from "../../metrics.ts";
+import { requireReady } from "../../pod/state.ts";
+import { notify } from "../notify.ts";
+import { cleanup, containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
+
+const SIGKILL = 9;
+
+/** StartContainer. One that cannot be started ends as exited with code 128 and reason StartError. */
+export const startContainer =
+  (runtime: Runtime): RuntimeMethods["startContainer"] =>
+  async (request, signal) => {
+    const { id, podId } = runtime.containers.require(request.containerId);
+    using _ = runtime.activity.begin(podId);
+    await runtime.locks.run(id, signal, async () => {
+      const container = runtime.containers.require(id);
+      if (container.state !== "created")
+        throw new RuntimeError(
+          "failed-precondition",
+          `Cannot start container "${id}": it is ${container.state}`,
+        );
+      const pod = runtime.pods.require(podId);
+      requireReady(pod, "start a container");
+      const handler = runtime.handlers.running(pod.handler);
+      const ref = containerRef(runtime, pod, container);
+      // The caller's leaving does not end a start half-way: kubelet will look at the state.
+      const deadline = AbortSignal.timeout(pod.handler.deadlines.start * 1000);
+      try {
+        await timed(runtime.metrics, pod.handler.name, "start", () => handler.start(ref, deadline));
+      } catch (error) {
+        runtime.containers.update(id, (each) => startFailed(each, now(), messageOf(error)));
+        runtime.exits.happened(id);
+        notify(runtime, "stopped", id, podId);
+        await handler
+          .kill(ref, SIGKILL, true, cleanup())
+          .catch((err) =>
+            runtime.log.warn({ container: id, err }, "container that did not start could not be killed"),
+          );
+        throw error;
+      }
+      runtime.containers.update(id, (each) => started(each, now()));
+      notify(runtime, "started", id, podId);
+    });
+    return create(StartContainerResponseSchema);
+  };

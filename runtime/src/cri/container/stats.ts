@@ -1,0 +1,95 @@
+import { create } from "@bufbuild/protobuf";
+import {
+  type ContainerStats,
+  ContainerStatsResponseSchema,
+  ContainerStatsSchema,
+  ListContainerStatsResponseSchema,
+} from "@bulkhead/lib/gen/cri_pb.js";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { isVisible, type Visible } from "../../container/state.ts";
+import { hasId, hasLabels } from "../filter.ts";
+import { containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
+import { requireVisible } from "./visible.ts";
+
+/** ContainerStats. */
+export const containerStats =
+  (runtime: Runtime): RuntimeMethods["containerStats"] =>
+  async (request, signal) => {
+    const stats = await statsOf(runtime, requireVisible(runtime, request.containerId), signal);
+    if (stats === undefined)
+      throw new RuntimeError(
+        "not-found",
+        `Container "${request.containerId}" has no statistics: it does not run`,
+      );
+    return create(ContainerStatsResponseSchema, { stats });
+  };
+
+/** ListContainerStats: those that run. One that vanishes meanwhile is left out. */
+export const listContainerStats =
+  (runtime: Runtime): RuntimeMethods["listContainerStats"] =>
+  async ({ filter }, signal) => {
+    const stats = await Promise.all(
+      runtime.containers
+        .list()
+        .filter(isVisible)
+        .filter(
+          (container) =>
+            container.state === "running" &&
+            hasId(container.id, filter?.id) &&
+            hasId(container.podId, filter?.podSandboxId) &&
+            hasLabels(container.config.labels, filter?.labelSelector),
+        )
+        .map((container) => statsOf(runtime, container, signal).catch(() => undefined)),
+    );
+    return create(ListContainerStatsResponseSchema, { stats: stats.filter((each) => each !== undefined) });
+  };
+
+/** The figures of one container; undefined when it does not run. */
+export const statsOf = async (
+  runtime: Runtime,
+  container: Visible,
+  signal: AbortSignal,
+): Promise<ContainerStats | undefined> => {
+  if (container.state === "exited") return undefined;
+  const pod = runtime.pods.require(container.podId);
+  const handler = runtime.handlers.running(pod.handler);
+  const [{ usage, nanoCores }, writable, fs] = await Promise.all([
+    runtime.sampler.of(container.id, () => handler.stats(containerRef(runtime, pod, container), signal)),
+    runtime.snapshotter.usage(container.id).catch(() => ({ bytes: 0n, inodes: 0n })),
+    runtime.images.fsInfo(),
+  ]);
+  return create(ContainerStatsSchema, {
+    attributes: {
+      id: container.id,
+      ...(container.config.metadata && { metadata: container.config.metadata }),
+      labels: container.config.labels,
+      annotations: container.config.annotations,
+    },
+    ...(usage && {
+      cpu: {
+        timestamp: usage.timestamp,
+        usageCoreNanoSeconds: { value: usage.cpuNanos },
+        usageNanoCores: { value: nanoCores },
+      },
+      memory: {
+        timestamp: usage.timestamp,
+        workingSetBytes: { value: usage.memoryWorkingSet },
+        usageBytes: { value: usage.memoryUsage },
+        rssBytes: { value: usage.memoryRss },
+        pageFaults: { value: usage.pageFaults },
+        majorPageFaults: { value: usage.majorPageFaults },
+        availableBytes: { value: available(usage.memoryLimit, usage.memoryWorkingSet) },
+      },
+    }),
+    writableLayer: {
+      timestamp: now(),
+      fsId: { mountpoint: fs.mountpoint },
+      usedBytes: { value: writable.bytes },
+      inodesUsed: { value: writable.inodes },
+    },
+  });
+};
+
+/** 0 without a limit, as cAdvisor says it. */
+export const available = (limit: bigint, workingSet: bigint): bigint =>
+  limit > workingSet ? limit - workingSet : 0n;

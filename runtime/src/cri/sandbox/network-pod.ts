@@ -1,0 +1,44 @@
+import { type PodSandboxConfig, Protocol } from "@bulkhead/lib/gen/cri_pb.js";
+import type { NetworkPod } from "../../network/network.ts";
+import type { Pod } from "../../pod/state.ts";
+import { podDir, type Runtime } from "../runtime.ts";
+
+const protocols = { [Protocol.TCP]: "tcp", [Protocol.UDP]: "udp", [Protocol.SCTP]: "sctp" } as const;
+
+const quantity = (text: string | undefined): number | undefined => {
+  const [, digits, unit = ""] = /^(\d+)([kMG]?)$/.exec(text ?? "") ?? [];
+  return digits === undefined
+    ? undefined
+    : Number(digits) * { "": 1, k: 1e3, M: 1e6, G: 1e9 }[unit as "" | "k" | "M" | "G"];
+};
+
+/** kubernetes.io/ingress-bandwidth and egress-bandwidth, in bits per second. */
+const bandwidthOf = (config: PodSandboxConfig): NonNullable<NetworkPod["bandwidth"]> => {
+  const ingress = quantity(config.annotations["kubernetes.io/ingress-bandwidth"]);
+  const egress = quantity(config.annotations["kubernetes.io/egress-bandwidth"]);
+  return { ...(ingress !== undefined && { ingress }), ...(egress !== undefined && { egress }) };
+};
+
+/** A pod as CNI sees it. A mapping without a host port maps nothing. */
+export const networkPod = (runtime: Pick<Runtime, "stateDir">, pod: Pod): NetworkPod => {
+  const bandwidth = bandwidthOf(pod.config);
+  return {
+    id: pod.id,
+    name: pod.config.metadata?.name ?? "",
+    namespace: pod.config.metadata?.namespace ?? "",
+    uid: pod.config.metadata?.uid ?? "",
+    netns: pod.held.namespaces?.net ?? "",
+    dir: podDir(runtime, pod.id),
+    portMappings: pod.config.portMappings
+      .filter((mapping) => mapping.hostPort > 0)
+      .map((mapping) => ({
+        protocol: protocols[mapping.protocol],
+        containerPort: mapping.containerPort,
+        hostPort: mapping.hostPort,
+        hostIp: mapping.hostIp,
+      })),
+    cgroupParent: pod.config.linux?.cgroupParent ?? "",
+    annotations: pod.config.annotations,
+    ...(Object.keys(bandwidth).length > 0 && { bandwidth }),
+  };
+};

@@ -1,0 +1,183 @@
+import { randomBytes } from "node:crypto";
+import { mkdir, writeFile } from "node:fs/promises";
+import { hostname as nodeName } from "node:os";
+import { join } from "node:path";
+import { create } from "@bufbuild/protobuf";
+import {
+  NamespaceMode,
+  type PodSandboxConfig,
+  RunPodSandboxResponseSchema,
+} from "@bulkhead/lib/gen/cri_pb.js";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { LoadedHandler } from "../../handlers/handlers.ts";
+import { timed } from "../../metrics.ts";
+import { mountShm, podFiles, writePodFiles } from "../../pod/files.ts";
+import { hold, lost, newPod, type Pod, ready } from "../../pod/state.ts";
+import { podName } from "../../pod/store.ts";
+import { holderProgram } from "../../spec/holder-program.ts";
+import { holderPath, holderSpec } from "../../spec/holder-spec.ts";
+import { podNamespaces } from "../../spec/namespaces.ts";
+import { sysctlsOf } from "../../spec/sysctl.ts";
+import { notify } from "../notify.ts";
+import { cleanup, now, podDir, type Runtime, type RuntimeMethods } from "../runtime.ts";
+import { networkPod } from "./network-pod.ts";
+import { releasePod, removePod } from "./release.ts";
+
+/**
+ * RunPodSandbox. The record comes first, then namespaces, then network and files side by side, then whatever the
+ * handler needs. A retry while it is under way joins it; when the last caller gives up it is rolled back.
+ */
+export const runPodSandbox =
+  (runtime: Runtime): RuntimeMethods["runPodSandbox"] =>
+  async (request, signal) => {
+    const config = checked(request.config);
+    const loaded = runtime.handlers.resolve(request.runtimeHandler);
+    const podSandboxId = await runtime.starting.run(
+      `pod ${podName({ config })}`,
+      (both) => run(runtime, config, request.runtimeHandler, loaded, both),
+      signal,
+    );
+    return create(RunPodSandboxResponseSchema, { podSandboxId });
+  };
+
+const checked = (config: PodSandboxConfig | undefined): PodSandboxConfig => {
+  if (!config?.metadata?.name || !config.metadata.uid)
+    throw new RuntimeError("invalid-argument", "Cannot run a pod sandbox without a name and a uid");
+  const userns = config.linux?.securityContext?.namespaceOptions?.usernsOptions;
+  if (userns && userns.mode !== NamespaceMode.NODE)
+    throw new RuntimeError("invalid-argument", "Cannot run the pod in a user namespace: not supported yet");
+  const own = podNamespaces(config);
+  sysctlsOf(config.linux?.sysctls ?? {}, { net: own.net === "pod", ipc: own.ipc === "pod" });
+  if (config.hostname.length > 64 || /[^A-Za-z0-9._-]/.test(config.hostname))
+    throw new RuntimeError("invalid-argument", `Cannot use "${config.hostname}" as a host name`);
+  return config;
+};
+
+const run = async (
+  runtime: Runtime,
+  config: PodSandboxConfig,
+  runtimeHandler: string,
+  loaded: LoadedHandler,
+  signal: AbortSignal,
+): Promise<string> => {
+  const from = performance.now();
+  const id = randomBytes(32).toString("hex");
+  const own = podNamespaces(config);
+  const hostname = own.uts === "host" ? nodeName() : config.hostname || nodeName();
+  runtime.pods.add(
+    newPod({ id, createdAt: now(), config, runtimeHandler, handler: loaded.config, hostname }),
+  );
+  try {
+    await build(runtime, id, loaded, signal);
+    runtime.pods.update(id, ready);
+  } catch (error) {
+    await rollBack(runtime, id, error);
+    throw error;
+  }
+  notify(runtime, "created", id, id);
+  notify(runtime, "started", id, id);
+  runtime.metrics.startSeconds.observe(
+    { handler: loaded.config.name, phase: "run" },
+    (performance.now() - from) / 1000,
+  );
+  return id;
+};
+
+/** What cannot be given back now stays as a pod that is not ready, for kubelet to stop and remove. */
+const rollBack = async (runtime: Runtime, id: string, cause: unknown): Promise<void> => {
+  try {
+    await releasePod(runtime, id, cleanup());
+    const pod = runtime.pods.get(id);
+    if (pod) await removePod(runtime, pod, cleanup());
+  } catch (error) {
+    runtime.log.warn({ pod: id, err: error }, "pod sandbox could not be rolled back");
+    runtime.pods.update(id, (pod) => lost(pod, messageOf(cause)));
+  }
+};
+
+const build = async (
+  runtime: Runtime,
+  id: string,
+  { config: handlerConfig, handler }: LoadedHandler,
+  signal: AbortSignal,
+): Promise<void> => {
+  const { network, pods, linux, metrics } = runtime;
+  const name = handlerConfig.name;
+  const update = (change: (pod: Pod) => Pod): Pod => {
+    const pod = pods.update(id, change);
+    if (!pod) throw new RuntimeError("not-found", `Pod sandbox "${id}" is gone`);
+    return pod;
+  };
+  const { config, hostname } = pods.require(id);
+  const own = podNamespaces(config);
+  const dir = podDir(runtime, id);
+  const files = podFiles(dir, own.ipc);
+  const sandboxDir = join(dir, "sandbox");
+  await mkdir(join(dir, "namespaces"), { recursive: true, mode: 0o700 });
+
+  update((pod) => hold(pod, { namespaces: {} }));
+  const which = (["net", "ipc", "uts"] as const).filter((each) => own[each] === "pod");
+  const namespaces = await timed(metrics, name, "namespaces", () =>
+    network.createNamespaces(join(dir, "namespaces"), which, hostname),
+  );
+  update((pod) => hold(pod, { namespaces }));
+
+  const attach = async (): Promise<void> => {
+    if (own.net === "host") return;
+    const pod = update((each) => hold(each, { network: {} }));
+    const result = await timed(metrics, name, "network", () =>
+      network.attach(networkPod(runtime, pod), signal),
+    );
+    update((each) => hold(each, { network: { result } }));
+  };
+  const prepare = async (): Promise<void> => {
+    await Promise.all([mkdir(sandboxDir, { mode: 0o700 }), writePodFiles(files, hostname, config.dnsConfig)]);
+    if (own.ipc === "host") return;
+    update((each) => hold(each, { shm: true }));
+    await mountShm(files.shm, linux);
+  };
+  // Both must have ended before anything is undone.
+  const results = await Promise.allSettled([attach(), prepare()]);
+  for (const result of results) if (result.status === "rejected") throw result.reason;
+  signal.throwIfAborted();
+
+  const rootfs = handler.kind === "shim" ? await holderRoot(dir, runtime.host.arch) : "";
+  const spec = holderSpec({
+    id,
+    config,
+    namespaces,
+    hostname,
+    files,
+    rootfs,
+    pid: own.pid === "host" ? "host" : "own",
+    process: handler.kind === "shim" || own.pid === "pod",
+    allowedAnnotations: handlerConfig.allowedAnnotations,
+    host: runtime.host,
+  });
+  update((each) => hold(each, { sandbox: { state: {} } }));
+  const state = await timed(metrics, name, "sandbox", () =>
+    handler.runSandbox(
+      {
+        id,
+        stateDir: sandboxDir,
+        namespaces,
+        hostname,
+        spec,
+        rootfs,
+        logDirectory: config.logDirectory,
+        annotations: spec.annotations ?? {},
+      },
+      AbortSignal.any([signal, AbortSignal.timeout(handlerConfig.deadlines.create * 1000)]),
+    ),
+  );
+  update((each) => hold(each, { sandbox: { state } }));
+  signal.throwIfAborted();
+};
+
+/** A root file system with the holder's program and nothing else. */
+const holderRoot = async (dir: string, arch: string): Promise<string> => {
+  const rootfs = join(dir, "rootfs");
+  await mkdir(rootfs, { mode: 0o755 });
+  await writeFile(join(rootfs, holderPath), holderProgram(arch), { mode: 0o555 });
+  return rootfs;
+};

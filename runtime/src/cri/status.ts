@@ -1,0 +1,30 @@
+import { type ErrorCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { status } from "@grpc/grpc-js";
+
+const grpcCode = {
+  "not-found": status.NOT_FOUND,
+  "already-exists": status.ALREADY_EXISTS,
+  "invalid-argument": status.INVALID_ARGUMENT,
+  "failed-precondition": status.FAILED_PRECONDITION,
+  "resource-exhausted": status.RESOURCE_EXHAUSTED,
+  unavailable: status.UNAVAILABLE,
+  "deadline-exceeded": status.DEADLINE_EXCEEDED,
+  cancelled: status.CANCELLED,
+  "permission-denied": status.PERMISSION_DENIED,
+  unimplemented: status.UNIMPLEMENTED,
+  unknown: status.UNKNOWN,
+  internal: status.INTERNAL,
+} satisfies Record<ErrorCode, status>;
+
+/** Any error as a gRPC status: the only place of the runtime where the two meet. */
+export const toStatus = (error: unknown): { code: status; details: string } => {
+  if (error instanceof RuntimeError) return { code: grpcCode[error.code], details: messageOf(error) };
+  if (error instanceof DOMException && error.name === "AbortError")
+    return { code: status.CANCELLED, details: "The call was cancelled" };
+  if (error instanceof DOMException && error.name === "TimeoutError")
+    return { code: status.DEADLINE_EXCEEDED, details: "The call took too long" };
+  return { code: status.UNKNOWN, details: messageOf(error) };
+};
+
+/** The name of a code, for logs and metrics. */
+export const statusName = (code: status): string => status[code] ?? String(code);

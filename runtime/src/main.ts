@@ -1,0 +1,116 @@
+#!/usr/bin/env node
+import { readFileSync } from "node:fs";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { Command, Option } from "commander";
+import pino, { type Logger } from "pino";
+import { z } from "zod";
+import { bashCompletion } from "./completion.ts";
+import { type Config, defaultConfig, parseConfig, readConfig } from "./config.ts";
+import { serve } from "./serve.ts";
+
+const version = z
+  .object({ version: z.string() })
+  .parse(JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8"))).version;
+
+type ServeOptions = {
+  config?: string;
+  socket?: string;
+  root?: string;
+  state?: string;
+  mirror: Record<string, string[]>;
+  logLevel?: Config["log"]["level"];
+};
+
+/** HOST=URL, any number of times; the order of one host's URLs is the order of asking. */
+const mirror = (value: string, before: Record<string, string[]>): Record<string, string[]> => {
+  const [, host, url] = /^([^=]+)=(https?:\/\/.+)$/.exec(value) ?? [];
+  if (host === undefined || url === undefined) throw new Error(`--mirror needs HOST=URL, not "${value}"`);
+  return { ...before, [host]: [...(before[host] ?? []), url] };
+};
+
+/** Flags win over the file. */
+const merged = (config: Config, flags: ServeOptions): Config => ({
+  ...config,
+  socket: flags.socket ?? config.socket,
+  root: flags.root ?? config.root,
+  state: flags.state ?? config.state,
+  registries: { ...config.registries, mirrors: { ...config.registries.mirrors, ...flags.mirror } },
+  log: { ...config.log, level: flags.logLevel ?? config.log.level },
+});
+
+const logger = ({ level, format }: Config["log"]): Logger =>
+  pino(
+    {
+      level,
+      base: null,
+      timestamp: pino.stdTimeFunctions.isoTime,
+      formatters: { level: (label) => ({ level: label }) },
+    },
+    format === "json" ? process.stdout : asText(process.stdout),
+  );
+
+/** One line for people: time, level, message, then the fields. */
+const asText = (out: NodeJS.WritableStream): { write(line: string): void } => ({
+  write: (line) => {
+    const { time, level, msg, ...fields } = JSON.parse(line) as Record<string, unknown>;
+    const rest = Object.entries(fields).map(([key, value]) => `${key}=${JSON.stringify(value)}`);
+    out.write(`${[time, level, msg, ...rest].join(" ")}\n`);
+  },
+});
+
+const program = new Command("bulkhead-runtime")
+  .description("CRI v1 runtime: puts pods behind the wall that their handler names.")
+  .version(version);
+
+program
+  .command("serve")
+  .description("serve the CRI until SIGTERM; containers go on afterwards")
+  .option("--config <file>", "configuration file (default: /etc/bulkhead/runtime.yaml, where it exists)")
+  .option("--socket <path>", "CRI socket")
+  .option("--root <dir>", "images and container file systems")
+  .option("--state <dir>", "what is valid until reboot, on tmpfs")
+  .option("--mirror <host=url>", "ask this URL before the registry HOST; may be repeated", mirror, {})
+  .addOption(new Option("--log-level <level>").choices(["trace", "debug", "info", "warn", "error"]))
+  .action(async (flags: ServeOptions) => {
+    const config = merged(await readConfig(flags.config), flags);
+    const log = logger(config.log);
+    const stop = new AbortController();
+    for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => stop.abort());
+    process.on("unhandledRejection", (error) => log.error({ err: error }, "unhandled rejection"));
+    await serve(config, version, log, stop.signal);
+    // Threads and sockets of libraries may linger; everything that counts is closed.
+    process.exit(0);
+  });
+
+const config = program.command("config").description("look at configurations");
+config
+  .command("default")
+  .description("print the documented default configuration")
+  .action(() => void process.stdout.write(defaultConfig));
+config
+  .command("check <file>")
+  .description("check a configuration file")
+  .action((file: string) => {
+    parseConfig(readFileSync(file, "utf8"), file);
+    process.stdout.write(`${file}: ok\n`);
+  });
+
+program
+  .command("version")
+  .description("print the version")
+  .action(() => void process.stdout.write(`bulkhead-runtime ${version}\n`));
+
+program
+  .command("completion <shell>")
+  .description("print a completion script; the shell is bash")
+  .action((shell: string) => {
+    if (shell !== "bash") throw new Error(`Cannot complete for "${shell}": only bash is known`);
+    process.stdout.write(bashCompletion(program));
+  });
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  process.stderr.write(`bulkhead-runtime: ${messageOf(error)}\n`);
+  process.exitCode = 1;
+}

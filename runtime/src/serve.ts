@@ -1,0 +1,233 @@
+import { createHash } from "node:crypto";
+import { statSync } from "node:fs";
+import { chmod, mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import type { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { Logger } from "pino";
+import type { Config } from "./config.ts";
+import { Exits } from "./container/exits.ts";
+import { readHostFacts } from "./container/host-facts.ts";
+import { exited } from "./container/state.ts";
+import { openContainers } from "./container/store.ts";
+import { streamingBackend } from "./cri/container/streaming-backend.ts";
+import { Events } from "./cri/events.ts";
+import { notify } from "./cri/notify.ts";
+import { observer } from "./cri/observe.ts";
+import { recover } from "./cri/recover.ts";
+import type { Runtime } from "./cri/runtime.ts";
+import { Sampler } from "./cri/sampler.ts";
+import { serveCri } from "./cri/server.ts";
+import { criServices } from "./cri/services.ts";
+import { type CriServices, connectEngine } from "./handler/delegate/client.ts";
+import { front } from "./handler/delegate/front.ts";
+import type { Handler, HandlerEvents } from "./handler/handler.ts";
+import { createOciHandler } from "./handler/oci/oci.ts";
+import { openShimHost } from "./handler/shim/host.ts";
+import { createShimHandler } from "./handler/shim/shim.ts";
+import { Handlers } from "./handlers/handlers.ts";
+import { SingleFlight } from "./image/single-flight.ts";
+import { openImages } from "./image/store.ts";
+import { createLinux } from "./linux/linux-ffi.ts";
+import { openSyncLog } from "./logs/sync-log.ts";
+import { createMetrics, serveMetrics } from "./metrics.ts";
+import { createNetwork } from "./network/cni.ts";
+import { lost } from "./pod/state.ts";
+import { openPods } from "./pod/store.ts";
+import { ownPrograms } from "./programs.ts";
+import { Activity } from "./record/activity.ts";
+import { Locks } from "./record/lock.ts";
+import { overlay } from "./snapshot/overlay.ts";
+import { readLayout } from "./stats/layout.ts";
+import { createStreamingServer } from "./streaming/server.ts";
+
+/** Monitors live apart from the pods they watch and from the unit of this daemon. */
+const monitorCgroup = "/bulkhead/monitors";
+/** How long calls under way may take to end at shutdown. */
+const closeMs = 5_000;
+
+/** The daemon: resolves when it has shut down after `stop`. Containers go on. */
+export const serve = async (
+  config: Config,
+  version: string,
+  log: Logger,
+  stop: AbortSignal,
+): Promise<void> => {
+  // Everything below decides about modes itself.
+  process.umask(0o022);
+  await using stack = new AsyncDisposableStack();
+  for (const dir of [config.state, config.root]) await mkdir(dir, { recursive: true, mode: 0o700 });
+  await chmod(config.state, 0o711);
+  for (const dir of ["pods", "containers"])
+    await mkdir(join(config.state, dir), { recursive: true, mode: 0o700 });
+
+  const host = readHostFacts(config.cgroupDriver);
+  const linux = createLinux();
+  const layout = readLayout();
+  const programs = await ownPrograms(join(config.root, "bin"));
+  const report = (error: RuntimeError): void => log.error({ err: error }, "record not readable");
+  const pods = openPods(join(config.state, "records", "pods"));
+  pods.load(report);
+  const containers = openContainers(join(config.state, "records", "containers"));
+  containers.load(report);
+
+  const snapshotter = stack.use(await overlay(join(config.root, "snapshots"), linux));
+  const images = stack.use(
+    await openImages({
+      root: join(config.root, "images"),
+      snapshotter,
+      mirrors: config.registries.mirrors,
+      certsDir: config.registries.configPath,
+      log: log.child({ part: "image" }),
+      inUse: () => containers.list().map(({ imageId }) => imageId),
+    }),
+  );
+  const network = createNetwork(config.cni, linux);
+  const metrics = createMetrics(() =>
+    pods
+      .list()
+      .filter((pod) => pod.state === "ready")
+      .map((pod) => ({ handler: pod.handler.name, namespace: pod.config.metadata?.namespace ?? "" })),
+  );
+  const exits = new Exits();
+  const events = new Events();
+  const told = { events, pods, containers, images };
+  const handlerEvents: HandlerEvents = {
+    containerExited: (id, exit) => {
+      const container = containers.update(id, (each) => exited(each, exit));
+      exits.happened(id);
+      if (container === undefined) return;
+      log.info({ container: id, code: exit.code, oomKilled: exit.oomKilled }, "container exited");
+      notify(told, "stopped", id, container.podId);
+    },
+    sandboxExited: (id, message) => {
+      if (pods.get(id)?.state !== "ready") return;
+      log.warn({ pod: id, message }, "pod sandbox lost");
+      pods.update(id, (pod) => lost(pod, message));
+      notify(told, "stopped", id, id);
+    },
+  };
+  const shimHost = stack.use(await openShimHost(join(config.state, "shim"), linux));
+
+  const make = async (handler: Parameters<Handlers["of"]>[0]): Promise<Handler> => {
+    const handlerLog = log.child({ handler: handler.name });
+    switch (handler.kind) {
+      case "oci": {
+        // Two versions of a handler watch their own containers only.
+        const key = createHash("sha256").update(JSON.stringify(handler)).digest("hex").slice(0, 12);
+        const made = await createOciHandler(
+          {
+            name: handler.name,
+            revision: handler.revision ?? "",
+            path: handler.binary,
+            options: handler.flags,
+            systemdCgroup: host.cgroupDriver === "systemd",
+          },
+          {
+            linux,
+            events: handlerEvents,
+            network,
+            programs: { conmon: config.conmon, reaper: programs.reaper, pause: programs.holder },
+            stateRoot: join(config.state, "oci", handler.name),
+            exitDirectory: join(config.state, "exits", `${handler.name}-${key}`),
+            cgroup: layout,
+            monitorCgroup,
+            log: handlerLog,
+          },
+        );
+        stack.defer(() => made.close());
+        return made;
+      }
+      case "shim":
+        return stack.use(
+          await createShimHandler(handler, {
+            host: shimHost,
+            linux,
+            network,
+            events: handlerEvents,
+            log: handlerLog,
+            openLog: openSyncLog,
+            pauseProgram: programs.holder,
+          }),
+        );
+    }
+  };
+  const handlers = stack.use(
+    new Handlers({
+      builtIn: config.runtimes.filter((each) => each.kind !== "delegate"),
+      dir: config.handlersDir,
+      defaultHandler: config.defaultHandler,
+      make,
+      log,
+    }),
+  );
+  await handlers.start();
+
+  const [, streamingHost = "", streamingPort = "0"] =
+    /^\[?(.*?)\]?:(\d+)$/.exec(config.streaming.address) ?? [];
+  const streaming = await createStreamingServer(
+    { host: streamingHost, port: Number(streamingPort) },
+    streamingBackend({ containers, pods, handlers, stateDir: config.state }),
+  );
+  stack.defer(() => streaming.close());
+
+  const runtime: Runtime = {
+    version,
+    stateDir: config.state,
+    host,
+    linux,
+    network,
+    snapshotter,
+    images,
+    handlers,
+    pods,
+    containers,
+    starting: new SingleFlight<string>(),
+    locks: new Locks(),
+    activity: new Activity(),
+    exits,
+    events,
+    sampler: new Sampler(),
+    streaming,
+    metrics,
+    log,
+    config: { verbose: () => config },
+  };
+  await recover(runtime);
+
+  const services = fronted(criServices(runtime), runtime, config, stack);
+  let ready = true;
+  if (config.metrics.listen !== "") {
+    const server = await serveMetrics(config.metrics.listen, metrics, () => ready);
+    stack.defer(() => void server.close());
+  }
+  const server = await serveCri(config.socket, services, observer(log, metrics));
+  log.info({ socket: config.socket, version, handlers: handlers.list().map(({ name }) => name) }, "serving");
+  if (!stop.aborted) await new Promise((resolve) => stop.addEventListener("abort", resolve, { once: true }));
+  ready = false;
+  log.info("shutting down; containers go on");
+  await server.close(AbortSignal.timeout(closeMs));
+};
+
+/** With a delegate, its services stand behind ours; everything that is not ours is its. */
+const fronted = (
+  own: CriServices,
+  runtime: Runtime,
+  config: Config,
+  stack: AsyncDisposableStack,
+): CriServices => {
+  if (config.delegate === null) return own;
+  const engine = connectEngine(config.delegate.socket);
+  stack.defer(() => engine.close());
+  const device = (path: string): bigint | undefined =>
+    statSync(path, { bigint: true, throwIfNoEntry: false })?.dev;
+  return front(own, engine, {
+    // "" is the engine's own default.
+    hasHandler: (name) => name !== "" && runtime.handlers.has(name),
+    hasPod: (id) => runtime.pods.find(id) !== undefined,
+    hasContainer: (id) => runtime.containers.find(id) !== undefined,
+    hasPodUid: (uid) => runtime.pods.list().some((pod) => pod.config.metadata?.uid === uid),
+    sameDisk: (mountpoint) => device(mountpoint) === device(config.root),
+    stateDir: join(config.state, "engine"),
+    log: runtime.log,
+  });
+};

@@ -1,0 +1,48 @@
+import type { LinuxContainerResources } from "@bulkhead/lib/gen/cri_pb.js";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { HostFacts } from "./host.ts";
+import type { Resources } from "./oci.ts";
+
+/**
+ * CRI limits as OCI ones. What the kernel cannot do here is left out when the caller only stated a default
+ * (hugepages of 0, swap without accounting) and refused when somebody asked for it.
+ */
+export const resourcesOf = (
+  linux: LinuxContainerResources | undefined,
+  host: Pick<HostFacts, "cgroup" | "swapAccounting" | "hugetlb">,
+): Resources => {
+  if (!linux) return {};
+  const cpu: NonNullable<Resources["cpu"]> = {};
+  if (linux.cpuShares > 0n) cpu.shares = Number(linux.cpuShares);
+  if (linux.cpuQuota !== 0n) cpu.quota = Number(linux.cpuQuota);
+  if (linux.cpuPeriod > 0n) cpu.period = Number(linux.cpuPeriod);
+  if (linux.cpusetCpus !== "") cpu.cpus = linux.cpusetCpus;
+  if (linux.cpusetMems !== "") cpu.mems = linux.cpusetMems;
+  const memory: NonNullable<Resources["memory"]> = {};
+  if (linux.memoryLimitInBytes !== 0n) {
+    memory.limit = Number(linux.memoryLimitInBytes);
+    // Without a word about swap a limit means memory and swap together.
+    if (host.swapAccounting) memory.swap = Number(linux.memorySwapLimitInBytes || linux.memoryLimitInBytes);
+  }
+  const unified = Object.entries(linux.unified);
+  if (unified.length > 0 && host.cgroup === "v1")
+    throw new RuntimeError("invalid-argument", "Cannot set unified cgroup values: this node runs cgroup v1");
+  for (const [key] of unified)
+    if (!/^[a-z]+\.[a-zA-Z0-9_.]+$/.test(key))
+      throw new RuntimeError("invalid-argument", `Cannot set cgroup value "${key}": not a cgroup file name`);
+  const hugepages = linux.hugepageLimits.filter((each) => host.hugetlb || each.limit > 0n);
+  if (hugepages.length > 0 && !host.hugetlb)
+    throw new RuntimeError("invalid-argument", "Cannot limit hugepages: this node has no hugetlb cgroup");
+  return {
+    ...(Object.keys(cpu).length > 0 && { cpu }),
+    ...(Object.keys(memory).length > 0 && { memory }),
+    ...(hugepages.length > 0 && {
+      hugepageLimits: hugepages.map(({ pageSize, limit }) => ({ pageSize, limit: Number(limit) })),
+    }),
+    ...(unified.length > 0 && { unified: linux.unified }),
+  };
+};
+
+/** oom_score_adj that this process may set: without CAP_SYS_RESOURCE not below its own. */
+export const clampOomScoreAdj = (value: number, host: Pick<HostFacts, "oomScoreAdjMin">): number =>
+  Math.max(host.oomScoreAdjMin, Math.min(1000, value));
