@@ -1,6 +1,7 @@
 import { mkdir, readFile, stat, writeFile } from "node:fs/promises";
 import { isDeepStrictEqual } from "node:util";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { ensureTestImages } from "../images/build.ts";
 import { inCache, tool } from "../tools/cache.ts";
 import { debianProgram, debianPrograms } from "../tools/debian.ts";
 import { type Outcome, type RunOptions, run } from "../tools/run.ts";
@@ -170,7 +171,11 @@ const mend = async (plan: ClusterPlan, signal: AbortSignal, progress: Progress):
         return status === 200;
       });
     }),
-    progress("registry", () => start("registry", signal)),
+    progress("registry", async () => {
+      await start("registry", signal);
+      // What every pod on containerd stands on, and what demonstrations and tests run in it.
+      await ensureTestImages(registryHost(plan), ["pause:latest", "bulkhead/test:1"]);
+    }),
     ...cluster.nodes.map((node) =>
       progress(`node ${node.name}`, async () => {
         if (!(await node.running())) await bootNode(plan, node.plan, signal);

@@ -52,7 +52,7 @@ export const bootNode = async (plan: ClusterPlan, node: NodePlan, signal: AbortS
       "mount",
       "-t",
       "overlay",
-      container(node),
+      node.container,
       "-o",
       `lowerdir=${programs}:${rootfs},upperdir=${upper},workdir=${work}`,
       merged,
