@@ -1,4 +1,5 @@
 import { createServer, type IncomingMessage, request, type ServerResponse } from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import type { AddressInfo } from "node:net";
 
 /** A request as the proxy saw it. */
@@ -14,20 +15,24 @@ export type Interceptor = (seen: Seen, response: ServerResponse, forward: () => 
 
 export type Proxy = AsyncDisposable & { url: string; host: string; seen: Seen[]; intercept: Interceptor };
 
-/** Stands before a real registry on loopback: records requests, and answers those that `intercept` takes. */
-export const startProxy = async (upstream: string): Promise<Proxy> => {
+/** Stands before a real registry on loopback, over TLS when it is given a certificate: records requests, and answers those that `intercept` takes. */
+export const startProxy = async (
+  upstream: string,
+  tls?: { key: string; cert: string; ca?: string; requestCert?: boolean },
+): Promise<Proxy> => {
   const seen: Seen[] = [];
-  const server = createServer((incoming, response) => {
+  const answer = (incoming: IncomingMessage, response: ServerResponse): void => {
     const { authorization, range } = incoming.headers;
     const entry = { method: incoming.method ?? "", path: incoming.url ?? "", authorization, range };
     seen.push(entry);
     const pass = (): void => forward(upstream, incoming, response);
     if (!proxy.intercept(entry, response, pass)) pass();
-  });
+  };
+  const server = tls === undefined ? createServer(answer) : createTlsServer(tls, answer);
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const host = `127.0.0.1:${(server.address() as AddressInfo).port}`;
   const proxy: Proxy = {
-    url: `http://${host}`,
+    url: `${tls === undefined ? "http" : "https"}://${host}`,
     host,
     seen,
     intercept: () => false,

@@ -5,19 +5,19 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { gzipSync, zstdCompress } from "node:zlib";
-import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { type ImageStore, type ImagesOptions, openImages } from "../../runtime/src/image/store.ts";
 import { createLinux } from "../../runtime/src/linux/linux-ffi.ts";
 import { overlay } from "../../runtime/src/snapshot/overlay.ts";
 import type { Snapshotter } from "../../runtime/src/snapshot/snapshotter.ts";
+import { run } from "../tools/run.ts";
 import { type BuiltImage, imageOf, type Layer, mediaTypes, pushImage } from "./build.ts";
 import { startProxy } from "./proxy.ts";
 import { blobOf, descriptorOf, digestOf, pushBlob, pushManifest } from "./push.ts";
 import { type RunningRegistry, startRegistry } from "./registry.ts";
 import { type Entry, tarOf } from "./tar.ts";
 
-const log = pino({ level: "silent" });
+const log = { debug: () => {}, info: () => {}, warn: () => {} };
 const never = new AbortController().signal;
 const text = (path: string, data: string | Uint8Array): Entry => ({ type: "file", path, data });
 
@@ -169,7 +169,6 @@ describe("A pull from a real registry", () => {
   });
 
   test("pushed by skopeo in Docker's own format works the same", async () => {
-    const { run } = await import("../tools/run.ts");
     await pushImage(registry.url, built("case/oci:1", [gzipLayer(text("d", "docker"))]));
     const from = `docker://${registry.host}/case/oci:1`;
     const to = `docker://${registry.host}/case/docker:1`;
@@ -374,6 +373,40 @@ describe("Authentication", () => {
     };
     await images.pull({ ref: `${proxy.host}/case/redirect:1`, auth: user }, never);
     expect(elsewhere.seen.map(({ authorization }) => authorization)).toEqual([undefined, undefined]);
+  });
+});
+
+describe("TLS", () => {
+  test("trusts the authority in the registry's folder of certificates, and no other", async () => {
+    await pushImage(registry.url, built("case/tls:1", [gzipLayer(text("t", "tls"))]));
+    const [key, cert] = [join(root, "key.pem"), join(root, "cert.pem")];
+    const made = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=registry"];
+    await run([
+      "openssl",
+      "req",
+      ...made,
+      "-addext",
+      "subjectAltName=IP:127.0.0.1",
+      "-keyout",
+      key,
+      "-out",
+      cert,
+    ]);
+    const tls = { key: await readFile(key, "utf8"), cert: await readFile(cert, "utf8") };
+    await using proxy = await startProxy(registry.url, tls);
+    const ref = `${proxy.host}/case/tls:1`;
+    const mirrors = { [proxy.host]: [proxy.url] };
+    await images[Symbol.asyncDispose]();
+    images = await open({ mirrors });
+    await expect(images.pull({ ref }, never)).rejects.toThrow(
+      /^RegistryUnavailable: .*self-signed certificate/,
+    );
+    const certsDir = join(root, "certs.d");
+    await mkdir(join(certsDir, proxy.host), { recursive: true });
+    await writeFile(join(certsDir, proxy.host, "ca.crt"), tls.cert);
+    await images[Symbol.asyncDispose]();
+    images = await open({ mirrors, certsDir });
+    expect((await images.pull({ ref }, never)).repoTags).toEqual([ref]);
   });
 });
 

@@ -29,7 +29,7 @@ int main(void) {
 export const nginxConfig = (port: number): string => `user nobody nogroup;
 worker_processes 1;
 pid /var/run/nginx.pid;
-error_log /dev/stderr notice;
+error_log stderr notice;
 events { worker_connections 256; }
 http {
   access_log /dev/stdout;

@@ -30,7 +30,7 @@ export type RegistryOptions = {
   mirrors: Readonly<Record<string, readonly string[]>>;
   /** Folder of HOST/{*.crt,*.cert,*.key}. */
   certsDir?: string | undefined;
-  log: Logger;
+  log: Pick<Logger, "debug">;
 };
 
 const attempts = 4;
@@ -79,7 +79,7 @@ export class Registry implements AsyncDisposable {
     const sources = endpointsOf(reference.domain, this.#options.mirrors).map((endpoint): Source => {
       const host = endpoint.upstream ? reference.domain : new URL(endpoint.base).host;
       const mine = meantFor(auth?.serverAddress, host, endpoint.upstream);
-      return { endpoint, path: reference.path, credentials: mine ? given : { kind: "anonymous" } };
+      return { endpoint, path: reference.path, credentials: mine ? given : { kind: "anonymous" }, attempts };
     });
     const name = nameOf(reference);
     return {
@@ -109,7 +109,9 @@ export class Registry implements AsyncDisposable {
     const failures: EndpointError[] = [];
     for (const source of sources) {
       try {
-        return await ask(source);
+        // After a definite answer from a mirror, a registry that is out of reach is not worth a wait.
+        const answered = failures.some(({ kind }) => kind !== "unavailable");
+        return await ask(answered ? { ...source, attempts: 1 } : source);
       } catch (error) {
         signal.throwIfAborted();
         if (!(error instanceof EndpointError)) throw error;
@@ -136,7 +138,7 @@ export class Registry implements AsyncDisposable {
 
   async #manifest(source: Source, tagOrDigest: string, signal: AbortSignal) {
     const what = `manifest ${tagOrDigest}`;
-    return await this.#retrying(signal, async () => {
+    return await this.#retrying(source, signal, async () => {
       const response = await this.#get(
         source,
         `manifests/${tagOrDigest}`,
@@ -154,7 +156,7 @@ export class Registry implements AsyncDisposable {
 
   async #blob(source: Source, descriptor: Descriptor, signal: AbortSignal): Promise<Buffer> {
     const what = `blob ${descriptor.digest}`;
-    return await this.#retrying(signal, async () => {
+    return await this.#retrying(source, signal, async () => {
       const response = await this.#get(source, `blobs/${descriptor.digest}`, what, {}, signal);
       const bytes = await collect(response, descriptor.size, what);
       if (bytes.length !== descriptor.size) {
@@ -171,6 +173,7 @@ export class Registry implements AsyncDisposable {
     let hash = hashOf(descriptor.digest);
     let offset = 0;
     await this.#retrying(
+      source,
       signal,
       async () => {
         const range = offset > 0 ? { range: `bytes=${offset}-` } : {};
@@ -200,6 +203,7 @@ export class Registry implements AsyncDisposable {
 
   /** Repeats work that an endpoint was not available for, with growing pauses; progress starts the count anew. */
   async #retrying<T>(
+    source: Source,
     signal: AbortSignal,
     work: () => Promise<T>,
     progress: () => number = () => 0,
@@ -212,7 +216,7 @@ export class Registry implements AsyncDisposable {
         signal.throwIfAborted();
         if (progress() > seen) attempt = 1;
         seen = progress();
-        if (!(error instanceof EndpointError) || error.kind !== "unavailable" || attempt >= attempts)
+        if (!(error instanceof EndpointError) || error.kind !== "unavailable" || attempt >= source.attempts)
           throw error;
         const pause = 200 * 2 ** (attempt - 1) * (0.75 + Math.random() / 2);
         await sleep(Math.min(Math.max(error.retryAfterMs ?? 0, pause), maxRetryAfterMs), undefined, {
@@ -421,7 +425,7 @@ export class Registry implements AsyncDisposable {
   }
 }
 
-type Source = { endpoint: Endpoint; path: string; credentials: Credentials };
+type Source = { endpoint: Endpoint; path: string; credentials: Credentials; attempts: number };
 
 /**
  * No endpoint of a registry could be reached. The kubelet tells this from other failures by the first word of the

@@ -21,7 +21,7 @@ export type ImagesOptions = {
   mirrors: Readonly<Record<string, readonly string[]>>;
   /** Folder of HOST:PORT/{*.crt,*.cert,*.key}, as in Docker's certs.d. */
   certsDir?: string | undefined;
-  log: Logger;
+  log: Pick<Logger, "debug" | "info" | "warn">;
   /** References of images that are never to be collected by the kubelet. */
   pinned?: readonly string[];
   /** IDs of the images that containers stand on, removed or not. Asked whenever something is collected. */
