@@ -8,7 +8,7 @@ import type { Linux } from "../../linux/linux.ts";
 import type { ExecProcess, ExecRequest } from "../handler.ts";
 import { processAny } from "./bundle.ts";
 import type { TaskClient } from "./connection.ts";
-import { holdOpen, makeStdio, openReader, openWriter, removeStdio, stdioPaths } from "./stdio.ts";
+import { holdInput, holdOpen, makeStdio, openReader, openWriter, removeStdio, stdioPaths } from "./stdio.ts";
 
 /** How long a pipe that a child of the finished process holds open may be silent before it is given up. */
 const silenceMs = 500;
@@ -56,13 +56,15 @@ export async function execInTask(
   const process = { ...request.process, terminal: request.tty };
   await task.exec({ ...target, ...stdio, terminal: request.tty, spec: processAny(process) }, call);
   await task.start(target, call);
-  held[Symbol.dispose]();
   const input = new AsyncDisposableStack();
   undo.use(input);
+  const inputHeld = input.use(holdInput(stdio));
+  held[Symbol.dispose]();
   if (request.stdin) {
     const halfClose = () => task.closeIO({ ...target, stdin: true }, { timeoutMs: 10_000 });
     void stdinWriter(stdio.stdin, halfClose, AbortSignal.timeout(startMs)).then(
       (writer) => {
+        inputHeld[Symbol.dispose]();
         if (input.disposed) writer.destroy();
         else input.defer(() => void writer.destroy());
         feed(request.stdin as Readable, writer);

@@ -20,6 +20,8 @@ export type LiveContainer = {
   stateDir: string;
   state: ContainerState;
   output: ContainerOutput;
+  /** Our own writer of its input, from create to its end or half-close. */
+  input?: Disposable;
   /** True when this daemon started it: no need to ask. */
   started?: boolean;
   /** Set when the end is known; reported once. */
@@ -99,7 +101,10 @@ export class ShimPod {
   async release(): Promise<void> {
     this.#quiet = true;
     this.#shim.connection.close();
-    for (const container of this.containers.values()) container.output.close();
+    for (const container of this.containers.values()) {
+      container.output.close();
+      container.input?.[Symbol.dispose]();
+    }
     await this.#resources.disposeAsync();
   }
 
@@ -136,6 +141,7 @@ export class ShimPod {
       this.#deps.failed(error, `Cannot finish the output of container ${container.id}`);
     }
     container.output.endClients();
+    container.input?.[Symbol.dispose]();
     if (!this.#released) this.#deps.events.containerExited(container.id, exit);
   }
 
@@ -178,6 +184,7 @@ export class ShimPod {
     }
     if (this.#quiet) return;
     this.#quiet = true;
+    if (!this.alive && this.state.holder) await this.cleanUp(this.id, this.stateDir);
     this.#deps.events.sandboxExited(this.id, message);
   }
 
@@ -186,7 +193,6 @@ export class ShimPod {
       if (this.#quiet) return;
       // A shim that is dead watches nothing, but what it started may run on: it must not.
       await this.#sandboxGone(`The shim died: ${reason}`);
-      if (this.state.holder) await this.cleanUp(this.id, this.stateDir);
     } finally {
       this.#gone.resolve();
     }

@@ -34,7 +34,7 @@ import { portForwardRunsc } from "./port-forward.ts";
 import { readShimLog } from "./shim-log.ts";
 import { ContainerState, type ProcessState, ShimState, stateOf } from "./state.ts";
 import { cgroupsOf, cgroupUsage, oomKills, usageOf } from "./stats.ts";
-import { holdOpen, makeStdio, removeStdio, startKeeper, stdioPaths } from "./stdio.ts";
+import { holdInput, holdOpen, makeStdio, removeStdio, startKeeper, stdioPaths } from "./stdio.ts";
 
 export type ShimHandlerDeps = {
   host: ShimHost;
@@ -366,9 +366,10 @@ export async function createShimHandler(
         if (kills !== undefined) state.oomKills = kills;
       }
       writeState(stateDir, files.container, state);
+      const input = holdInput(stdio);
       held[Symbol.dispose]();
       undo.move();
-      pod.add({ id, stateDir, state, output });
+      pod.add({ id, stateDir, state, output, input });
       return state;
     },
 
@@ -396,6 +397,7 @@ export async function createShimHandler(
         await deleteTask(pod, ref.id, live ?? undefined, signal);
         pod.containers.delete(ref.id);
         live?.output.close();
+        live?.input?.[Symbol.dispose]();
       } else await deleteLeftovers(context, ref.id, bundle, within(signal, stopMs));
       killProcess(containerStateOf(ref).keeper);
       removeStdio(join(ref.stateDir, files.io));
@@ -584,8 +586,9 @@ export async function createShimHandler(
     const path = stdioPaths(join(ref.stateDir, files.io), ref).stdin;
     const halfClose = async () => {
       // A terminal's input does not end with a client: the shell behind it would.
-      if (ref.stdinOnce && !ref.tty)
-        await pod.task.closeIO({ id: ref.id, stdin: true }, { timeoutMs: 10_000 });
+      if (!ref.stdinOnce || ref.tty) return;
+      pod.containers.get(ref.id)?.input?.[Symbol.dispose]();
+      await pod.task.closeIO({ id: ref.id, stdin: true }, { timeoutMs: 10_000 });
     };
     return stdinWriter(path, halfClose, within(signal, connectMs));
   };

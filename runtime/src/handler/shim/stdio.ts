@@ -44,6 +44,19 @@ export function holdOpen(stdio: Stdio): Disposable {
 }
 
 /**
+ * A writer of our own for the input, taken while it is held open. A shim opens its ends after it has answered, the
+ * reader maybe before the writer: without another writer it would find its input ended before it began.
+ */
+export function holdInput(stdio: Stdio): Disposable {
+  const fds = stdio.stdin === "" ? [] : [openWriter(stdio.stdin)];
+  return {
+    [Symbol.dispose]: () => {
+      for (const fd of fds.splice(0)) closeSync(fd);
+    },
+  };
+}
+
+/**
  * Keeps a container's output while nobody reads it. The shim has both ends of the FIFOs open for as long as it
  * copies, but closes them when the container exits, and what no one read is gone then. This process (the pause
  * program, a few pages) has the reading ends open from before Create until the container is removed, so what a
