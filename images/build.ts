@@ -336,6 +336,15 @@ async function canaryOf(busybox: string): Promise<Files> {
   return below(layout, "bundle/canary");
 }
 
+/** The parent of exec'd processes: one file of C, static. */
+async function reaper(): Promise<string> {
+  const source = join(repository, "runtime/src/monitor/exec/reaper.c");
+  const made = await once("reapers", sha256(await readFile(source)).slice(0, 32), async (directory) => {
+    await run("cc", ["-Os", "-static", "-o", join(directory, "reaper"), source]);
+  });
+  return join(made, "reaper");
+}
+
 /** The manifest by which the agent verifies what it installs. */
 async function manifestOf(trees: string[], release: string): Promise<string> {
   type Entry =
@@ -474,10 +483,17 @@ async function main(): Promise<void> {
           "bundle/runtime/node_modules/@koromix/koffi-linux-x64",
           (path) => !path.startsWith("musl"),
         )),
+        "bundle/bin/bulkhead-exec-reaper": { from: await reaper(), mode: 0o755 },
         // The agent's own tool to reach the host's namespaces; it stays in the image.
         "bin/busybox": { from: busybox, mode: 0o755 },
       });
-      const runtime = await texts(join(scratch, "runtime"), "bundle/runtime");
+      const runtime: Files = {
+        ...(await texts(join(scratch, "runtime"), "bundle/runtime")),
+        // Where the program reads its version.
+        "bundle/package.json": {
+          text: JSON.stringify({ name: "bulkhead-runtime", version: release, type: "module" }),
+        },
+      };
       const programs = await once("trees", await keyOf(runtime), (directory) =>
         materialize(runtime, directory),
       );

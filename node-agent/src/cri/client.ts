@@ -24,6 +24,9 @@ const codes: Partial<Record<grpc.status, ErrorCode>> = {
   [grpc.status.UNIMPLEMENTED]: "unimplemented",
 };
 
+/** The library's words for a socket that nobody serves are many; the cause in them is enough. */
+const said = (details: string): string => /connect E[A-Z]+ \S+/.exec(details)?.[0] ?? details;
+
 /** One connection to a CRI socket. */
 export class CriConnection implements Disposable {
   readonly #channel: grpc.Client;
@@ -81,7 +84,9 @@ export class CriConnection implements Disposable {
             reject(new RuntimeError("deadline-exceeded", `${name} did not answer in time`));
           else
             reject(
-              new RuntimeError(codes[error.code] ?? "unknown", `${name}: ${error.details}`, { cause: error }),
+              new RuntimeError(codes[error.code] ?? "unknown", `${name}: ${said(error.details)}`, {
+                cause: error,
+              }),
             );
         },
       );

@@ -602,7 +602,7 @@ export class Controller {
     const deadline = (): AbortSignal => AbortSignal.any([signal, AbortSignal.timeout(5000)]);
     const version = async (socket: string) => {
       using cri = new CriConnection(host.at(socket));
-      return cri.service(RuntimeService).version({}, deadline());
+      return await cri.service(RuntimeService).version({}, deadline());
     };
     if (record.entries.length > 0) {
       this.#pods = await this.#listPods(signal);

@@ -31,6 +31,7 @@ export const unitFile = (): string => `${header}[Unit]
 Description=Bulkhead container runtime (CRI)
 After=network.target local-fs.target dbus.service containerd.service crio.service cri-docker.service
 Before=kubelet.service
+StartLimitIntervalSec=0
 
 [Service]
 Type=exec

@@ -1,10 +1,12 @@
-import { readFile, rm } from "node:fs/promises";
+import { readdir, readFile, rm, rmdir } from "node:fs/promises";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { PodSandboxState, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
+import { z } from "zod";
 import { CriConnection } from "../cri/client.ts";
 import { type Manifest, stageBundle } from "./bundle.ts";
 import { busyVersions, findKubelet, kubeletView, mountsBelow } from "./facts.ts";
@@ -34,6 +36,24 @@ export type StepContext = {
 const undoSignal = (): AbortSignal => AbortSignal.timeout(120_000);
 const unitDirectories = /^\/(etc|run|usr\/lib|lib)\/systemd\//;
 
+/** What the runtime says of its handlers in the verbose Status. */
+const LoadedHandlers = z.array(z.object({ as: z.string(), revision: z.string().default("") }));
+const HandlerProblems = z.record(z.string(), z.string());
+
+/** Thrown while polling: waiting longer cannot help. */
+class Hopeless extends Error {}
+
+/** A runtime that ended more than twice since it was started will end again. */
+async function refuseCrashLoop(host: Host, signal: AbortSignal): Promise<void> {
+  const shown = await host.run(["systemctl", "show", paths.unit, "-p", "NRestarts", "-p", "ActiveState"], {
+    signal,
+  });
+  const restarts = Number(/^NRestarts=([0-9]+)$/m.exec(shown.stdout)?.[1] ?? 0);
+  if (restarts > 2 || /^ActiveState=failed$/m.test(shown.stdout)) {
+    throw new Hopeless(`${paths.unit} ends again and again`);
+  }
+}
+
 /** Asks until `ask` has an answer; the last reason why it had none goes into the error. */
 async function poll<T>(
   what: string,
@@ -49,6 +69,8 @@ async function poll<T>(
       const answer = await ask(AbortSignal.any([signal, AbortSignal.timeout(5000)]));
       if (answer !== undefined) return answer;
     } catch (error) {
+      if (error instanceof Hopeless)
+        throw new RuntimeError("unavailable", `${what}: ${error.message}`, { cause: error });
       why = `: ${messageOf(error)}`;
     }
     await sleep(100, undefined, { signal });
@@ -85,6 +107,7 @@ export function executors(context: StepContext): Executors {
       // What the runtime makes is ours to remove; so that a crash after this loses track of nothing.
       await ownership.tree(paths.root);
       await ownership.tree(paths.state);
+      await ownership.tree(paths.handlers);
       await systemctl(["reset-failed", paths.unit], signal).catch(() => undefined);
       await systemctl([restart ? "restart" : "start", paths.unit], signal);
       note(
@@ -96,7 +119,12 @@ export function executors(context: StepContext): Executors {
       using cri = connect();
       const runtime = cri.service(RuntimeService);
       try {
+        let looked = performance.now();
         await poll("The runtime did not become ready", 30_000, signal, async (each) => {
+          if (performance.now() - looked > 1000) {
+            looked = performance.now();
+            await refuseCrashLoop(host, each);
+          }
           const { status } = await runtime.status({ verbose: false }, each);
           const ready = status?.conditions.find(({ type }) => type === "RuntimeReady");
           if (ready?.status === true) return true;
@@ -125,13 +153,25 @@ export function executors(context: StepContext): Executors {
         `Cannot run "${path} --version" on this node`,
       );
     },
-    "await-handler": async ({ handler, present }, signal) => {
+    "await-handler": async ({ handler, revision, present }, signal) => {
       using cri = connect();
       const runtime = cri.service(RuntimeService);
       const what = `The runtime did not ${present ? "load" : "drop"} handler "${handler}"`;
+      const begun = performance.now();
       await poll(what, 15_000, signal, async (each) => {
-        const { runtimeHandlers } = await runtime.status({ verbose: false }, each);
-        return runtimeHandlers.some(({ name }) => name === handler) === present ? true : undefined;
+        const { info } = await runtime.status({ verbose: true }, each);
+        const loaded = LoadedHandlers.parse(JSON.parse(info.handlers ?? "[]"));
+        const found = loaded.find((candidate) => candidate.as === handler);
+        if (present ? found?.revision === revision : found === undefined) return true;
+        const problems = HandlerProblems.parse(JSON.parse(info.handlerProblems ?? "{}"));
+        const problem = problems[`${handler}.yaml`];
+        // A moment's grace: what it says may still be about the file that was there before.
+        if (present && problem !== undefined) {
+          throw performance.now() - begun > 1000
+            ? new Hopeless(problem)
+            : new RuntimeError("unavailable", problem);
+        }
+        return undefined;
       });
     },
     "point-kubelet": async ({ unit, former, edits }, signal) => {
@@ -216,6 +256,7 @@ export function executors(context: StepContext): Executors {
       }
       // What the runtime keeps: recorded as ours before it was first started.
       await ownership.restoreAll();
+      await removeCgroups(host);
       await systemctl(["daemon-reload"], signal);
       await systemctl(["reset-failed", paths.unit], signal).catch(() => undefined);
     },
@@ -250,6 +291,19 @@ export async function execute(
       throw error;
     }
   }
+}
+
+/** Removes the empty control groups that the runtime made for its monitors and for pods without a parent. */
+async function removeCgroups(host: Host): Promise<void> {
+  const top = host.at("/sys/fs/cgroup");
+  const hierarchies = [top, ...(await readdir(top)).map((name) => join(top, name))];
+  const remove = async (directory: string): Promise<void> => {
+    const below = await readdir(directory, { withFileTypes: true }).catch(() => []);
+    for (const entry of below) if (entry.isDirectory()) await remove(join(directory, entry.name));
+    // One that still has a process stays; so does its parent.
+    await rmdir(directory).catch(() => undefined);
+  };
+  for (const hierarchy of hierarchies) await remove(join(hierarchy, "bulkhead"));
 }
 
 /** Connections that a server has accepted on a Unix socket, in the network namespace of `pid`. */

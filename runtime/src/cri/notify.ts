@@ -2,6 +2,7 @@ import { create } from "@bufbuild/protobuf";
 import { ContainerEventResponseSchema, ContainerEventType } from "@bulkhead/lib/gen/cri_pb.js";
 import { isVisible } from "../container/state.ts";
 import { containerStatusMessage } from "./container/messages.ts";
+import { isShown } from "./filter.ts";
 import { now, type Runtime } from "./runtime.ts";
 import { podStatusMessage } from "./sandbox/messages.ts";
 
@@ -23,6 +24,7 @@ export const notify = (
 ): void => {
   if (!runtime.events.listened) return;
   const pod = runtime.pods.get(podId);
+  if (!isShown(pod?.config, undefined)) return;
   runtime.events.send(
     create(ContainerEventResponseSchema, {
       containerId: id,

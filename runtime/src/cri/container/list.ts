@@ -1,13 +1,13 @@
 import { create } from "@bufbuild/protobuf";
 import { ListContainersResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { isVisible } from "../../container/state.ts";
-import { hasId, hasLabels } from "../filter.ts";
+import { hasId, hasLabels, isShown } from "../filter.ts";
 import type { Runtime, RuntimeMethods } from "../runtime.ts";
 import { containerMessage, containerState } from "./messages.ts";
 
 /** ListContainers, from memory. */
 export const listContainers =
-  (runtime: Pick<Runtime, "containers">): RuntimeMethods["listContainers"] =>
+  (runtime: Pick<Runtime, "containers" | "pods">): RuntimeMethods["listContainers"] =>
   async ({ filter }) =>
     create(ListContainersResponseSchema, {
       containers: runtime.containers
@@ -15,6 +15,7 @@ export const listContainers =
         .filter(isVisible)
         .filter(
           (container) =>
+            isShown(runtime.pods.get(container.podId)?.config, filter) &&
             hasId(container.id, filter?.id) &&
             hasId(container.podId, filter?.podSandboxId) &&
             (filter?.state === undefined || filter.state.state === containerState(container)) &&

@@ -7,7 +7,7 @@ import {
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { isVisible, type Visible } from "../../container/state.ts";
-import { hasId, hasLabels } from "../filter.ts";
+import { hasId, hasLabels, isShown } from "../filter.ts";
 import { containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
 import { requireVisible } from "./visible.ts";
 
@@ -35,6 +35,7 @@ export const listContainerStats =
         .filter(
           (container) =>
             container.state === "running" &&
+            isShown(runtime.pods.get(container.podId)?.config, filter) &&
             hasId(container.id, filter?.id) &&
             hasId(container.podId, filter?.podSandboxId) &&
             hasLabels(container.config.labels, filter?.labelSelector),

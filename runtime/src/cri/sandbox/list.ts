@@ -1,6 +1,6 @@
 import { create } from "@bufbuild/protobuf";
 import { ListPodSandboxResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
-import { hasId, hasLabels } from "../filter.ts";
+import { hasId, hasLabels, isShown } from "../filter.ts";
 import type { Runtime, RuntimeMethods } from "../runtime.ts";
 import { podMessage, podState } from "./messages.ts";
 
@@ -14,6 +14,7 @@ export const listPodSandbox =
         .filter(
           (pod) =>
             pod.state !== "creating" &&
+            isShown(pod.config, filter) &&
             hasId(pod.id, filter?.id) &&
             (filter?.state === undefined || filter.state.state === podState(pod)) &&
             hasLabels(pod.config.labels, filter?.labelSelector),

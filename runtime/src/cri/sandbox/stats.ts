@@ -11,7 +11,7 @@ import type { Pod } from "../../pod/state.ts";
 import { podNamespaces } from "../../spec/namespaces.ts";
 import { pidIn } from "../container/create.ts";
 import { available, statsOf } from "../container/stats.ts";
-import { hasId, hasLabels } from "../filter.ts";
+import { hasId, hasLabels, isShown } from "../filter.ts";
 import { now, type Runtime, type RuntimeMethods, sandboxRef } from "../runtime.ts";
 import { readInterfaces } from "../sampler.ts";
 
@@ -35,6 +35,7 @@ export const listPodSandboxStats =
         .filter(
           (pod) =>
             pod.state === "ready" &&
+            isShown(pod.config, filter) &&
             hasId(pod.id, filter?.id) &&
             hasLabels(pod.config.labels, filter?.labelSelector),
         )

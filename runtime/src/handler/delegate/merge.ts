@@ -44,6 +44,17 @@ export function mergeHandlers(own: RuntimeHandler[], engine: RuntimeHandler[]): 
 /** Our conditions stand: pods of ours run whatever the engine does. Its trouble is told in the info. */
 export const mergeStatus = (own: StatusResponse, engine: StatusResponse): StatusResponse => ({
   ...own,
+  // A front without a handler of its own still serves the engine's pods: the kubelet keeps its runtime.
+  ...(own.status && {
+    status: {
+      ...own.status,
+      conditions: own.status.conditions.map((condition) =>
+        condition.type === "RuntimeReady" && !condition.status
+          ? (engine.status?.conditions.find(({ type }) => type === condition.type) ?? condition)
+          : condition,
+      ),
+    },
+  }),
   runtimeHandlers: mergeHandlers(own.runtimeHandlers, engine.runtimeHandlers),
 });
 
