@@ -114,13 +114,16 @@ export class HeaderDeflater {
     stored.writeUInt8(0, 0);
     stored.writeUInt16LE(data.length, 1);
     stored.writeUInt16LE(~data.length & 0xffff, 3);
-    if (this.#started) return Buffer.concat([stored, data]);
+    if (this.#started) return Buffer.concat([stored, data, flushed]);
     this.#started = true;
     const prologue = Buffer.from([0x78, 0x20, 0, 0, 0, 0]);
     prologue.writeUInt32BE(adler32(dictionary), 2);
-    return Buffer.concat([prologue, stored, data]);
+    return Buffer.concat([prologue, stored, data, flushed]);
   }
 }
+
+/** An empty stored block (Z_SYNC_FLUSH): until it comes, Go's inflater keeps what it has to itself. */
+const flushed = Buffer.from([0, 0, 0, 0xff, 0xff]);
 
 /** Adler-32 (RFC 1950, section 8.2). */
 function adler32(data: Buffer): number {
