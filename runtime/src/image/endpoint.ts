@@ -6,8 +6,18 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 export type Endpoint = {
   /** Scheme, host and a path before /v2/, without a slash at the end. */
   base: string;
+  /** What paths of the distribution API are appended to: `base`/v2, unless the configuration says otherwise. */
+  api: string;
   /** The registry itself, as opposed to a mirror of it. */
   upstream: boolean;
+  /** Whether tags may be asked for here. */
+  resolve: boolean;
+  /** Whether manifests and blobs may be fetched here by digest. */
+  pull: boolean;
+  /** What TLS is checked with, where the endpoint's own configuration says so. */
+  trust?: Trust;
+  /** Sent with every request. */
+  headers: Readonly<Record<string, string>>;
 };
 
 const loopback = /^(?:localhost|127(?:\.[0-9]+){3}|\[::1\])(?::[0-9]+)?$/;
@@ -21,17 +31,23 @@ export const endpointsOf = (
   mirrors: Readonly<Record<string, readonly string[]>>,
 ): Endpoint[] => {
   const scheme = loopback.test(domain) ? "http" : "https";
-  const upstream: Endpoint = {
-    base: `${scheme}://${domain === "docker.io" ? "registry-1.docker.io" : domain}`,
-    upstream: true,
-  };
+  const upstream = plain(`${scheme}://${domain === "docker.io" ? "registry-1.docker.io" : domain}`, true);
   const own = (mirrors[domain] ?? []).map((text): Endpoint => {
     const url = parseMirror(text);
-    return { base: `${url.origin}${url.pathname.replace(/\/+$/, "")}`, upstream: url.host === domain };
+    return plain(`${url.origin}${url.pathname.replace(/\/+$/, "")}`, url.host === domain);
   });
   // A "mirror" of the same host says how to reach it, so nothing else is tried.
   return own.some((endpoint) => endpoint.upstream) ? own : [...own, upstream];
 };
+
+const plain = (base: string, upstream: boolean): Endpoint => ({
+  base,
+  api: `${base}/v2`,
+  upstream,
+  resolve: true,
+  pull: true,
+  headers: {},
+});
 
 /** Parses the URL of a mirror: http or https, without credentials, query or fragment. */
 export const parseMirror = (text: string): URL => {
@@ -52,7 +68,7 @@ export const parseMirror = (text: string): URL => {
 };
 
 /** What TLS to a registry is checked and shown with. */
-export type Trust = { ca?: Buffer[]; cert?: Buffer; key?: Buffer };
+export type Trust = { ca?: Buffer[]; cert?: Buffer; key?: Buffer; rejectUnauthorized?: boolean };
 
 /** Reads DIR/HOST:PORT/{*.crt, *.cert + *.key}, the layout that Docker and containerd document for certs.d. */
 export const readTrust = async (directory: string | undefined, host: string): Promise<Trust> => {

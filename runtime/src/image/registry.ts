@@ -1,12 +1,14 @@
 import { createHash } from "node:crypto";
 import { open } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
+import { isDeepStrictEqual } from "node:util";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import { Agent, type Dispatcher, EnvHttpProxyAgent, request } from "undici";
 import { z } from "zod";
 import { type Credentials, credentialsOf, meantFor, parseChallenges } from "./auth.ts";
-import { type Endpoint, endpointsOf, readTrust } from "./endpoint.ts";
+import { type Endpoint, endpointsOf, readTrust, type Trust } from "./endpoint.ts";
+import { endpointsOfHostsToml } from "./hosts-toml.ts";
 import type { PullRequest } from "./images.ts";
 import { type Descriptor, limits, manifestTypes, sha256 } from "./manifest.ts";
 import { layoutDirectory, layoutRepository } from "./oci-layout.ts";
@@ -64,6 +66,8 @@ export class Registry implements AsyncDisposable {
   readonly #options: RegistryOptions;
   readonly #dispatchers = new Map<string, Promise<Dispatcher>>();
   readonly #tokens = new Map<string, { authorization: string; expires: number }>();
+  /** By origin: what the endpoint's own configuration says of TLS. */
+  readonly #trust = new Map<string, Trust>();
 
   constructor(options: RegistryOptions) {
     this.#options = options;
@@ -75,21 +79,45 @@ export class Registry implements AsyncDisposable {
       .find((path) => path !== undefined);
     // A directory stands for the whole registry: there is nothing behind it to ask.
     if (layout !== undefined) return layoutRepository(layout, nameOf(reference));
+    // Once per pull: an administrator's change takes effect with the next one.
+    let read: Promise<Source[]> | undefined;
+    const sources = (): Promise<Source[]> => {
+      read ??= this.#sources(reference, auth);
+      return read;
+    };
+    const name = nameOf(reference);
+    return {
+      manifest: async (tagOrDigest, signal) => {
+        const able = (await sources()).filter(({ endpoint }) =>
+          isDigest(tagOrDigest) ? endpoint.pull : endpoint.resolve,
+        );
+        return this.#first(name, able, signal, (source) => this.#manifest(source, tagOrDigest, signal));
+      },
+      blob: async (descriptor, signal) => {
+        const able = (await sources()).filter(({ endpoint }) => endpoint.pull);
+        return this.#first(name, able, signal, (source) => this.#blob(source, descriptor, signal));
+      },
+      download: async (descriptor, file, signal) => {
+        const able = (await sources()).filter(({ endpoint }) => endpoint.pull);
+        return this.#first(name, able, signal, (source) => this.#download(source, descriptor, file, signal));
+      },
+    };
+  }
+
+  /** Mirrors of our own configuration first; without any for this registry, the node's hosts.toml. */
+  async #sources(reference: Reference, auth: PullRequest["auth"]): Promise<Source[]> {
     const given = credentialsOf(auth);
-    const sources = endpointsOf(reference.domain, this.#options.mirrors).map((endpoint): Source => {
+    const { mirrors, certsDir } = this.#options;
+    const listed =
+      certsDir === undefined || mirrors[reference.domain] !== undefined
+        ? undefined
+        : await endpointsOfHostsToml(certsDir, reference.domain);
+    for (const { base, trust } of listed ?? []) this.#setTrust(new URL(base).origin, trust);
+    return (listed ?? endpointsOf(reference.domain, mirrors)).map((endpoint): Source => {
       const host = endpoint.upstream ? reference.domain : new URL(endpoint.base).host;
       const mine = meantFor(auth?.serverAddress, host, endpoint.upstream);
       return { endpoint, path: reference.path, credentials: mine ? given : { kind: "anonymous" }, attempts };
     });
-    const name = nameOf(reference);
-    return {
-      manifest: (tagOrDigest, signal) =>
-        this.#first(name, sources, signal, (source) => this.#manifest(source, tagOrDigest, signal)),
-      blob: (descriptor, signal) =>
-        this.#first(name, sources, signal, (source) => this.#blob(source, descriptor, signal)),
-      download: (descriptor, file, signal) =>
-        this.#first(name, sources, signal, (source) => this.#download(source, descriptor, file, signal)),
-    };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -234,11 +262,12 @@ export class Registry implements AsyncDisposable {
     headers: Record<string, string>,
     signal: AbortSignal,
   ): Promise<Dispatcher.ResponseData> {
-    const url = new URL(`${source.endpoint.base}/v2/${source.path}/${resource}`);
+    const url = new URL(`${source.endpoint.api}/${source.path}/${resource}`);
     const known = this.#authorization(source);
+    const all = { ...source.endpoint.headers, ...headers };
     let response = await this.#send(
       url,
-      known === undefined ? headers : { ...headers, authorization: known },
+      known === undefined ? all : { ...all, authorization: known },
       signal,
     );
     if (response.statusCode === 401) {
@@ -246,7 +275,7 @@ export class Registry implements AsyncDisposable {
       await response.body.dump();
       const authorization = await this.#answer(source, challenge, known, signal);
       if (authorization !== undefined) {
-        response = await this.#send(url, { ...headers, authorization }, signal);
+        response = await this.#send(url, { ...all, authorization }, signal);
       }
     }
     const { statusCode } = response;
@@ -371,8 +400,9 @@ export class Registry implements AsyncDisposable {
         throw new EndpointError("invalid", `${url.origin} redirects to a place that is not safe to follow`);
       }
       if (next.origin !== url.origin) {
-        const { authorization: _, ...rest } = sent;
-        sent = rest;
+        // Authorization and configured headers are for the registry alone.
+        const { accept, range } = sent;
+        sent = { ...(accept !== undefined && { accept }), ...(range !== undefined && { range }) };
       }
       url = next;
     }
@@ -401,6 +431,16 @@ export class Registry implements AsyncDisposable {
     }
   }
 
+  /** A connection made under other certificates is not used again. */
+  #setTrust(origin: string, trust: Trust | undefined): void {
+    if (isDeepStrictEqual(this.#trust.get(origin), trust)) return;
+    if (trust) this.#trust.set(origin, trust);
+    else this.#trust.delete(origin);
+    const old = this.#dispatchers.get(origin);
+    this.#dispatchers.delete(origin);
+    old?.then((dispatcher) => dispatcher.close()).catch(() => {});
+  }
+
   #dispatcher(url: URL): Promise<Dispatcher> {
     const known = this.#dispatchers.get(url.origin);
     if (known !== undefined) return known;
@@ -411,7 +451,10 @@ export class Registry implements AsyncDisposable {
   }
 
   async #connect(url: URL): Promise<Dispatcher> {
-    const trust = url.protocol === "https:" ? await readTrust(this.#options.certsDir, url.host) : {};
+    const trust =
+      url.protocol === "https:"
+        ? (this.#trust.get(url.origin) ?? (await readTrust(this.#options.certsDir, url.host)))
+        : {};
     const options: Agent.Options = {
       connect: { timeout: 10_000, ...trust },
       headersTimeout: 30_000,
