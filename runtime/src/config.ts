@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { load } from "js-yaml";
+import { loadAll } from "js-yaml";
 import { z } from "zod";
 
 const absolutePath = z.string().regex(/^\/[^\0]*$/, "must be an absolute path");
@@ -129,7 +129,8 @@ streaming:
 export const parseConfig = (text: string, file: string): Config => {
   let yaml: unknown;
   try {
-    yaml = load(text);
+    // An empty file, or one of comments only, has no document.
+    [yaml] = loadAll(text);
   } catch (error) {
     throw new RuntimeError("invalid-argument", `Cannot parse ${file}: ${messageOf(error)}`, { cause: error });
   }

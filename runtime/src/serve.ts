@@ -28,7 +28,6 @@ import { Handlers } from "./handlers/handlers.ts";
 import { SingleFlight } from "./image/single-flight.ts";
 import { openImages } from "./image/store.ts";
 import { createLinux } from "./linux/linux-ffi.ts";
-import { openSyncLog } from "./logs/sync-log.ts";
 import { createMetrics, serveMetrics } from "./metrics.ts";
 import { createNetwork } from "./network/cni.ts";
 import { lost } from "./pod/state.ts";
@@ -145,7 +144,6 @@ export const serve = async (
             network,
             events: handlerEvents,
             log: handlerLog,
-            openLog: openSyncLog,
             pauseProgram: programs.holder,
           }),
         );
@@ -153,7 +151,7 @@ export const serve = async (
   };
   const handlers = stack.use(
     new Handlers({
-      builtIn: config.runtimes.filter((each) => each.kind !== "delegate"),
+      builtIn: config.runtimes,
       dir: config.handlersDir,
       defaultHandler: config.defaultHandler,
       make,

@@ -1,0 +1,40 @@
+import { readFileSync } from "node:fs";
+import { mkdtemp, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { Config, defaultConfig, parseConfig, readConfig } from "./config.ts";
+
+test("the documented default configuration parses to the defaults", () => {
+  expect(parseConfig(defaultConfig, "default")).toEqual(Config.parse({}));
+});
+
+test("the documented default configuration names every key", () => {
+  for (const key of Object.keys(Config.shape)) expect(defaultConfig).toMatch(new RegExp(`^${key}:`, "m"));
+});
+
+test("an empty file is a valid configuration", () => {
+  expect(parseConfig("", "empty").socket).toBe("/run/bulkhead/cri.sock");
+});
+
+test.each([
+  ["sokcet: /x", "sokcet: unknown key"],
+  ["cni:\n  binDir: /x", "cni.binDir: unknown key"],
+  ["runtimes:\n  - name: a\n    kind: oci\n    binary: runc", "runtimes.0.binary: must be an absolute path"],
+  ["registries:\n  mirrors:\n    a: [ftp://x]", "registries.mirrors.a.0: must be an http or https URL"],
+  ["log:\n  level: loud", "log.level: "],
+  ["socket: [", "Cannot parse FILE: "],
+])("%j is refused with the path of the key", (text, message) => {
+  expect(() => parseConfig(text, "FILE")).toThrow(message);
+});
+
+test("a file that was named must be there", async () => {
+  await expect(readConfig("/does/not/exist")).rejects.toThrow("Cannot read /does/not/exist");
+});
+
+test("a file that was named is read", async () => {
+  const file = join(await mkdtemp(join(tmpdir(), "bulkhead-config-")), "runtime.yaml");
+  await writeFile(file, "defaultHandler: crun\n");
+  expect((await readConfig(file)).defaultHandler).toBe("crun");
+  expect(readFileSync(file, "utf8")).toContain("crun");
+});
