@@ -26,6 +26,8 @@ export type LiveContainer = {
   started?: boolean;
   /** Set when the end is known; reported once. */
   exit?: Exit;
+  settled?: Promise<void>;
+  /** Settles when the wait for its end is over. */
   ended: Promise<void>;
 };
 
@@ -94,7 +96,8 @@ export class ShimPod {
 
   /** A container whose end is known and was reported. */
   addEnded(container: Omit<LiveContainer, "ended">): void {
-    this.containers.set(container.id, { ...container, ended: Promise.resolve() });
+    const done = Promise.resolve();
+    this.containers.set(container.id, { ...container, settled: done, ended: done });
   }
 
   /** Stops following the pod. What runs goes on. */
@@ -125,9 +128,13 @@ export class ShimPod {
     }
   }
 
-  /** Writes the exit down, lets the log catch up, and reports. Once. */
-  async settle(container: LiveContainer, code: number, finishedAt = this.#deps.now()): Promise<void> {
-    if (container.exit) return;
+  /** Writes the exit down, lets the log catch up, and reports. Once, and whoever asks waits until it is done. */
+  settle(container: LiveContainer, code: number, finishedAt = this.#deps.now()): Promise<void> {
+    container.settled ??= this.#settle(container, code, finishedAt);
+    return container.settled;
+  }
+
+  async #settle(container: LiveContainer, code: number, finishedAt: bigint): Promise<void> {
     const oomKilled = this.#oomKilled(container, code);
     const { process } = container.state;
     const lost =
@@ -170,16 +177,15 @@ export class ShimPod {
   }
 
   async #sandboxGone(message: string): Promise<void> {
-    const containers = [...this.containers.values()].filter((container) => !container.exit);
+    const containers = [...this.containers.values()];
     // Behind gVisor and in a VM they went with it; where the wall is namespaces they must be sent after it.
-    for (const { id } of containers)
-      if (this.alive)
+    for (const { id, exit } of containers)
+      if (this.alive && !exit)
         await this.task.kill({ id, signal: 9, all: true }, { timeoutMs: followMs }).catch(() => {});
     const all = Promise.all(containers.map((container) => container.ended));
     if (this.alive) await Promise.race([all, sleep(followMs, undefined, { ref: false })]);
     for (const container of containers) {
-      if (container.exit) continue;
-      await this.cleanUp(container.id, container.stateDir);
+      if (!container.exit) await this.cleanUp(container.id, container.stateDir);
       await this.settle(container, killedCode);
     }
     if (this.#quiet) return;

@@ -339,12 +339,14 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
   test("a pod that is stopped and removed leaves no process, and stopping it again succeeds", async () => {
     const brief = await runPod();
     const ref = await run(["sleep", "1000"], {}, brief);
+    const made = await create(["sleep", "1000"], {}, brief);
     await handler.stopSandbox(brief, signal());
     expect(await host.exitOf(ref.id)).toMatchObject({ code: 137 });
+    expect(await host.exitOf(made.id)).toMatchObject({ code: 137 });
     expect(host.sandboxExits).not.toContain(brief.id);
     expect(alive(pidOf(brief.state, "shim"))).toBe(false);
     await handler.stopSandbox(brief, signal());
-    await handler.remove(ref, signal());
+    for (const each of [ref, made]) await handler.remove(each, signal());
     await handler.removeSandbox(brief, signal());
     await handler.removeSandbox(brief, signal());
     expect(readdirSync(brief.stateDir)).toEqual([]);

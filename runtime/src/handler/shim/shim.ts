@@ -304,8 +304,7 @@ export async function createShimHandler(
           await pod.task.wait({ id: pod.id }, { signal, timeoutMs: stopMs }).catch(() => {});
           await deleteTask(pod, pod.id, undefined, signal);
         }
-        // Containers that this daemon does not know of would keep the shim from ending.
-        await Promise.all(containers.map((live) => live.ended));
+        await Promise.all(containers.map((live) => pod.settle(live, 128 + SIGKILL)));
         await endShim(pod);
       } else {
         await pods.get(ref.id)?.gone;
