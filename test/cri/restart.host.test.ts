@@ -1,0 +1,177 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
+import { ensureTestImages } from "../images/build.ts";
+import { type RunningRegistry, startRegistry } from "../images/registry.ts";
+import { inCache, tool } from "../tools/cache.ts";
+import { createDaemon, type Daemon, remains } from "./daemon.ts";
+
+const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
+
+let scratch: string;
+let registry: RunningRegistry;
+let daemon: Daemon;
+let serial = 0;
+
+beforeAll(async () => {
+  scratch = await mkdtemp(join(tmpdir(), "bh-restart-"));
+  registry = await startRegistry({ dir: inCache("cri-registry") });
+  await ensureTestImages(registry.host, ["e2e-test-images/busybox:1.29-2"]);
+  daemon = await createDaemon({ registry: registry.host, subnet: 94 });
+  await daemon.start();
+  await daemon.crictl("pull", busybox);
+});
+afterAll(async () => {
+  await daemon?.[Symbol.asyncDispose]();
+  await registry?.stop();
+  await rm(scratch, { recursive: true, force: true });
+});
+beforeEach(() => {
+  serial++;
+});
+
+const podFile = async (): Promise<string> => {
+  const path = join(scratch, `pod-${serial}.json`);
+  const logs = join(scratch, `logs-${serial}`);
+  await mkdir(logs, { recursive: true });
+  await writeFile(
+    path,
+    JSON.stringify({
+      metadata: { name: `pod-${serial}`, namespace: "test", uid: `uid-${serial}`, attempt: 0 },
+      log_directory: logs,
+      linux: { security_context: { namespace_options: { pid: 1 } } },
+    }),
+  );
+  return path;
+};
+
+const containerFile = async (script: string): Promise<string> => {
+  const path = join(scratch, `container-${serial}.json`);
+  await writeFile(
+    path,
+    JSON.stringify({
+      metadata: { name: "main", attempt: 0 },
+      image: { image: busybox },
+      command: ["sh", "-c", script],
+      log_path: "main.log",
+    }),
+  );
+  return path;
+};
+
+/** A running container of its own pod. */
+const running = async (script: string): Promise<{ pod: string; container: string }> => {
+  const podConfig = await podFile();
+  const pod = (await daemon.crictl("runp", podConfig)).trim();
+  const container = (await daemon.crictl("create", pod, await containerFile(script), podConfig)).trim();
+  await daemon.crictl("start", container);
+  return { pod, container };
+};
+
+type Status = { state: string; exitCode?: number; reason?: string; finishedAt?: string };
+const statusOf = async (container: string): Promise<Status> =>
+  (JSON.parse(await daemon.crictl("inspect", "-o", "json", container)) as { status: Status }).status;
+
+const clean = async (): Promise<void> => {
+  const ids = (await daemon.crictl("pods", "-q")).split("\n").filter((id) => id !== "");
+  if (ids.length > 0) await daemon.crictl("rmp", "-f", ...ids);
+  expect(await remains(daemon)).toEqual([]);
+};
+
+test.each(["SIGTERM", "SIGKILL"] as const)(
+  "a running container runs on over %s of the daemon",
+  async (signal) => {
+    const { container } = await running("while :; do echo tick; sleep 0.2; done");
+    await daemon.end(signal);
+    await daemon.start();
+    expect((await statusOf(container)).state).toBe("CONTAINER_RUNNING");
+    expect(await daemon.crictl("exec", container, "echo", "still here")).toContain("still here");
+    await clean();
+  },
+);
+
+test("an exit while the daemon is away is known afterwards with its code, and no log line is lost", async () => {
+  const { container } = await running("for i in $(seq 1 20); do echo line $i; sleep 0.1; done; exit 7");
+  await daemon.end("SIGKILL");
+  await sleep(3_000);
+  await daemon.start();
+  expect(await statusOf(container)).toMatchObject({
+    state: "CONTAINER_EXITED",
+    exitCode: 7,
+    reason: "Error",
+  });
+  const lines = (await daemon.crictl("logs", container)).trim().split("\n");
+  expect(lines).toEqual(Array.from({ length: 20 }, (_, index) => `line ${index + 1}`));
+  await clean();
+});
+
+test("kill -9 in the middle of RunPodSandbox leaves a pod that can be removed, and nothing else", async () => {
+  const podConfig = await podFile();
+  for (const wait of [5, 20, 40, 80, 120]) {
+    const runp = spawn(tool("crictl"), ["--runtime-endpoint", `unix://${daemon.socket}`, "runp", podConfig], {
+      stdio: "ignore",
+    });
+    const ended = once(runp, "exit");
+    await sleep(wait);
+    await daemon.end("SIGKILL");
+    await ended;
+    await daemon.start();
+    await clean();
+  }
+});
+
+test("kill -9 in the middle of CreateContainer leaves no container and no mount", async () => {
+  const podConfig = await podFile();
+  const pod = (await daemon.crictl("runp", podConfig)).trim();
+  const config = await containerFile("sleep 1000");
+  for (const wait of [10, 30, 60, 90]) {
+    const create = spawn(
+      tool("crictl"),
+      ["--runtime-endpoint", `unix://${daemon.socket}`, "create", pod, config, podConfig],
+      { stdio: "ignore" },
+    );
+    const ended = once(create, "exit");
+    await sleep(wait);
+    await daemon.end("SIGKILL");
+    await ended;
+    await daemon.start();
+    const left = (await daemon.crictl("ps", "-aq")).split("\n").filter((id) => id !== "");
+    if (left.length > 0) await daemon.crictl("rm", "-f", ...left);
+    expect((await remains(daemon)).filter((name) => name === "rootfs")).toEqual([]);
+  }
+  await clean();
+});
+
+test("the same pod again while it is there fails with a message that names the reservation", async () => {
+  const podConfig = await podFile();
+  await daemon.crictl("runp", podConfig);
+  const again = await daemon.tryCrictl("runp", podConfig);
+  expect(again.code).not.toBe(0);
+  expect(again.stderr).toContain("the name is reserved for");
+  await clean();
+});
+
+test("a handler that is not configured is refused by name", async () => {
+  const { code, stderr } = await daemon.tryCrictl("runp", "-r", "nope", await podFile());
+  expect(code).not.toBe(0);
+  expect(stderr.replaceAll('\\"', '"')).toContain('no runtime for "nope" is configured');
+  await clean();
+});
+
+test("a handler file takes effect at once, and a bad one keeps the last good version and is reported", async () => {
+  const file = join(daemon.handlersDir, "other.yaml");
+  await writeFile(file, `name: other\nkind: oci\nbinary: ${tool("runc")}\n`);
+  const handlers = async () => JSON.parse(await daemon.crictl("info")) as Record<string, unknown>;
+  await expect.poll(async () => JSON.stringify(await handlers())).toContain("other");
+  const pod = (await daemon.crictl("runp", "-r", "other", await podFile())).trim();
+  await writeFile(file, "name: other\nkind: oci\nbinary: relative\n");
+  await expect.poll(() => readFile(daemon.logFile, "utf8")).toContain("must be an absolute path");
+  expect(JSON.stringify(await handlers())).toContain("must be an absolute path");
+  expect((await daemon.crictl("pods", "-q", "--state", "Ready")).trim()).toBe(pod);
+  await rm(file);
+  await clean();
+});
