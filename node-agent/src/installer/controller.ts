@@ -30,6 +30,7 @@ import type { Ownership } from "./ownership.ts";
 import {
   type Facts,
   formerSocket,
+  isFronted,
   type ProfilePlan,
   planCollect,
   planEngine,
@@ -323,8 +324,13 @@ export class Controller {
     try {
       if (steps.length > 0) {
         this.#apply(name, { on: "installing" });
-        if (!isNew)
-          this.#note("Drifted", `The handler's files were changed and are put back`, "Warning", name);
+        const changed = Object.entries(known?.files ?? {}).filter(
+          ([path, body]) => facts.files.get(path) !== body,
+        );
+        if (!isNew && changed.length > 0) {
+          const paths = changed.map(([path]) => path).join(", ");
+          this.#note("Drifted", `Files were changed and are put back: ${paths}`, "Warning", name);
+        }
         await execute(steps, run, signal, log);
       }
       this.#apply(name, { on: "verifying" });
@@ -376,13 +382,9 @@ export class Controller {
     const samples = [...(this.#samples.get(name) ?? []), canary.startSeconds].slice(-keptSamples);
     this.#samples.set(name, samples);
     this.#due.set(name, performance.now() + secondsOf(profile.probe.interval) * 1000);
-    const { kubelet } = facts.record;
     // Not Ready before pods of the profile can really come: #frontKubelet says so.
-    if (kubelet === undefined) {
-      this.#states.set(name, { phase: "Verifying", revision: profile.revision, canary });
-    } else {
-      this.#ready(name, profile.revision, canary, before);
-    }
+    if (isFronted(facts)) this.#ready(name, profile.revision, canary, before);
+    else this.#states.set(name, { phase: "Verifying", revision: profile.revision, canary });
     this.#publish();
   }
 

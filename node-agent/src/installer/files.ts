@@ -69,6 +69,8 @@ export const runtimeConfig = (version: string, former: string): string =>
     // Where engines and distributions keep plugins; a directory that is not there is passed over.
     cni: { binDirs: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"] },
     registries: {
+      // The registries of the engine that is there: the file format is containerd's (hosts.toml).
+      configPath: "/etc/containerd/certs.d",
       mirrors: { [canaryImage.split("/")[0] ?? ""]: [`oci:${versionDirectory(version)}/canary`] },
     },
     metrics: { listen: runtimeMetrics },

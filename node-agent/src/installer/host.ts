@@ -10,12 +10,21 @@ export type Host = {
   real(path: string): string;
   /** Runs a program of the host with the host's namespaces and root. */
   run(argv: string[], options: RunOptions): Promise<Output>;
-  /** Runs a static program of ours in the host's network namespace (probing 127.0.0.1 of the host). */
-  runInNetwork(argv: string[], options: RunOptions): Promise<Output>;
+  /** The body of an HTTP GET made in the host's network namespace, where 127.0.0.1 is the host's. */
+  fetch(url: string, options: RunOptions): Promise<Output>;
 };
 
 export type RunOptions = { signal: AbortSignal; timeoutMs?: number };
 export type Output = { code: number; stdout: string; stderr: string };
+
+/** A process of its own, because a namespace is entered by processes: prints the body, or fails with the reason. */
+const getProgram = `require("node:http")
+  .get(process.argv[1], { timeout: 3000 }, (response) => {
+    response.pipe(process.stdout);
+    if (response.statusCode !== 200) process.exitCode = 1;
+  })
+  .on("timeout", function () { this.destroy(new Error("no answer")); })
+  .on("error", (error) => { console.error(error.message); process.exitCode = 1; });`;
 
 /** The real host: mounted at `root`, its first process visible as 1 (hostPID). */
 export const mountedHost = (root: string, busybox: string): Host => ({
@@ -23,8 +32,8 @@ export const mountedHost = (root: string, busybox: string): Host => ({
   real: (path) => realIn(root, path),
   run: (argv, options) =>
     execute([busybox, "nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", ...argv], options),
-  runInNetwork: (argv, options) =>
-    execute([busybox, "nsenter", "-t", "1", "-n", "--", busybox, ...argv], options),
+  fetch: (url, options) =>
+    execute([busybox, "nsenter", "-t", "1", "-n", "--", process.execPath, "-e", getProgram, url], options),
 });
 
 /** Resolves `path` below `root`, following links as if root were /. The last component need not exist. */

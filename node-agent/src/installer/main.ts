@@ -64,8 +64,10 @@ async function main(signal: AbortSignal): Promise<void> {
   /** The runtime's metrics stand on the host's loopback interface, where the reporter cannot reach them. */
   const runtime = async (): Promise<string> => {
     if (ownership.record.entries.length === 0) return "";
-    const ask = ["wget", "-q", "-T", "2", "-O", "-", `http://${runtimeMetrics}/metrics`];
-    const { code, stdout } = await host.runInNetwork(ask, { signal, timeoutMs: 3000 });
+    const { code, stdout } = await host.fetch(`http://${runtimeMetrics}/metrics`, {
+      signal,
+      timeoutMs: 3000,
+    });
     return code === 0 ? stdout : "";
   };
   const metrics = async (): Promise<string> =>

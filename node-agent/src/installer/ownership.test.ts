@@ -30,7 +30,7 @@ beforeEach(() => {
     at: (path) => resolveIn(root, path),
     real: (path) => realIn(root, path),
     run: refuse,
-    runInNetwork: refuse,
+    fetch: refuse,
   };
 });
 afterEach(() => rmSync(root, { recursive: true, force: true }));

@@ -151,6 +151,10 @@ export function formerSocket(facts: Facts): string | undefined {
   return endpoint === undefined ? undefined : socketOf(endpoint);
 }
 
+/** Whether the kubelet's setting names us, whatever the record says. */
+export const isFronted = (facts: Facts): boolean =>
+  facts.kubelet !== undefined && socketOf(facts.kubelet.setting.value) === paths.socket;
+
 /** The node as it was before Bulkhead. Call only when no pod of ours is left. */
 export function planLeave(facts: Facts): Step[] {
   const { kubelet, entries } = facts.record;

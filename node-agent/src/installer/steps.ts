@@ -60,6 +60,7 @@ async function poll<T>(
   timeoutMs: number,
   signal: AbortSignal,
   ask: (signal: AbortSignal) => Promise<T | undefined>,
+  everyMs = 100,
 ): Promise<T> {
   const deadline = performance.now() + timeoutMs;
   let why = "";
@@ -73,7 +74,7 @@ async function poll<T>(
         throw new RuntimeError("unavailable", `${what}: ${error.message}`, { cause: error });
       why = `: ${messageOf(error)}`;
     }
-    await sleep(100, undefined, { signal });
+    await sleep(everyMs, undefined, { signal });
   }
   throw new RuntimeError("deadline-exceeded", `${what} within ${timeoutMs / 1000} s${why}`);
 }
@@ -285,7 +286,8 @@ export async function execute(
     );
     try {
       await (run[what] as (step: Step, signal: AbortSignal) => Promise<void>)(step, signal);
-      log.info({ step: what, ...brief, ms: Math.round(performance.now() - startedAt) }, "step done");
+      const level = what === "await-runtime" && steps.length === 1 ? "debug" : "info";
+      log[level]({ step: what, ...brief, ms: Math.round(performance.now() - startedAt) }, "step done");
     } catch (error) {
       log.warn({ step: what, ...brief, err: messageOf(error) }, "step failed");
       throw error;
@@ -322,22 +324,28 @@ async function accepted(pid: number, socket: string): Promise<number> {
  */
 async function kubeletServed(host: Host, unit: string, socket: string, signal: AbortSignal): Promise<void> {
   let since: { pid: number; at: number } | undefined;
-  await poll(`The kubelet (${unit}) is not healthy on ${socket}`, 90_000, signal, async (each) => {
-    const kubelet = await findKubelet();
-    if (kubelet === undefined) throw new RuntimeError("unavailable", "it does not run");
-    if (since?.pid !== kubelet.pid) since = { pid: kubelet.pid, at: performance.now() };
-    const view = await kubeletView(host, kubelet, each);
-    const setting = findSetting(view);
-    if (socketOf(setting.value) !== socket) {
-      throw new RuntimeError("failed-precondition", `its endpoint is ${setting.value} (${setting.from})`);
-    }
-    if ((await accepted(kubelet.pid, socket)) === 0) {
-      throw new RuntimeError("unavailable", "it has no connection to that socket");
-    }
-    const health = await healthOf(host, view.config?.body ?? "", each);
-    if (health !== "ok") throw new RuntimeError("unavailable", `its healthz says ${health}`);
-    return performance.now() - since.at > 3000 ? true : undefined;
-  });
+  await poll(
+    `The kubelet (${unit}) is not healthy on ${socket}`,
+    90_000,
+    signal,
+    async (each) => {
+      const kubelet = await findKubelet();
+      if (kubelet === undefined) throw new RuntimeError("unavailable", "it does not run");
+      if (since?.pid !== kubelet.pid) since = { pid: kubelet.pid, at: performance.now() };
+      const view = await kubeletView(host, kubelet, each);
+      const setting = findSetting(view);
+      if (socketOf(setting.value) !== socket) {
+        throw new RuntimeError("failed-precondition", `its endpoint is ${setting.value} (${setting.from})`);
+      }
+      if ((await accepted(kubelet.pid, socket)) === 0) {
+        throw new RuntimeError("unavailable", "it has no connection to that socket");
+      }
+      const health = await healthOf(host, view.config?.body ?? "", each);
+      if (health !== "ok") throw new RuntimeError("unavailable", `its healthz says ${health}`);
+      return performance.now() - since.at > 3000 ? true : undefined;
+    },
+    500,
+  );
 }
 
 async function healthOf(host: Host, config: string, signal: AbortSignal): Promise<string> {
@@ -346,12 +354,6 @@ async function healthOf(host: Host, config: string, signal: AbortSignal): Promis
   // Switched off by the admin: the process and its connection must do.
   if (port === "0") return "ok";
   const address = bind === "0.0.0.0" ? "127.0.0.1" : bind === "::" ? "[::1]" : bind;
-  const answer = await host.runInNetwork(
-    ["wget", "-q", "-T", "3", "-O", "-", `http://${address}:${port}/healthz`],
-    {
-      signal,
-      timeoutMs: 4000,
-    },
-  );
+  const answer = await host.fetch(`http://${address}:${port}/healthz`, { signal, timeoutMs: 4000 });
   return answer.code === 0 ? answer.stdout.trim() : answer.stderr.trim() || "nothing";
 }

@@ -39,7 +39,8 @@ export async function runCanary(
   };
   await removeCanaries(cri, handler, signal);
   if ((await images.imageStatus({ image }, signal)).image === undefined) {
-    await images.pullImage({ image, sandboxConfig: sandbox }, signal);
+    // Without a pod, for there is none yet: the image's handler alone says whose image it is.
+    await images.pullImage({ image }, signal);
   }
   await using undo = new AsyncDisposableStack();
   undo.defer(() => removeCanaries(cri, handler, cleanup()));

@@ -39,7 +39,8 @@ export const readHostFacts = (driver: "auto" | "cgroupfs" | "systemd"): HostFact
       : existsSync("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"),
     hugetlb: v2
       ? read("/sys/fs/cgroup/cgroup.controllers").split(/\s+/).includes("hugetlb")
-      : existsSync("/sys/fs/cgroup/hugetlb"),
+      : // systemd makes the directory whether or not the controller is there.
+        existsSync("/sys/fs/cgroup/hugetlb/cgroup.procs"),
     apparmor: read("/sys/module/apparmor/parameters/enabled").startsWith("Y"),
     selinux: existsSync("/sys/fs/selinux/enforce"),
     seccomp: /^Seccomp:/m.test(status),

@@ -10,12 +10,12 @@ const hosts = join(import.meta.dirname, "../../../test-data/hosts");
 /** A host whose files are a tree of test-data; nothing is run on it. */
 const tree = (name: string): Host => {
   const root = join(hosts, name);
-  const refuse = (argv: string[]) => Promise.reject(new Error(`Nothing runs here: ${argv.join(" ")}`));
+  const refuse = () => Promise.reject(new Error("nothing runs here"));
   return {
     at: (path) => resolveIn(root, path),
     real: (path) => realIn(root, path),
     run: refuse,
-    runInNetwork: refuse,
+    fetch: refuse,
   };
 };
 
