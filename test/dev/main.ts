@@ -1,0 +1,211 @@
+import { existsSync } from "node:fs";
+import { readdir } from "node:fs/promises";
+import { join } from "node:path";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { Command, Option } from "commander";
+import { type Cluster, openCluster, startCluster, stopCluster } from "../cluster/cluster.ts";
+import { defaultDescription } from "../cluster/description.ts";
+import { listRecords } from "../cluster/record.ts";
+import { tool } from "../tools/cache.ts";
+import type { Need } from "../tools/plan.ts";
+import { setup } from "../tools/setup.ts";
+import { critest } from "./critest.ts";
+import { inherit, logNames, nodeOf, showLogs } from "./logs.ts";
+import { progress, reportSetup } from "./progress.ts";
+import { crictl, runtimeDown, runtimeRecord, runtimeUp } from "./runtime.ts";
+import { statusText } from "./status.ts";
+import { type Project, projects, runTests } from "./tests.ts";
+
+/** Ctrl-C ends what is under way and cleans up after it; a second one does not wait for that. */
+const interrupt = new AbortController();
+for (const name of ["SIGINT", "SIGTERM"] as const)
+  process.on(name, () => {
+    if (interrupt.signal.aborted) process.exit(130);
+    process.stderr.write("\ncleaning up; once more to leave everything as it is\n");
+    interrupt.abort(new RuntimeError("cancelled", "interrupted"));
+  });
+const { signal } = interrupt;
+
+const prepare = (need: Need): Promise<void> => setup(need, reportSetup, signal);
+const say = (text: string): void => void process.stderr.write(`${text}\n`);
+const print = (text: string): void => void process.stdout.write(text);
+
+/** The cluster that a command means: the one it names, or the only one, or the demo's. */
+const theCluster = async (name?: string): Promise<Cluster> => {
+  if (name !== undefined) return openCluster(name);
+  const names = (await listRecords()).map((record) => record.description.name);
+  return openCluster(names.length === 1 ? names[0]! : "demo");
+};
+
+const program = new Command("./dev")
+  .description("Sets up, runs and tests Bulkhead on this machine. Everything it fetches or builds is cached.")
+  .enablePositionalOptions()
+  .showHelpAfterError()
+  .addOption(new Option("--cluster <name>", "the cluster that a command means").env("BULKHEAD_DEV_CLUSTER"));
+const chosen = (): string | undefined => program.opts<{ cluster?: string }>().cluster;
+
+/** A command whose arguments all belong to the program behind it. */
+const passing = (name: string, description: string): Command =>
+  program
+    .command(name)
+    .description(description)
+    .argument("[args...]")
+    .passThroughOptions()
+    .allowUnknownOption()
+    .helpOption(false);
+
+program
+  .command("demo")
+  .description("a real cluster with Bulkhead on it, two profiles, and the same pod behind each wall")
+  .action(async () => {
+    await prepare("demo");
+    const { demo } = await import("./demo.ts");
+    await demo(progress, print, signal);
+  });
+
+program
+  .command("up")
+  .description("start a cluster without Bulkhead, or mend the one that runs")
+  .option("--nodes <number>", "how many nodes", "1")
+  .action(async ({ nodes }: { nodes: string }) => {
+    if (!/^\d+$/.test(nodes) || Number(nodes) < 1)
+      throw new RuntimeError("invalid-argument", `Cannot start ${nodes} nodes`);
+    await prepare("up");
+    const cluster = await startCluster(defaultDescription(chosen() ?? "demo", Number(nodes)), {
+      signal,
+      progress,
+    });
+    print(await cluster.kubectl(["get", "nodes", "-o", "wide"]));
+    say(`export KUBECONFIG=${cluster.kubeconfig}`);
+  });
+
+program
+  .command("down")
+  .description("take everything away that runs: the named cluster, or all of them and the runtime")
+  .action(async () => {
+    const name = chosen();
+    const names = name === undefined ? (await listRecords()).map((each) => each.description.name) : [name];
+    for (const each of names) await progress(`take cluster ${each} down`, () => stopCluster(each));
+    if (name === undefined && (await runtimeRecord()) !== undefined)
+      await progress("take the runtime down", runtimeDown);
+  });
+
+program
+  .command("status")
+  .description("what runs and how it is")
+  .action(async () => print(await statusText()));
+
+passing("kubectl", "kubectl on the cluster").action(async (args: string[]) => {
+  const { kubeconfig } = await theCluster(chosen());
+  process.exitCode = await inherit([tool("kubectl"), ...args], { KUBECONFIG: kubeconfig });
+});
+
+passing("helm", "helm on the cluster").action(async (args: string[]) => {
+  const { kubeconfig } = await theCluster(chosen());
+  process.exitCode = await inherit([tool("helm"), ...args], { KUBECONFIG: kubeconfig });
+});
+
+passing("crictl", "crictl on the first node, or on the runtime that runs alone").action(
+  async (args: string[]) => {
+    const runtime = await runtimeRecord();
+    process.exitCode =
+      runtime !== undefined && chosen() === undefined
+        ? await inherit(crictl(runtime, ...args))
+        : await (await theCluster(chosen())).nodes[0]!.shell(["crictl", ...args]);
+  },
+);
+
+program
+  .command("shell")
+  .description("a shell on a node, or a command there")
+  .argument("[node]", "name of the node; the first one if none is given")
+  .argument("[command...]")
+  .passThroughOptions()
+  .action(async (name: string | undefined, command: string[]) => {
+    const node = nodeOf(await theCluster(chosen()), name);
+    process.exitCode = await node.shell(command.length > 0 ? command : undefined);
+  });
+
+program
+  .command("logs")
+  .description(`the log of a component: ${logNames.join(", ")}`)
+  .argument("<component>")
+  .option("-f, --follow", "go on as it grows", false)
+  .option("--node <name>", "of which node, where each has one")
+  .action(async (component: string, options: { follow: boolean; node?: string }) => {
+    process.exitCode = await showLogs(await theCluster(chosen()), component, options);
+  });
+
+program
+  .command("test")
+  .description("set everything up, run checks and tests, and end with a line that counts them")
+  .argument("[filters...]", "only test files whose path has one of these in it")
+  .addOption(
+    new Option("--project <name...>", "only these tests").choices(projects).default([...projects], "all"),
+  )
+  .action(async (filters: string[], { project }: { project: Project[] }) => {
+    await prepare(project.includes("cluster") ? "all" : project.includes("host") ? "host" : "unit");
+    process.exitCode = await runTests(project, filters, signal);
+  });
+
+const runtime = program
+  .command("runtime")
+  .description("the CRI daemon alone on this machine, for crictl and critest");
+runtime
+  .command("up")
+  .description("start it, with the handlers runc and gvisor")
+  .option("--socket <path>", "CRI socket")
+  .option("--root <dir>", "images and container file systems")
+  .option("--state <dir>", "what is valid until reboot")
+  .option("--mirror <host=url>", "ask this URL before the registry HOST; may be repeated", collect, [])
+  .action(async (options: { socket?: string; root?: string; state?: string; mirror: string[] }) => {
+    await prepare("runtime");
+    const { socket } = await progress("start the runtime", () => runtimeUp(options, signal));
+    print(`unix://${socket}\n`);
+  });
+runtime
+  .command("down")
+  .description("end it, its pods and all that is left of them")
+  .action(async () => {
+    if (!(await runtimeDown())) say("no runtime runs");
+  });
+
+function collect(value: string, before: string[]): string[] {
+  if (!/^[^=]+=https?:\/\/.+$/.test(value))
+    throw new RuntimeError("invalid-argument", `Cannot use mirror "${value}": it must be HOST=URL`);
+  return [...before, value];
+}
+
+passing(
+  "critest",
+  "critest against the runtime; arguments are critest's own, such as --ginkgo.focus=Basic",
+).action(async (args: string[]) => {
+  await prepare("critest");
+  process.exitCode = await critest(args, signal);
+});
+
+const benches = join(import.meta.dirname, "../bench");
+passing("bench", "a benchmark of test/bench by name; none lists them").action(
+  async ([name, ...args]: string[]) => {
+    const files = (await readdir(benches)).filter(
+      (file) => file.endsWith(".ts") && !file.endsWith(".test.ts"),
+    );
+    const path = join(benches, `${name}.ts`);
+    if (name === undefined || !existsSync(path))
+      throw new RuntimeError("not-found", `Cannot find benchmark "${name ?? ""}" in ${files.join(", ")}`);
+    await prepare("bench");
+    process.exitCode = await inherit([process.execPath, path, ...args]);
+  },
+);
+
+program
+  .command("tools")
+  .description("only set up: packages, pinned programs, the nodes' root filesystem")
+  .action(() => prepare("all"));
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  process.stderr.write(`dev: ${messageOf(error)}\n`);
+  process.exitCode = signal.aborted ? 130 : 1;
+}

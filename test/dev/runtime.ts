@@ -1,0 +1,166 @@
+import { existsSync } from "node:fs";
+import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { until } from "../cluster/cluster.ts";
+import { unmountBelow } from "../cluster/mounts.ts";
+import { clusterProcesses, endProcesses, startDaemon } from "../cluster/process.ts";
+import { inCache, tool } from "../tools/cache.ts";
+import { outcome } from "../tools/run.ts";
+
+/** What `./dev runtime up` takes. */
+export type RuntimeOptions = {
+  socket?: string;
+  root?: string;
+  state?: string;
+  /** HOST=URL: ask this URL before the registry HOST. */
+  mirror: readonly string[];
+};
+
+const home = "/run/bulkhead-dev-runtime";
+const recordPath = join(home, "record.json");
+const bridge = "bhdr0";
+/** Marks the daemon's processes, as clusters' ones are. */
+const marker = "dev-runtime";
+
+type RuntimeRecord = { socket: string; root: string; state: string; log: string };
+
+/** The daemon that `./dev runtime up` started, if there is one. */
+export const runtimeRecord = async (): Promise<RuntimeRecord | undefined> => {
+  const text = await readFile(recordPath, "utf8").catch(() => undefined);
+  return text === undefined ? undefined : (JSON.parse(text) as RuntimeRecord);
+};
+
+/** Starts the CRI daemon alone on this machine, with runc and gVisor, on a pod network of its own. */
+export const runtimeUp = async (options: RuntimeOptions, signal: AbortSignal): Promise<RuntimeRecord> => {
+  const known = await runtimeRecord();
+  if (known !== undefined && (await clusterProcesses(marker)).some((each) => each.component === "runtime")) {
+    const other = (["socket", "root", "state"] as const).find(
+      (key) => (options[key] ?? known[key]) !== known[key],
+    );
+    if (other === undefined && options.mirror.length === 0) return known;
+    throw new RuntimeError(
+      "failed-precondition",
+      `Cannot start the runtime: it runs on ${known.socket}; ./dev runtime down first`,
+    );
+  }
+  if (known !== undefined) await runtimeDown();
+  const record: RuntimeRecord = {
+    socket: options.socket ?? join(home, "cri.sock"),
+    root: options.root ?? inCache("runtime", "root"),
+    state: options.state ?? join(home, "state"),
+    log: inCache("runtime", "runtime.log"),
+  };
+  await mkdir(home, { recursive: true });
+  await writeFile(recordPath, JSON.stringify(record, undefined, 2));
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => void (await runtimeDown()));
+  for (const dir of [
+    record.root,
+    record.state,
+    dirname(record.socket),
+    dirname(record.log),
+    join(home, "cni"),
+    join(home, "handlers.d"),
+  ])
+    await mkdir(dir, { recursive: true });
+  await writeFile(join(home, "cni/10-pods.conflist"), JSON.stringify(podNetwork));
+  await writeFile(join(home, "handlers.d/gvisor.yaml"), JSON.stringify(await gvisor()));
+  await writeFile(join(home, "runtime.yaml"), JSON.stringify(configuration));
+  await rm(record.log, { force: true });
+  const main = join(import.meta.dirname, "../../runtime/src/main.ts");
+  await startDaemon(marker, {
+    component: "runtime",
+    log: record.log,
+    argv: [
+      ...[process.execPath, main, "serve", "--config", join(home, "runtime.yaml")],
+      ...["--socket", record.socket, "--root", record.root, "--state", record.state],
+      ...options.mirror.flatMap((each) => ["--mirror", each]),
+    ],
+  });
+  await until(signal, 30_000, `the runtime (log: ${record.log})`, async () => {
+    if ((await clusterProcesses(marker)).length === 0)
+      throw new RuntimeError("unavailable", (await readFile(record.log, "utf8")).slice(-2000));
+    return (await outcome(crictl(record, "version"))).code === 0;
+  });
+  undo.move();
+  return record;
+};
+
+/** Ends the daemon, its pods, and all that is left of both. Tells whether there was any. */
+export const runtimeDown = async (): Promise<boolean> => {
+  const record = await runtimeRecord();
+  if (record === undefined) return false;
+  if (existsSync(record.socket))
+    await outcome(crictl(record, "rmp", "--all", "--force"), { signal: AbortSignal.timeout(60_000) }).catch(
+      () => {},
+    );
+  const processes = await clusterProcesses(marker);
+  await endProcesses(
+    processes.filter((each) => each.component === "runtime"),
+    5000,
+  );
+  await endProcesses(await clusterProcesses(marker), 0);
+  for (const dir of [record.state, record.root, home]) await unmountBelow(dir);
+  await outcome(["ip", "link", "del", bridge]);
+  for (const dir of [record.state, record.root, inCache("runtime")])
+    await rm(dir, { recursive: true, force: true });
+  await rm(record.socket, { force: true });
+  await rm(home, { recursive: true, force: true });
+  return true;
+};
+
+/** crictl against the daemon. */
+export const crictl = (record: RuntimeRecord, ...args: string[]): string[] => [
+  tool("crictl"),
+  ...["--runtime-endpoint", `unix://${record.socket}`, "--timeout", "30s"],
+  ...args,
+];
+
+const configuration = {
+  handlersDir: join(home, "handlers.d"),
+  cni: { binDirs: [tool("cni")], confDir: join(home, "cni") },
+  runtimes: [{ kind: "oci", name: "runc", binary: tool("runc") }],
+  defaultHandler: "runc",
+};
+
+/** The gVisor handler, as the node agent writes it for a profile: its shim with a configuration file. */
+const gvisor = async (): Promise<unknown> => {
+  const configPath = join(home, "runsc.toml");
+  const root = join(home, "runsc");
+  await writeFile(
+    configPath,
+    `binary_name = "${tool("runsc")}"\nroot = "${root}"\n\n[runsc_config]\n  platform = "systrap"\n`,
+  );
+  return {
+    kind: "shim",
+    name: "gvisor",
+    binary: tool("containerd-shim-runsc-v1"),
+    optionsTypeUrl: "io.containerd.runsc.v1.options",
+    configPath,
+    wall: "kernel",
+    runsc: { binary: tool("runsc"), root },
+  };
+};
+
+/** CNI network configuration list 1.0.0. */
+const podNetwork = {
+  cniVersion: "1.0.0",
+  name: "dev-runtime",
+  plugins: [
+    {
+      type: "bridge",
+      bridge,
+      isGateway: true,
+      hairpinMode: true,
+      ipMasq: false,
+      ipam: {
+        type: "host-local",
+        dataDir: join(home, "ipam"),
+        ranges: [[{ subnet: "10.79.0.0/24" }]],
+        routes: [{ dst: "0.0.0.0/0" }],
+      },
+    },
+    { type: "portmap", capabilities: { portMappings: true } },
+  ],
+};

@@ -1,0 +1,93 @@
+import { spawn } from "node:child_process";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { inherit } from "./logs.ts";
+
+const root = join(import.meta.dirname, "../..");
+
+/** Projects of vitest.config.ts, in the order in which it is cheapest to fail. */
+export const projects = ["unit", "host", "cluster"] as const;
+
+/** One of {@link projects}. */
+export type Project = (typeof projects)[number];
+
+type Counts = { passed: number; failed: number; skipped: number };
+
+/**
+ * Runs checks and tests: all, or those of some projects, or those whose path matches a filter. The last line that it
+ * prints has the counts. Returns the exit code.
+ */
+export const runTests = async (
+  wanted: readonly Project[],
+  filters: readonly string[],
+  signal: AbortSignal,
+): Promise<number> => {
+  const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
+  let code = 0;
+  if (wanted.length === projects.length && filters.length === 0) {
+    // The gate counts as one. It has the unit tests in it, but not their numbers: they run once more for these.
+    code = await inherit([process.execPath, join(root, "test/dev/ok.ts")]);
+    counts[code === 0 ? "passed" : "failed"] += 1;
+  }
+  for (const project of wanted) {
+    if (signal.aborted) break;
+    code = (await runProject(project, filters, counts, signal)) || code;
+  }
+  process.stdout.write(`${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped\n`);
+  return code;
+};
+
+const runProject = async (
+  project: Project,
+  filters: readonly string[],
+  counts: Counts,
+  signal: AbortSignal,
+): Promise<number> => {
+  const dir = await mkdtemp(join(tmpdir(), "bulkhead-tests-"));
+  try {
+    const report = join(dir, "report.json");
+    const code = await new Promise<number>((resolve, reject) => {
+      spawn(
+        "vitest",
+        [
+          ...[
+            "run",
+            "--project",
+            project,
+            "--reporter=default",
+            "--reporter=json",
+            `--outputFile.json=${report}`,
+          ],
+          ...["--passWithNoTests", ...filters],
+        ],
+        { cwd: root, stdio: "inherit" },
+      )
+        .on("error", reject)
+        .on("close", (status) => resolve(status ?? 1));
+    });
+    const text = await readFile(report, "utf8").catch(() => undefined);
+    if (text === undefined) {
+      // It died before it could count: that is a failure, whatever it was.
+      if (!signal.aborted) counts.failed += 1;
+      return code || 1;
+    }
+    const result = JSON.parse(text) as {
+      numPassedTests: number;
+      numFailedTests: number;
+      numPendingTests: number;
+      numTodoTests: number;
+      testResults: { status: string; assertionResults: unknown[] }[];
+    };
+    counts.passed += result.numPassedTests;
+    // A file that fails before its first test has none to count.
+    const broken = result.testResults.filter(
+      ({ status, assertionResults }) => status === "failed" && assertionResults.length === 0,
+    );
+    counts.failed += result.numFailedTests + broken.length;
+    counts.skipped += result.numPendingTests + result.numTodoTests;
+    return code;
+  } finally {
+    await rm(dir, { recursive: true, force: true });
+  }
+};

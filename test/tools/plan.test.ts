@@ -1,0 +1,31 @@
+import { expect, test } from "vitest";
+import { needs, startable, steps, stepsFor } from "./plan.ts";
+
+test("every need names steps that exist, and brings along what these wait for", () => {
+  for (const need of Object.keys(needs) as (keyof typeof needs)[]) {
+    const ids = stepsFor(need).map(({ id }) => id);
+    expect(ids).toHaveLength(needs[need].length);
+    for (const { after } of stepsFor(need)) expect(ids).toEqual(expect.arrayContaining([...after]));
+  }
+});
+
+test("all steps can be done in an order that respects what they wait for", () => {
+  const done = new Set<string>();
+  let waiting = [...steps];
+  while (waiting.length > 0) {
+    const next = startable(waiting, done)[0];
+    if (next === undefined) expect.fail(`waits for itself: ${waiting.map(({ id }) => id)}`);
+    done.add(next.id);
+    waiting = waiting.filter((step) => step !== next);
+  }
+  expect(done.size).toBe(steps.length);
+});
+
+test("the demo does not build what only tests need", () => {
+  expect(stepsFor("demo").map(({ id }) => id)).not.toContain("critest");
+});
+
+test("no two programs are written to the same place", () => {
+  const outputs = steps.flatMap((step) => (step.do === "go" ? step.builds.map(({ output }) => output) : []));
+  expect(new Set(outputs).size).toBe(outputs.length);
+});

@@ -1,0 +1,192 @@
+/**
+ * What the project needs of a machine, as steps. Pure: which steps a command needs, and in which order they may run.
+ */
+export type Step = {
+  id: string;
+  /** Steps that must be done before. */
+  after: readonly string[];
+} & (
+  | { do: "apt"; packages: readonly string[] }
+  | { do: "go"; module: string; builds: readonly GoBuild[] }
+  | { do: "kubectl" }
+  | { do: "debian"; programs: readonly ("etcd" | "docker-registry" | "prometheus")[] }
+  | { do: "rootfs" }
+);
+
+/** One program of a Go module that test/tools pins. */
+export type GoBuild = {
+  /** Its name in the cache's bin. */
+  output: string;
+  package: string;
+  /** `go test -c` instead of `go build`. */
+  test?: boolean;
+  cgo?: boolean;
+  tags?: string;
+  ldflags?: string;
+};
+
+/** Debian packages and why each is needed. */
+const packages = {
+  "ca-certificates": "downloads",
+  openssl: "certificates of the test cluster",
+  unzip: "kubectl and helm come in an archive",
+  iproute2: "bridges, cables, namespaces",
+  iptables: "CNI plugins",
+  mmdebstrap: "root filesystem of the nodes",
+  "debian-archive-keyring": "mmdebstrap checks signatures with it",
+  "util-linux": "nsenter, unshare, script",
+  procps: "tests look at processes",
+  gcc: "runc's cgo, pause and the other small C programs of the images",
+  "libc6-dev": "the same",
+  binutils: "readelf finds the libraries of an image's programs",
+  "libseccomp-dev": "runc",
+  "pkg-config": "runc",
+  make: "busybox of the test images",
+  bzip2: "busybox's build",
+  "dpkg-dev": "unpacks busybox's source",
+  patch: "the same",
+  conmon: "the runtime's monitor of OCI containers",
+  skopeo: "a second opinion on images and registries",
+  umoci: "image layouts",
+  socat: "crictl port-forward of the engines we compare with",
+} as const;
+
+const kubeVersion = "v1.36.3";
+const component = "k8s.io/component-base/version";
+const cni = "github.com/containernetworking/plugins/plugins";
+
+/** Every step there is, longest first: what runs first decides how long all takes. */
+export const steps: readonly Step[] = [
+  { id: "packages", do: "apt", after: [], packages: Object.keys(packages) },
+  {
+    id: "kubernetes",
+    do: "go",
+    after: [],
+    module: "kubernetes",
+    builds: [
+      {
+        output: "kube",
+        package: ".",
+        // helm and client programs refuse a version that is none.
+        ldflags: [
+          `-X ${component}.gitVersion=${kubeVersion}`,
+          `-X ${component}.gitMajor=1`,
+          `-X ${component}.gitMinor=36`,
+          `-X ${component}.gitTreeState=clean`,
+          `-X ${component}.gitCommit=unknown`,
+        ].join(" "),
+      },
+    ],
+  },
+  { id: "kubectl", do: "kubectl", after: ["packages"] },
+  { id: "programs", do: "debian", after: ["packages"], programs: ["etcd", "docker-registry"] },
+  { id: "rootfs", do: "rootfs", after: ["packages"] },
+  {
+    id: "containerd",
+    do: "go",
+    after: [],
+    module: "containerd",
+    builds: ["containerd", "ctr", "containerd-shim-runc-v2"].map((name) => ({
+      output: name,
+      package: `github.com/containerd/containerd/v2/cmd/${name}`,
+      tags: "no_btrfs",
+    })),
+  },
+  {
+    id: "gvisor",
+    do: "go",
+    after: [],
+    module: "gvisor",
+    builds: [
+      { output: "runsc", package: "gvisor.dev/gvisor/runsc" },
+      { output: "containerd-shim-runsc-v1", package: "gvisor.dev/gvisor/shim" },
+    ],
+  },
+  {
+    id: "crictl",
+    do: "go",
+    after: [],
+    module: "cri-tools",
+    builds: [
+      {
+        output: "crictl",
+        package: "sigs.k8s.io/cri-tools/cmd/crictl",
+        ldflags: "-X sigs.k8s.io/cri-tools/pkg/version.Version=1.34.0",
+      },
+    ],
+  },
+  {
+    id: "critest",
+    do: "go",
+    after: [],
+    module: "cri-tools",
+    builds: [{ output: "critest", package: "sigs.k8s.io/cri-tools/cmd/critest", test: true }],
+  },
+  {
+    id: "runc",
+    do: "go",
+    after: ["packages"],
+    module: "runc",
+    builds: [
+      {
+        output: "runc",
+        package: "github.com/opencontainers/runc",
+        cgo: true,
+        tags: "seccomp",
+        ldflags: "-extldflags -static",
+      },
+    ],
+  },
+  {
+    id: "cni",
+    do: "go",
+    after: [],
+    module: "cni",
+    builds: [
+      "main/bridge",
+      "main/loopback",
+      "main/ptp",
+      "ipam/host-local",
+      "meta/portmap",
+      "meta/firewall",
+    ].map((path) => ({ output: `cni/${path.slice(path.indexOf("/") + 1)}`, package: `${cni}/${path}` })),
+  },
+];
+
+const cluster = [
+  "packages",
+  "kubernetes",
+  "kubectl",
+  "programs",
+  "rootfs",
+  "containerd",
+  "crictl",
+  "runc",
+  "cni",
+] as const;
+
+/** The steps that each command needs. */
+export const needs = {
+  up: cluster,
+  demo: [...cluster, "gvisor"],
+  runtime: ["packages", "runc", "cni", "gvisor", "crictl"],
+  critest: ["packages", "runc", "cni", "gvisor", "crictl", "critest", "programs"],
+  bench: [...cluster, "gvisor"],
+  /** Unit tests and checks run on Node.js alone. */
+  unit: [],
+  host: [...cluster, "gvisor", "critest"],
+  all: steps.map(({ id }) => id),
+} as const satisfies Record<string, readonly string[]>;
+
+/** What is needed for, as {@link needs} names it. */
+export type Need = keyof typeof needs;
+
+/** The steps of a need, in the order in which to start them. */
+export const stepsFor = (need: Need): Step[] => {
+  const wanted: readonly string[] = needs[need];
+  return steps.filter(({ id }) => wanted.includes(id));
+};
+
+/** The steps that may start now: of those that wait, the ones that wait for nothing any more. */
+export const startable = (waiting: readonly Step[], done: ReadonlySet<string>): Step[] =>
+  waiting.filter(({ after }) => after.every((id) => done.has(id)));
