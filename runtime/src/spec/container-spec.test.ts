@@ -218,20 +218,20 @@ describe("user", () => {
   const security = (more: object) =>
     create(ContainerConfigSchema, { linux: { securityContext: more } }).linux?.securityContext;
   test("image's USER by name brings its groups", () => {
-    expect(userOf(undefined, "alice", accounts)).toEqual({ uid: 1000, gid: 100, groups: [100, 50] });
+    expect(userOf(undefined, "alice", accounts)).toEqual({ uid: 1000, gid: 100, groups: [50, 100] });
   });
   test("policy Strict leaves the image's groups out", () => {
     const strict = security({
       supplementalGroupsPolicy: SupplementalGroupsPolicy.Strict,
       supplementalGroups: [7n],
     });
-    expect(userOf(strict, "alice", accounts).groups).toEqual([100, 7]);
+    expect(userOf(strict, "alice", accounts).groups).toEqual([7, 100]);
   });
   test("run_as_user wins over the image's USER", () => {
     expect(userOf(security({ runAsUser: { value: 1000n } }), "root", accounts)).toEqual({
       uid: 1000,
       gid: 100,
-      groups: [100, 50],
+      groups: [50, 100],
     });
   });
   test("a uid that the image does not know has group 0", () => {

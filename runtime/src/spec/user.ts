@@ -56,6 +56,9 @@ const idOf = (value: bigint, what: string): number => {
   return Number(value);
 };
 
+/** In ascending order, as the kernel keeps them (setgroups(2)); gVisor keeps what it is given. */
+const inOrder = (groups: number[]): number[] => [...new Set(groups)].sort((a, b) => a - b);
+
 type Identity = { uid: number; gid: number; name: string | undefined };
 
 const byUid = (uid: number, accounts: Accounts): Identity => {
@@ -114,5 +117,5 @@ export const userOf = (
           .filter((group) => group.members.includes(identity.name as string))
           .map((group) => group.gid);
   const asked = (security?.supplementalGroups ?? []).map((group) => idOf(group, "supplemental group"));
-  return { uid: identity.uid, gid, groups: [...new Set([gid, ...merged, ...asked])] };
+  return { uid: identity.uid, gid, groups: inOrder([gid, ...merged, ...asked]) };
 };

@@ -138,6 +138,8 @@ const pidOf = (runtime: Runtime, config: ContainerConfig, pod: Pod): PidChoice =
     }
     default: {
       if (own.pid !== "pod") return own.pid === "host" ? { use: "host" } : { use: "own" };
+      // gVisor's containers without a namespace of their own are in the sandbox's first one, the holder's.
+      if (pod.handler.kind === "shim" && pod.handler.runsc) return { use: "host" };
       const state = pod.held.sandbox?.state ?? {};
       if (typeof state.pidNamespace === "string") return { use: "join", path: state.pidNamespace };
       const holder = pidIn(state);
