@@ -7,6 +7,7 @@ import { create } from "@bufbuild/protobuf";
 import { RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
 import { connectEngine, type EngineClient } from "@bulkhead/runtime/handler/delegate/client.ts";
 import { inCache, tool } from "../tools/cache.ts";
+import { removePod } from "./pod.ts";
 
 /** An engine under measurement: its CRI and the processes that it costs. */
 export type Engine = {
@@ -51,6 +52,12 @@ const start = async (
     child,
     cri,
     async stop() {
+      // A run that failed half-way must not leave its pods to the machine.
+      const { items } = await cri.runtime.listPodSandbox(
+        create(RuntimeService.method.listPodSandbox.input),
+        AbortSignal.timeout(10_000),
+      );
+      for (const { id } of items) await removePod(cri, id);
       cri.close();
       const ended = once(child, "exit");
       child.kill("SIGTERM");

@@ -58,12 +58,11 @@ export async function startPod(engine: Engine, image: string): Promise<Started> 
   return { pod, container, milliseconds: { sandbox: t1 - t0, create: t2 - t1, start: t3 - t2 } };
 }
 
-export async function endPod(engine: Engine, pod: string): Promise<void> {
-  await engine.cri.runtime.stopPodSandbox(
-    create(StopPodSandboxRequestSchema, { podSandboxId: pod }),
-    deadline(),
-  );
-  await engine.cri.runtime.removePodSandbox(
+export const endPod = (engine: Engine, pod: string): Promise<void> => removePod(engine.cri, pod);
+
+export async function removePod(cri: Engine["cri"], pod: string): Promise<void> {
+  await cri.runtime.stopPodSandbox(create(StopPodSandboxRequestSchema, { podSandboxId: pod }), deadline());
+  await cri.runtime.removePodSandbox(
     create(RemovePodSandboxRequestSchema, { podSandboxId: pod }),
     deadline(),
   );

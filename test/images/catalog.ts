@@ -56,7 +56,7 @@ const base = async (): Promise<Entry[]> => {
     folder("root", 0o700),
     folder("tmp", 0o1777),
     file("bin/busybox", program, 0o755),
-    ...others.map((path): Entry => ({ type: "link", path, to: "bin/busybox" })),
+    ...others.map((path): Entry => ({ type: "link", path, to: "bin/busybox", mode: 0o755 })),
     file("etc/passwd", lines(passwd)),
     file("etc/group", lines(group)),
     file("var/www/index.html", "bulkhead\n"),

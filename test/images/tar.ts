@@ -4,8 +4,8 @@ export type Entry = { path: string; uid?: number; gid?: number } & (
   | { type: "folder"; mode?: number }
   /** A symbolic link; `to` is kept as it is. */
   | { type: "symlink"; to: string }
-  /** A hard link to an earlier entry's path. */
-  | { type: "link"; to: string }
+  /** A hard link to an earlier entry's path, with that entry's mode: containerd applies a link's own. */
+  | { type: "link"; to: string; mode: number }
 );
 
 const block = 512;
