@@ -687,12 +687,13 @@ export class Controller {
       const samples = (this.#samples.get(name) ?? []).toSorted((a, b) => a - b);
       const at = (q: number): number =>
         samples[Math.min(samples.length - 1, Math.floor(q * samples.length))] ?? 0;
-      const pods = Object.groupBy(this.#pods.get(name) ?? [], ({ namespace }) => namespace);
+      const pods = [...Map.groupBy(this.#pods.get(name) ?? [], ({ namespace }) => namespace)].map(
+        ([namespace, list]) => [namespace, list.length] as const,
+      );
       return statusOf(name, state, {
         ...(samples.length === 0 ? {} : { startSeconds: { p50: at(0.5), p99: at(0.99) } }),
-        pods: Object.fromEntries(
-          Object.entries(pods).map(([namespace, list]) => [namespace, list?.length ?? 0]),
-        ),
+        // Left out rather than empty: server-side apply makes null of a map that lost its last entry.
+        ...(pods.length === 0 ? {} : { pods: Object.fromEntries(pods) }),
       });
     });
     const status: NodeRuntimeStatus = {

@@ -65,10 +65,11 @@ async function main(signal: AbortSignal): Promise<void> {
     log,
   });
   let reported: Report | undefined;
+  let heard = false;
   await using _server = await serve(
     Number(options.port),
     registry,
-    () => reflector.isSynced && reported !== undefined,
+    () => reflector.isSynced && heard,
     () => installer.metrics(AbortSignal.timeout(2000)),
   );
 
@@ -139,6 +140,7 @@ async function main(signal: AbortSignal): Promise<void> {
     for (let failures = 0; !signal.aborted; ) {
       try {
         reported = await installer.report(reported, signal);
+        heard = true;
         await write(reported);
         failures = 0;
       } catch (error) {
