@@ -123,7 +123,8 @@ program
   .passThroughOptions()
   .action(async (name: string | undefined, command: string[]) => {
     const node = nodeOf(await theCluster(chosen()), name);
-    process.exitCode = await node.shell(command.length > 0 ? command : undefined);
+    const argv = command[0] === "--" ? command.slice(1) : command;
+    process.exitCode = await node.shell(argv.length > 0 ? argv : undefined);
   });
 
 program

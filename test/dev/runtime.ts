@@ -66,6 +66,7 @@ export const runtimeUp = async (options: RuntimeOptions, signal: AbortSignal): P
     await mkdir(dir, { recursive: true });
   await writeFile(join(home, "cni/10-pods.conflist"), JSON.stringify(podNetwork));
   await writeFile(join(home, "handlers.d/gvisor.yaml"), JSON.stringify(await gvisor()));
+  await writeFile(join(home, "crictl.yaml"), `runtime-endpoint: unix://${record.socket}\ntimeout: 30\n`);
   await writeFile(join(home, "runtime.yaml"), JSON.stringify(configuration));
   await rm(record.log, { force: true });
   const main = join(import.meta.dirname, "../../runtime/src/main.ts");
@@ -113,7 +114,8 @@ export const runtimeDown = async (): Promise<boolean> => {
 /** crictl against the daemon. */
 export const crictl = (record: RuntimeRecord, ...args: string[]): string[] => [
   tool("crictl"),
-  ...["--runtime-endpoint", `unix://${record.socket}`, "--timeout", "30s"],
+  // Without a configuration file it warns of having none.
+  ...["--config", join(home, "crictl.yaml"), "--runtime-endpoint", `unix://${record.socket}`],
   ...args,
 ];
 
