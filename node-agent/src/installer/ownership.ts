@@ -186,11 +186,11 @@ export class Ownership {
   /** Makes a directory that is ours with all that it will hold. */
   async tree(path: string): Promise<void> {
     await this.#claimDirectories(dirname(path));
-    const known = this.#record.entries.find((entry) => entry.kind === "tree" && entry.path === path);
+    const known = this.#record.entries.find((entry) => entry.path === path);
     const existed =
-      known?.kind === "tree"
-        ? known.existed
-        : (await lstat(this.#host.at(path)).catch(() => undefined)) !== undefined;
+      known === undefined
+        ? (await lstat(this.#host.at(path)).catch(() => undefined)) !== undefined
+        : known.kind === "tree" && known.existed;
     await this.#put({ kind: "tree", path, existed });
     await mkdir(this.#host.at(path), { recursive: true });
   }
