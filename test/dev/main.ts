@@ -141,13 +141,22 @@ program
   .command("test")
   .description("set everything up, run checks and tests, and end with a line that counts them")
   .argument("[filters...]", "only test files whose path has one of these in it")
-  .addOption(
-    new Option("--project <name...>", "only these tests").choices(projects).default([...projects], "all"),
-  )
+  .option("--project <name>", `only these tests: ${projects.join(", ")}; may be repeated`, oneProject, [])
   .action(async (filters: string[], { project }: { project: Project[] }) => {
-    await prepare(project.includes("cluster") ? "all" : project.includes("host") ? "host" : "unit");
-    process.exitCode = await runTests(project, filters, signal);
+    const wanted = project.length > 0 ? project : projects;
+    await prepare(wanted.includes("cluster") ? "all" : wanted.includes("host") ? "host" : "unit");
+    process.exitCode = await runTests(wanted, filters, signal);
   });
+
+function oneProject(value: string, before: Project[]): Project[] {
+  const project = projects.find((each) => each === value);
+  if (project === undefined)
+    throw new RuntimeError(
+      "invalid-argument",
+      `Cannot find project "${value}": it is one of ${projects.join(", ")}`,
+    );
+  return [...before, project];
+}
 
 const runtime = program
   .command("runtime")
