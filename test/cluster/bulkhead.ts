@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { ensureTestImages } from "../images/build.ts";
@@ -14,22 +15,34 @@ export const profiles = ["standard", "sandboxed"] as const;
 
 /**
  * Builds the images of operator and agent and pushes them to the cluster's registry. Nothing is built or pushed
- * when nothing changed. Returns the tag.
+ * when nothing changed. Returns a tag that names their content, so that an upgrade to the same changes nothing and
+ * one to other images starts new pods.
  */
 export async function pushImages(cluster: Cluster, signal?: AbortSignal): Promise<string> {
-  const tag = "dev";
   await run(
     [
       process.execPath,
       join(repository, "images/build.ts"),
-      "--registry",
-      cluster.registry,
-      "--tag",
-      tag,
-      "--insecure",
+      ...["--registry", cluster.registry, "--tag", "dev", "--insecure"],
     ],
     { signal },
   );
+  const manifests = await Promise.all(
+    ["operator", "node-agent"].map(async (name) => {
+      const url = `http://${cluster.registry}/v2/bulkhead/${name}/manifests`;
+      const type = "application/vnd.oci.image.manifest.v1+json";
+      const answer = await fetch(`${url}/dev`, { headers: { accept: type } });
+      return { url, type, body: await answer.text() };
+    }),
+  );
+  const digest = createHash("sha256")
+    .update(JSON.stringify(manifests.map(({ body }) => body)))
+    .digest("hex");
+  const tag = `dev-${digest.slice(0, 12)}`;
+  for (const { url, type, body } of manifests) {
+    const answer = await fetch(`${url}/${tag}`, { method: "PUT", headers: { "content-type": type }, body });
+    if (!answer.ok) throw new Error(`Cannot tag ${url}: the registry answered ${answer.status}`);
+  }
   return tag;
 }
 
@@ -48,8 +61,6 @@ export async function installChart(cluster: Cluster, tag: string, signal?: Abort
       `image.registry=${cluster.registry}`,
       "--set",
       `image.tag=${tag}`,
-      "--set",
-      "image.pullPolicy=Always",
       "--wait",
       "--timeout",
       "3m",

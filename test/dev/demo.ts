@@ -16,7 +16,7 @@ export async function demo(
   print("\nWhat the operator and the agent did on the way:\n");
   print(await events(cluster));
   const rows = await progress("start the same pod under each class", () => compare(cluster, signal));
-  print(`\n${table(rows)}\n`);
+  print(`\n${table(rows)}\n\n`);
   print(await cluster.kubectl(["get", "runtimeprofiles,noderuntimes,runtimeclasses"]));
   print("\nThe cluster runs on: ./dev kubectl …, ./dev shell node-1, ./dev status, ./dev down\n");
 }
@@ -48,7 +48,6 @@ async function compare(cluster: Cluster, signal: AbortSignal): Promise<Row[]> {
   for (const runtimeClass of [undefined, "standard", "sandboxed"]) {
     const name = `demo-${runtimeClass ?? "default"}`;
     await cluster.kubectl(["delete", "pod", name, "--ignore-not-found", "--grace-period=0", "--force"]);
-    const before = await memoryUsed(cluster);
     const began = performance.now();
     await cluster.kubectl(["apply", "-f", "-"], {
       input: JSON.stringify(pod(name, runtimeClass, cluster.registry)),
@@ -56,7 +55,7 @@ async function compare(cluster: Cluster, signal: AbortSignal): Promise<Row[]> {
     await cluster.kubectl(["wait", "--for=condition=Ready", `pod/${name}`, "--timeout=120s"]);
     const seconds = (performance.now() - began) / 1000;
     await sleep(1500, undefined, { signal });
-    const memory = (await memoryUsed(cluster)) - before;
+    const memory = await memoryOf(cluster, name);
     rows.push({
       class: runtimeClass ?? "(default)",
       engine: runtimeClass === undefined ? "containerd" : "bulkhead",
@@ -81,12 +80,36 @@ const pod = (name: string, runtimeClassName: string | undefined, registry: strin
   },
 });
 
-/** Proportional set size of all processes on the node, in KiB: what a pod adds to it is what it costs. */
-async function memoryUsed(cluster: Cluster): Promise<number> {
-  const out = await cluster.nodes[0]?.exec([
+/**
+ * What a pod costs on the node, in KiB: the proportional set size of every process that is in its cgroup or names one
+ * of its ids, which are its containers, pause, monitors, shims and sandboxes.
+ */
+async function memoryOf(cluster: Cluster, pod: string): Promise<number> {
+  const { metadata, status } = JSON.parse(await cluster.kubectl(["get", "pod", pod, "-o", "json"])) as {
+    metadata: { uid: string };
+    status: { containerStatuses: { containerID: string }[] };
+  };
+  const node = cluster.nodes[0];
+  const container = status.containerStatuses[0]?.containerID.replace(/^.*:\/\//, "") ?? "";
+  const sandbox = await node
+    ?.exec([
+      "crictl",
+      "--runtime-endpoint=unix:///run/bulkhead/cri.sock",
+      "inspect",
+      "-o",
+      "go-template",
+      "--template",
+      "{{.info.sandboxID}}",
+      container,
+    ])
+    .catch(() => "");
+  const ids = [metadata.uid, container, sandbox?.trim()].filter((id) => id && /^[0-9a-f-]{36,64}$/.test(id));
+  const out = await node?.exec([
     "sh",
     "-c",
-    "cat /proc/[0-9]*/smaps_rollup 2>/dev/null | awk '/^Pss:/ { sum += $2 } END { print sum }'",
+    `for p in /proc/[0-9]*; do
+       { tr '\\0' ' ' < $p/cmdline; cat $p/cgroup; } 2>/dev/null | grep -qE '${ids.join("|")}' && cat $p/smaps_rollup 2>/dev/null
+     done | awk '/^Pss:/ { sum += $2 } END { print sum + 0 }'`,
   ]);
   return Number(out);
 }
