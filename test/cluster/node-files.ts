@@ -129,7 +129,6 @@ const kubeletConfiguration = (node: NodePlan): Record<string, unknown> => ({
   cgroupDriver: "cgroupfs",
   failCgroupV1: false,
   failSwapOn: false,
-  localStorageCapacityIsolation: false,
   staticPodPath: "/etc/kubernetes/manifests",
   registerNode: true,
   // The disk is the machine's: how full it is is not this node's business.
