@@ -23,7 +23,10 @@ export interface Handler {
   stopSandbox(pod: SandboxRef, signal: AbortSignal): Promise<void>;
   removeSandbox(pod: SandboxRef, signal: AbortSignal): Promise<void>;
 
-  /** Prepares the container up to its first instruction; the process exists and waits. */
+  /**
+   * Prepares the container up to its first instruction; the process exists and waits. What the runtime refuses for
+   * the container's own sake (its command, its mounts) may be left for `start` to say.
+   */
   create(container: ContainerLaunch, signal: AbortSignal): Promise<HandlerState>;
   start(container: ContainerRef, signal: AbortSignal): Promise<void>;
   /** Sends a signal to the container's first process, or with `all` to every process. */

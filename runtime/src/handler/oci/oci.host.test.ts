@@ -256,15 +256,20 @@ describe("a container", () => {
     expect(exit.oomKilled).toBe(true);
   });
 
-  test("that cannot be created says why in the runtime's words and leaves nothing", async () => {
-    const before = serial;
-    await expect(create(["/no/such/program"])).rejects.toThrow(
-      /^Cannot create container "c\d+-[0-9a-f]+": .*exec: "\/no\/such\/program": .*no such file or directory$/,
-    );
-    const { ref } = started.at(-1)!;
-    expect(serial).toBe(before + 1);
+  test("that the runtime refuses says why in its words when it is started, and leaves nothing", async () => {
+    const ref = await create(["/no/such/program"]);
     expect(existsSync(join(root, "runc", ref.id))).toBe(false);
     expect(existsSync(join(ref.stateDir, "config.json"))).toBe(false);
+    const found = await handler.recover(ref.sandbox, [ref], signal());
+    expect(found.containers.get(ref.id)).toEqual({ state: "created" });
+    await expect(handler.start(ref, signal())).rejects.toThrow(
+      /^Cannot start the container: .*exec: "\/no\/such\/program": .*no such file or directory$/,
+    );
+    await handler.kill(ref, 9, true, signal());
+    await handler.kill(ref, 9, true, signal());
+    expect(exits.get(ref.id)).toMatchObject([{ code: 137 }]);
+    await handler.remove(ref, signal());
+    expect(execFileSync("ls", [ref.stateDir], { encoding: "utf8" })).toBe("");
   });
 
   test("whose creation is cancelled leaves nothing, whenever that is", async () => {

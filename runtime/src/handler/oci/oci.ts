@@ -19,7 +19,7 @@ import { startExec } from "./exec.ts";
 import { parseFeatures } from "./features.ts";
 import { removeHolder, startHolder, stopHolder } from "./holder.ts";
 import { moveMonitor } from "./monitor-cgroup.ts";
-import { fromRecord, parseContainerState, parseSandboxState, toRecord } from "./state.ts";
+import { fromRecord, parseContainerState, parseSandboxState, refusalOf, toRecord } from "./state.ts";
 
 export type OciHandlerConfig = {
   name: string;
@@ -85,6 +85,8 @@ export const createOciHandler = async (
 
   const watched = new Map<string, Watched>();
   const holders = new Map<string, ProcessId>();
+  /** Containers without a process whose end was told. */
+  const toldEnds = new Set<string>();
 
   const wasOom = (stateDir: string, cgroup: CgroupPaths) =>
     existsSync(monitorFiles(stateDir).oom) || wasOomKilled(cgroup, layout);
@@ -242,7 +244,11 @@ export const createOciHandler = async (
         signal,
       );
       if ("failure" in started) {
-        const failure = (await failureInLog(runtimeLog)) || failureOf(started.failure) || "no reason given";
+        const refused = await failureInLog(runtimeLog);
+        // A command that is not there, a place that nothing can be mounted on: asked again, the answer is the same.
+        // Told by start, it ends a pod that shall not be restarted, as under any other engine.
+        if (refused !== "") return { refused };
+        const failure = failureOf(started.failure) || "no reason given";
         throw new RuntimeError("unknown", `Cannot create container "${id}": ${failure}`);
       }
       if (started.process === undefined || started.monitor === undefined)
@@ -268,10 +274,20 @@ export const createOciHandler = async (
     },
 
     async start(container, signal) {
+      const refused = refusalOf(container.state);
+      if (refused !== undefined) throw new RuntimeError("unknown", `Cannot start the container: ${refused}`);
       await mustRun(command, ["start", container.id], `start container "${container.id}"`, signal);
     },
 
     async kill(container, signo, all, signal) {
+      if (refusalOf(container.state) !== undefined) {
+        if (signo === 9 && !toldEnds.has(container.id)) {
+          toldEnds.add(container.id);
+          const finishedAt = BigInt(Date.now()) * 1_000_000n;
+          events.containerExited(container.id, { code: 128 + signo, finishedAt, oomKilled: false });
+        }
+        return;
+      }
       const state = parseContainerState(container.state);
       if (state === undefined) {
         await run(command, ["kill", container.id, String(signo)], signal);
@@ -283,6 +299,7 @@ export const createOciHandler = async (
     },
 
     async remove(container, signal) {
+      toldEnds.delete(container.id);
       await discard(container.id, container.stateDir, signal);
     },
 
@@ -348,6 +365,7 @@ export const createOciHandler = async (
   /** What a container is now, by what conmon, the kernel and the runtime say. */
   async function lookAgain(container: ContainerRef): Promise<Found> {
     const { id, stateDir } = container;
+    if (refusalOf(container.state) !== undefined) return { state: "created" };
     const state = parseContainerState(container.state);
     if (state === undefined) return { state: "unknown" };
     const known: Watched = {

@@ -10,6 +10,9 @@ const ContainerState = z.object({
   cgroup: z.record(z.string(), z.string()),
 });
 
+/** A container that the runtime refused to create, in its own words: start is where they are told. */
+const Refused = z.object({ refused: z.string() });
+
 /** What must be found again of a pod. */
 const SandboxState = z.object({
   /** Path of the network namespace, "" for the host's. */
@@ -30,6 +33,9 @@ export type SandboxState = z.infer<typeof SandboxState>;
 /** undefined: the record was written before `create` was through. */
 export const parseContainerState = (state: HandlerState): ContainerState | undefined =>
   ContainerState.safeParse(state).data;
+
+/** Why there is no process, where the runtime refused to make one. */
+export const refusalOf = (state: HandlerState): string | undefined => Refused.safeParse(state).data?.refused;
 
 export const parseSandboxState = (state: HandlerState): SandboxState =>
   SandboxState.safeParse(state).data ?? { netns: "", cgroup: {} };
