@@ -56,7 +56,15 @@ const ShimHandler = z
     /** One line: the wall that the canary expects. */
     wall: z.enum(["namespaces", "kernel", "vm"]).default("kernel"),
     /** Files and settings of gVisor's command line, where the shim is runsc's (port-forward, stats). */
-    runsc: z.object({ binary: absolutePath, root: absolutePath }).strict().optional(),
+    runsc: z
+      .object({
+        binary: absolutePath,
+        root: absolutePath,
+        /** As in the shim's configuration: only with "host" has a pod on the node's network a network. */
+        network: z.enum(["sandbox", "host", "none"]).default("sandbox"),
+      })
+      .strict()
+      .optional(),
     /** Extra environment of the shim process. */
     env: z.record(z.string(), z.string()).default({}),
   })

@@ -155,7 +155,7 @@ export function profileFiles(
           optionsTypeUrl: "io.containerd.runsc.v1.options",
           configPath: runscFile(profile.name),
           wall: "kernel",
-          runsc: { binary: bin("runsc"), root },
+          runsc: { binary: bin("runsc"), root, network: gvisor.network },
         }),
       };
     }

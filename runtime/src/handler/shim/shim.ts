@@ -243,6 +243,12 @@ export async function createShimHandler(
     }),
 
     async runSandbox(launch: SandboxLaunch, signal): Promise<HandlerState> {
+      // runsc would start it, with no interface at all, while the API server says that it has the node's address.
+      if (config.runsc && config.runsc.network !== "host" && launch.namespaces.net === undefined)
+        throw new RuntimeError(
+          "failed-precondition",
+          `Cannot run the pod on the node's network: handler "${config.name}" is gVisor with a network of its own; drop hostNetwork or use a profile with handler.gvisor.network: host`,
+        );
       const deadline = within(signal, createMs);
       await using undo = new AsyncDisposableStack();
       const bundle = writeBundle(launch.stateDir, launch.id, groupedSpec(launch.spec, "sandbox", launch.id));

@@ -98,7 +98,7 @@ export async function openTestHost(kind: "gvisor" | "runc") {
           optionsTypeUrl: "io.containerd.runsc.v1.options",
           configPath,
           wall: "kernel",
-          runsc: { binary: join(bin, "runsc"), root: runscRoot },
+          runsc: { binary: join(bin, "runsc"), root: runscRoot, network: "sandbox" },
         }
       : {
           ...common,
