@@ -4,9 +4,12 @@ import type { ClusterDescription } from "./description.ts";
 /** Logs rotate within a test's patience; 3 s is the shortest interval that the kubelet takes. */
 const kubelet = { containerLogMaxSize: "100Ki", containerLogMonitorInterval: "3s" };
 
-/** The cluster that all cluster tests of a run share: two nodes. */
+/**
+ * The cluster that all cluster tests of a run share: two nodes. BULKHEAD_TEST_CLUSTER names another one than "test",
+ * for runs side by side.
+ */
 export const sharedDescription: ClusterDescription = {
-  name: "test",
+  name: process.env.BULKHEAD_TEST_CLUSTER || "test",
   nodes: [
     { name: "node-1", engine: "containerd", kubelet, labels: { "bulkhead.dev/test": "one" } },
     { name: "node-2", engine: "containerd", kubelet, labels: { "bulkhead.dev/test": "two" } },
