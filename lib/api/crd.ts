@@ -186,16 +186,11 @@ const definitions: Definition[] = [
         description: "True when Bulkhead stands in front of the engine",
       },
       {
-        name: "Profiles",
+        // Not the phases: of a list kubectl prints the first match only.
+        name: "Ready",
         type: "string",
-        jsonPath: ".status.profiles[*].name",
-        description: "Profiles on the node",
-      },
-      {
-        name: "Phases",
-        type: "string",
-        jsonPath: ".status.profiles[*].phase",
-        description: "Where each profile is, in the same order",
+        jsonPath: ".status.ready",
+        description: "Profiles that are Ready of those on the node",
       },
       {
         name: "Heartbeat",

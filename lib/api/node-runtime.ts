@@ -85,6 +85,8 @@ export const NodeRuntimeStatus = z.object({
   agentVersion: z.string().optional(),
   runtimeVersion: z.string().optional(),
   heartbeat: z.string().meta({ format: "date-time" }).optional(),
+  /** Profiles that are Ready of those that are here, such as 2/2: what kubectl can show of a list. */
+  ready: z.string().max(16).optional(),
   profiles: z
     .array(ProfileStatus)
     .max(100)

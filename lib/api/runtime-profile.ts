@@ -70,13 +70,16 @@ const toleration = z
     ],
   });
 
-/** Extra arguments of an OCI runtime's command line: `--flag` or `--flag=value`, nothing else. */
+/** Extra arguments of an OCI runtime's command line: `--flag` or `--flag=value`, nothing else; no two dots in a row. */
 const flags = z
   .array(
     z
       .string()
       .max(256)
-      .regex(/^--[a-z][a-z0-9-]*(=[A-Za-z0-9_.:/,-]*)?$/),
+      .regex(
+        /^--[a-z][a-z0-9-]*(=([.]?[A-Za-z0-9_:/,-])*[.]?)?$/,
+        "must be --flag or --flag=value, without spaces, quotes or ..",
+      ),
   )
   .max(32);
 

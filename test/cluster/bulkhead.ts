@@ -48,6 +48,11 @@ export async function pushImages(cluster: Cluster, signal?: AbortSignal): Promis
 
 /** `helm upgrade --install` of the chart, as the README says, and waits until it runs everywhere. */
 export async function installChart(cluster: Cluster, tag: string, signal?: AbortSignal): Promise<void> {
+  // Helm installs CRDs and never upgrades them; an agent cannot report what the API server has no field for.
+  await cluster.kubectl(
+    [...["apply", "--server-side", "--force-conflicts"], ...["-f", join(repository, "charts/bulkhead/crds")]],
+    { signal },
+  );
   await cluster.helm(
     [
       "upgrade",
