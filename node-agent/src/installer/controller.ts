@@ -15,6 +15,7 @@ import type { BundleCheck, Manifest } from "./bundle.ts";
 import { busyVersions, gatherFacts, type HostFacts } from "./facts.ts";
 import {
   handlerFile,
+  installed,
   type Platform,
   profileFiles,
   programOf,
@@ -42,7 +43,15 @@ import {
   planRemoval,
 } from "./plan.ts";
 import { kvmRuns } from "./platform.ts";
-import { type Canary, next, type ProfileEvent, type ProfileState, retryDelay, statusOf } from "./state.ts";
+import {
+  type Canary,
+  kubeletRetryDelay,
+  next,
+  type ProfileEvent,
+  type ProfileState,
+  retryDelay,
+  statusOf,
+} from "./state.ts";
 import { execute, executors } from "./steps.ts";
 
 /**
@@ -80,6 +89,8 @@ export class Controller {
   readonly #due = new Map<string, number>();
   #engineDue = 0;
   #engineFailures = 0;
+  /** Why the kubelet could not be pointed here, and when to try again: each try restarts it twice. */
+  #kubelet: { failures: number; due: number; message: string } | undefined;
   #desired: Desired | undefined;
   #wake: () => void = () => undefined;
   #happenings: Happening[] = [];
@@ -108,6 +119,7 @@ export class Controller {
       "desired state changed",
     );
     this.#engineDue = 0;
+    if (this.#kubelet !== undefined) this.#kubelet.due = 0;
     this.#due.clear();
     this.#wake();
   }
@@ -259,10 +271,15 @@ export class Controller {
   /** Says which of our files somebody else changed: they are about to be put right. */
   #drift(facts: Facts): void {
     const { manifest } = this.#options;
-    if (facts.current !== manifest.version || facts.drifted.length === 0) return;
+    if (facts.current !== manifest.version) return;
+    const edited = [paths.config, installed.unit].filter((path) => facts.edited.has(path));
+    const disabled = facts.enabled ? [] : [installed.wanted];
+    const all = [...facts.drifted, ...edited, ...disabled];
+    if (all.length === 0) return;
+    const more = all.length > 5 ? ` and ${all.length - 5} more` : "";
     this.#note(
       "Drifted",
-      `Files of version ${manifest.version} were changed or removed and are put back: ${facts.drifted.slice(0, 5).join(", ")}`,
+      `Files of version ${manifest.version} were changed or removed and are put back: ${all.slice(0, 5).join(", ")}${more}`,
       "Warning",
     );
   }
@@ -414,7 +431,14 @@ export class Controller {
     try {
       const facts = await this.#facts(wanted, signal);
       const steps = planKubelet(facts);
+      if (steps.length > 0 && this.#kubelet !== undefined && performance.now() < this.#kubelet.due) {
+        const { message } = this.#kubelet;
+        for (const { name } of wanted)
+          this.#apply(name, { on: "failed", reason: "KubeletSwitchFailed", message, serving: false });
+        return;
+      }
       await execute(steps, run, signal, log);
+      this.#kubelet = undefined;
       if (facts.kubelet !== undefined || steps.length > 0) {
         this.#condition("Fronting", true, "KubeletPointed", `The kubelet is served by ${paths.socket}`);
       }
@@ -426,8 +450,8 @@ export class Controller {
     } catch (error) {
       signal.throwIfAborted();
       const message = messageOf(error);
-      this.#engineFailures++;
-      this.#engineDue = performance.now() + retryDelay(this.#engineFailures);
+      const failures = (this.#kubelet?.failures ?? 0) + 1;
+      this.#kubelet = { failures, due: performance.now() + kubeletRetryDelay(failures), message };
       this.#condition("Fronting", false, "KubeletSwitchFailed", message);
       this.#condition("RolledBack", true, "KubeletSwitchFailed", message);
       this.#note("KubeletSwitchFailed", message, "Warning");
@@ -490,6 +514,7 @@ export class Controller {
     const facts = await this.#facts([], signal);
     try {
       await execute(planLeave(facts), run, signal, log);
+      this.#kubelet = undefined;
       this.#conditions = [];
       this.#engine = undefined;
       this.#runtimeVersion = undefined;
@@ -705,6 +730,7 @@ export class Controller {
       cgroup: hostFacts.cgroup,
       kvm: hostFacts.kvm,
       ...(this.#runtimeVersion === undefined ? {} : { runtimeVersion: this.#runtimeVersion }),
+      ready: `${profiles.filter(({ phase }) => phase === "Ready").length}/${profiles.length}`,
       profiles,
     };
     if (!force && JSON.stringify(status) === JSON.stringify(this.#status)) return;

@@ -7,7 +7,7 @@ import type { BundleCheck, Manifest } from "./bundle.ts";
 import { installed, versionDirectory } from "./files.ts";
 import type { Host } from "./host.ts";
 import { findSetting, type KubeletView, type TextFile } from "./kubelet/setting.ts";
-import type { Ownership } from "./ownership.ts";
+import { type Ownership, sha256 } from "./ownership.ts";
 import type { Facts } from "./plan.ts";
 
 /** What the node is. Reads only. */
@@ -71,15 +71,42 @@ export async function gatherFacts(
     if (text !== undefined) files.set(path, text);
   }
   const active = await host.run(["systemctl", "is-active", paths.unit], { signal });
+  const unitActive = active.stdout.trim() === "active";
+  const edited = ownership.record.entries.flatMap((entry) => {
+    const text = files.get(entry.path);
+    const same = entry.kind !== "file" || (text !== undefined && sha256(text) === entry.sha256);
+    return same ? [] : [entry.path];
+  });
   return {
     record: ownership.record,
     current: target?.replace(/^versions\//, ""),
     versions: await readdir(host.at(installed.versions)).catch(() => []),
     drifted: await check.drifted(manifest, host.at(versionDirectory(manifest.version)), signal),
     files,
-    unitActive: active.stdout.trim() === "active",
+    unitActive,
+    enabled: await exists(host.at(installed.wanted)),
+    edited: new Set(edited),
+    unread: unitActive && edited.length > 0 ? await unreadOf(host, edited, signal) : new Set(),
     kubelet: await kubeletFacts(host, signal),
   };
+}
+
+/** Those of `files` that were changed or removed after the runtime's process was started. */
+async function unreadOf(host: Host, files: string[], signal: AbortSignal): Promise<Set<string>> {
+  const shown = await host.run(
+    ["systemctl", "show", paths.unit, "--timestamp=unix", "-p", "ExecMainStartTimestamp"],
+    { signal },
+  );
+  // A systemd too old for the option says nothing: then every file counts as read.
+  const started = Number(/^ExecMainStartTimestamp=@([0-9]+)$/m.exec(shown.stdout)?.[1] ?? Infinity);
+  const changed = await Promise.all(
+    files.map(async (path) => {
+      const stat = await lstat(host.at(path)).catch(() => undefined);
+      // A file that is not there was there when the runtime was started: it cannot start without.
+      return stat === undefined ? started < Infinity : stat.ctimeMs >= (started + 1) * 1000;
+    }),
+  );
+  return new Set(files.filter((_, i) => changed[i]));
 }
 
 /** Every running process: pid and command line. */

@@ -26,6 +26,7 @@ const program = new Command("bulkhead-installer")
   .option("--bundle <directory>", "the files to install, with manifest.json", "/bundle")
   .option("--busybox <path>", "a static busybox: its nsenter reaches the host's namespaces", "/bin/busybox")
   .option("--socket <path>", "socket for the reporter", socketPath)
+  .option("--node-name <name>", "this node, for the label of its metrics", process.env.NODE_NAME ?? "")
   .option("--log-level <level>", "trace, debug, info, warn or error", "info")
   .parse();
 const options = program.opts<{
@@ -33,6 +34,7 @@ const options = program.opts<{
   bundle: string;
   busybox: string;
   socket: string;
+  nodeName: string;
   logLevel: string;
 }>();
 const log = pino({ level: options.logLevel, base: { program: "installer" } });
@@ -48,6 +50,7 @@ async function main(signal: AbortSignal): Promise<void> {
   const ownership = new Ownership(host, installed.record);
   await ownership.load();
   const registry = new Registry();
+  if (options.nodeName !== "") registry.setDefaultLabels({ node: options.nodeName });
   collectDefaultMetrics({ register: registry, prefix: "bulkhead_installer_" });
   const facts = await hostFacts(host);
   const controller = new Controller({

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { describe, expect, test } from "vitest";
 import { handlerFile, installed } from "./files.ts";
@@ -21,6 +22,9 @@ const empty: Facts = {
   drifted: ["bin/node", "runtime/main.mjs"],
   files: new Map(),
   unitActive: false,
+  enabled: false,
+  edited: new Set(),
+  unread: new Set(),
   kubelet: {
     unit: "kubelet.service",
     view: {
@@ -48,6 +52,7 @@ const serving: Facts = {
     [handlerFile("standard"), "good"],
   ]),
   unitActive: true,
+  enabled: true,
 };
 const names = (steps: { do: string }[]): string[] => steps.map((step) => step.do);
 
@@ -67,6 +72,57 @@ describe("the runtime", () => {
 
   test("is only asked whether it is there when nothing differs", () => {
     expect(planEngine(serving, want)).toEqual([{ do: "await-runtime" }]);
+  });
+
+  describe("when somebody edits its unit or its configuration", () => {
+    const entry = (path: string, body: string) => ({
+      kind: "file" as const,
+      path,
+      sha256: createHash("sha256").update(body).digest("hex"),
+      former: null,
+    });
+    const edited = (unread: string[]): Facts => ({
+      ...serving,
+      record: {
+        ...serving.record,
+        entries: [entry(installed.unit, want.unit), entry(paths.config, want.config)],
+      },
+      files: new Map([
+        [installed.unit, "edited"],
+        [paths.config, "edited"],
+      ]),
+      edited: new Set([installed.unit, paths.config]),
+      unread: new Set(unread),
+    });
+    const repair = ["write", "write", "daemon-reload"];
+
+    test("is not restarted when it was started before the edit", () => {
+      expect(names(planEngine(edited([installed.unit, paths.config]), want))).toEqual([
+        ...repair,
+        "await-runtime",
+      ]);
+    });
+
+    test("is restarted when it was started after the edit", () => {
+      expect(names(planEngine(edited([paths.config]), want))).toEqual([
+        ...repair,
+        "start-runtime",
+        "await-runtime",
+      ]);
+    });
+
+    test("is restarted when what is wanted is new as well", () => {
+      const facts = edited([installed.unit, paths.config]);
+      expect(names(planEngine(facts, { ...want, config: "config 3" }))).toContain("start-runtime");
+    });
+
+    test("is enabled again, and not restarted, when somebody disabled it", () => {
+      expect(names(planEngine({ ...serving, enabled: false }, want))).toEqual([
+        "link",
+        "daemon-reload",
+        "await-runtime",
+      ]);
+    });
   });
 
   test("is started when it stands still", () => {

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { installed, versionDirectory } from "./files.ts";
 import { type Edit, type KubeletView, pointAt, type Setting, socketOf } from "./kubelet/setting.ts";
@@ -40,6 +41,12 @@ export type Facts = {
   /** Text of each file that we may write, where there is one. */
   files: ReadonlyMap<string, string>;
   unitActive: boolean;
+  /** The unit starts at boot. */
+  enabled: boolean;
+  /** Of our files, those that somebody else changed or removed. */
+  edited: ReadonlySet<string>;
+  /** Of these, those changed since the runtime was started: it runs by what they said before. */
+  unread: ReadonlySet<string>;
   /** undefined: no kubelet is running. */
   kubelet: { unit: string; view: KubeletView; setting: Setting } | undefined;
 };
@@ -59,17 +66,28 @@ export function planEngine(facts: Facts, want: EngineFiles): Step[] {
       ? []
       : [{ do: "link", path: installed.current, target: `versions/${want.version}` }];
   const unit = write(facts, installed.unit, want.unit);
-  const enable: Step[] = facts.record.entries.some((entry) => entry.path === installed.wanted)
+  const enable: Step[] = facts.enabled
     ? []
     : [{ do: "link", path: installed.wanted, target: installed.unit }];
   const config = write(facts, paths.config, want.config);
   // Only what the daemon itself has loaded calls for a restart of it.
   const loaded = facts.drifted.some((file) => /^(bin\/node|lib\/|runtime\/)/.test(file));
-  const changed = link.length + unit.length + config.length > 0 || loaded;
+  const read = [
+    ...(unit.length > 0 && !isUnread(facts, installed.unit, want.unit) ? unit : []),
+    ...(config.length > 0 && !isUnread(facts, paths.config, want.config) ? config : []),
+  ];
+  const changed = link.length + read.length > 0 || loaded;
   const start: Step[] =
     facts.unitActive && !changed ? [] : [{ do: "start-runtime", restart: facts.unitActive }];
   const reload: Step[] = unit.length + enable.length > 0 ? [{ do: "daemon-reload" }] : [];
   return [...stage, ...link, ...config, ...unit, ...enable, ...reload, ...start, { do: "await-runtime" }];
+}
+
+/** The runtime was started with `body` in `path`, and what stands there now it has not read. */
+function isUnread(facts: Facts, path: string, body: string): boolean {
+  const entry = facts.record.entries.find((candidate) => candidate.path === path);
+  const sha256 = createHash("sha256").update(body).digest("hex");
+  return facts.unread.has(path) && entry?.kind === "file" && entry.sha256 === sha256;
 }
 
 /** Back to the version that ran before a failed {@link planEngine}; without one, back to nothing. */

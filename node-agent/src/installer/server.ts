@@ -15,6 +15,9 @@ type Served = {
 /** Group of the reporter's container, which may connect. */
 const reporterGroup = 65532;
 
+/** A hundred profiles with every flag that they may have are well below it. */
+const bodyLimit = 1 << 20;
+
 /** The socket that the reporter talks to. It takes a typed desired state and nothing else. */
 export async function serveSocket(
   path: string,
@@ -24,13 +27,15 @@ export async function serveSocket(
 ): Promise<AsyncDisposable> {
   const app = express();
   app.disable("x-powered-by");
-  app.use(express.json({ limit: "1mb" }));
+  app.use(express.json({ limit: bodyLimit }));
   app.post("/v1/desired", (request, response) => {
     const parsed = Desired.safeParse(request.body);
     if (!parsed.success) {
       const where = parsed.error.issues
-        .map((issue) => `${issue.path.join(".")}: ${issue.message}`)
-        .join("; ");
+        .slice(0, 10)
+        .map(({ path, message }) => (path.length > 0 ? `${path.join(".")}: ${message}` : message))
+        .join("; ")
+        .slice(0, 2000);
       log.warn({ where }, "desired state refused");
       response.status(400).json({ message: where });
       return;
@@ -51,8 +56,17 @@ export async function serveSocket(
   app.get("/metrics", async (_, response) => {
     response.type("text/plain; version=0.0.4; charset=utf-8").send(await metrics());
   });
+  app.use((request, response) => {
+    response
+      .status(404)
+      .json({ message: `Cannot ${request.method} ${request.path}: there is no such thing` });
+  });
   app.use((error: unknown, _request: Request, response: Response, _next: NextFunction) => {
-    response.status(400).json({ message: messageOf(error) });
+    const status = error instanceof Error && "status" in error ? Number(error.status) : 500;
+    const message =
+      status === 413 ? `Cannot take more than ${bodyLimit / 1024} KiB of desired state` : messageOf(error);
+    log.warn({ status, err: message }, "request refused");
+    response.status(status).json({ message });
   });
 
   await mkdir(dirname(path), { recursive: true });

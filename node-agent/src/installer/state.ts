@@ -115,6 +115,10 @@ const failuresOf = (state: ProfileState | undefined): number =>
 /** Milliseconds until a profile that failed is tried again: 5 s, doubling to 5 minutes. */
 export const retryDelay = (failures: number): number => Math.min(5000 * 2 ** (failures - 1), 300_000);
 
+/** Milliseconds until the kubelet is pointed here again after it did not come up: 1 minute, doubling to an hour. */
+export const kubeletRetryDelay = (failures: number): number =>
+  Math.min(60_000 * 2 ** (failures - 1), 3_600_000);
+
 const clip = (text: string): string => (text.length > 1024 ? `${text.slice(0, 1021)}…` : text);
 
 /** The state as NodeRuntime.status shows it. */

@@ -43,15 +43,25 @@ const HandlerProblems = z.record(z.string(), z.string());
 /** Thrown while polling: waiting longer cannot help. */
 class Hopeless extends Error {}
 
-/** A runtime that ended more than twice since it was started will end again. */
-async function refuseCrashLoop(host: Host, signal: AbortSignal): Promise<void> {
-  const shown = await host.run(["systemctl", "show", paths.unit, "-p", "NRestarts", "-p", "ActiveState"], {
+/** A service that systemd had to start again more than `most` times since it was told to will end again. */
+async function refuseCrashLoop(host: Host, unit: string, most: number, signal: AbortSignal): Promise<void> {
+  const shown = await host.run(["systemctl", "show", unit, "-p", "NRestarts", "-p", "ActiveState"], {
     signal,
   });
   const restarts = Number(/^NRestarts=([0-9]+)$/m.exec(shown.stdout)?.[1] ?? 0);
-  if (restarts > 2 || /^ActiveState=failed$/m.test(shown.stdout)) {
-    throw new Hopeless(`${paths.unit} ends again and again`);
+  if (restarts > most || /^ActiveState=failed$/m.test(shown.stdout)) {
+    throw new Hopeless(`${unit} ends again and again`);
   }
+}
+
+/** The error with the last words of a service's log. */
+async function withLog(host: Host, unit: string, error: unknown): Promise<RuntimeError> {
+  const journal = await host
+    .run(["journalctl", "-u", unit, "-n", "5", "-o", "cat", "--no-pager"], { signal: undoSignal() })
+    .catch(() => undefined);
+  const words = journal?.stdout.trim().slice(-500) ?? "";
+  const end = words === "" ? "" : `; its log ends with: ${words}`;
+  return new RuntimeError("unavailable", `${messageOf(error)}${end}`, { cause: error });
 }
 
 /** Asks until `ask` has an answer; the last reason why it had none goes into the error. */
@@ -124,7 +134,7 @@ export function executors(context: StepContext): Executors {
         await poll("The runtime did not become ready", 30_000, signal, async (each) => {
           if (performance.now() - looked > 1000) {
             looked = performance.now();
-            await refuseCrashLoop(host, each);
+            await refuseCrashLoop(host, paths.unit, 2, each);
           }
           const { status } = await runtime.status({ verbose: false }, each);
           const ready = status?.conditions.find(({ type }) => type === "RuntimeReady");
@@ -133,19 +143,7 @@ export function executors(context: StepContext): Executors {
         });
       } catch (error) {
         signal.throwIfAborted();
-        const journal = await host
-          .run(["journalctl", "-u", paths.unit, "-n", "5", "-o", "cat", "--no-pager"], {
-            signal: undoSignal(),
-          })
-          .catch(() => undefined);
-        const words = journal?.stdout.trim().slice(-500) ?? "";
-        throw new RuntimeError(
-          "unavailable",
-          `${messageOf(error)}${words === "" ? "" : `; its log ends with: ${words}`}`,
-          {
-            cause: error,
-          },
-        );
+        throw await withLog(host, paths.unit, error);
       }
     },
     "check-program": async ({ path }, signal) => {
@@ -181,11 +179,13 @@ export function executors(context: StepContext): Executors {
       undo.defer(async () => {
         const mine = undoSignal();
         for (const path of files) await ownership.restore(path);
-        await reload(files, mine);
-        await systemctl(["restart", unit], mine);
-        await kubeletServed(host, unit, socketOf(former), mine);
         const { kubelet: _, ...rest } = ownership.record;
         await ownership.update({ ...rest, kubelet: undefined });
+        await reload(files, mine);
+        // systemd refuses to start what failed too often, until it is told to forget that.
+        await systemctl(["reset-failed", unit], mine).catch(() => undefined);
+        await systemctl(["restart", unit], mine);
+        await kubeletServed(host, unit, socketOf(former), mine);
         note("RolledBack", `The kubelet is served by ${former} again`, "Warning");
       });
       await ownership.update({
@@ -197,8 +197,13 @@ export function executors(context: StepContext): Executors {
       });
       for (const { path, after } of edits) await ownership.write(path, after);
       await reload(files, signal);
-      await systemctl(["restart", unit], signal);
-      await kubeletServed(host, unit, paths.socket, signal);
+      try {
+        await systemctl(["restart", unit], signal);
+        await kubeletServed(host, unit, paths.socket, signal, 3);
+      } catch (error) {
+        signal.throwIfAborted();
+        throw await withLog(host, unit, error);
+      }
       undo.move();
       note(
         "KubeletPointed",
@@ -320,15 +325,22 @@ async function accepted(pid: number, socket: string): Promise<number> {
 /**
  * Waits until the restarted kubelet is healthy and served by `socket`: it runs for some seconds (a kubelet that
  * cannot reach its runtime exits), names that socket in its settings, holds a connection to it, and says ok on
- * its healthz port.
+ * its healthz port. `restarts`: after how many of them it is given up before its time.
  */
-async function kubeletServed(host: Host, unit: string, socket: string, signal: AbortSignal): Promise<void> {
+async function kubeletServed(
+  host: Host,
+  unit: string,
+  socket: string,
+  signal: AbortSignal,
+  restarts = Number.POSITIVE_INFINITY,
+): Promise<void> {
   let since: { pid: number; at: number } | undefined;
   await poll(
     `The kubelet (${unit}) is not healthy on ${socket}`,
     90_000,
     signal,
     async (each) => {
+      if (restarts < Number.POSITIVE_INFINITY) await refuseCrashLoop(host, unit, restarts, each);
       const kubelet = await findKubelet();
       if (kubelet === undefined) throw new RuntimeError("unavailable", "it does not run");
       if (since?.pid !== kubelet.pid) since = { pid: kubelet.pid, at: performance.now() };
