@@ -38,6 +38,11 @@ export type LeaderOptions = {
   renewDeadlineMs?: number;
   retryPeriodMs?: number;
   onChange?: (leads: boolean) => void;
+  /**
+   * Whether the process of that identity certainly runs no more: then nobody waits for its lease to run out. One
+   * that was killed, or whose rights went before it, cannot give the lease up.
+   */
+  isGone?: (identity: string, signal: AbortSignal) => Promise<boolean>;
 };
 
 /**
@@ -85,7 +90,11 @@ export const runAsLeader = async (
     if (seen?.version !== version) seen = { version, at: now };
     const held = lease.spec?.holderIdentity === identity;
     const free = !lease.spec?.holderIdentity;
-    if (!held && !free && now - seen.at < (lease.spec?.leaseDurationSeconds ?? 15) * 1000) return false;
+    const holder = lease.spec?.holderIdentity ?? "";
+    if (!held && !free && now - seen.at < (lease.spec?.leaseDurationSeconds ?? 15) * 1000) {
+      if ((await options.isGone?.(holder, within)) !== true) return false;
+      log?.info({ lease: name, holder }, "holder is gone");
+    }
     const next = await client.replace(
       leases,
       {

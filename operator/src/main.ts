@@ -2,12 +2,13 @@
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { hostname } from "node:os";
-import { createClient } from "@bulkhead/lib/kube/client.ts";
+import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
 import { loadConfig } from "@bulkhead/lib/kube/config.ts";
 import { createRecorder } from "@bulkhead/lib/kube/events.ts";
 import { runAsLeader } from "@bulkhead/lib/kube/lease.ts";
 import { clientMetrics, leaderMetric } from "@bulkhead/lib/kube/metrics.ts";
-import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { pods } from "@bulkhead/lib/kube/resources.ts";
+import { hasCode, messageOf } from "@bulkhead/lib/std/errors.ts";
 import { Argument, Command, Option } from "commander";
 import { pino } from "pino";
 import { collectDefaultMetrics, Registry } from "prom-client";
@@ -36,6 +37,22 @@ const ownNamespace = (): string => {
   }
 };
 
+/** An identity begins with its pod: one that is gone, or an earlier life of our own, runs no more. */
+const holderIsGone =
+  (client: Client, namespace: string, podName: string) =>
+  async (identity: string, signal: AbortSignal): Promise<boolean> => {
+    const [name = "", life] = identity.split("_");
+    if (name === podName) return true;
+    if (life === undefined) return false;
+    try {
+      await client.get(pods, name, { namespace, signal });
+      return false;
+    } catch (error) {
+      if (hasCode(error, "not-found")) return true;
+      throw error;
+    }
+  };
+
 const run = async (flags: RunFlags): Promise<void> => {
   const log = pino({ level: flags.logLevel, base: { program: "operator" } });
   const stop = new AbortController();
@@ -48,7 +65,8 @@ const run = async (flags: RunFlags): Promise<void> => {
   await using undo = new AsyncDisposableStack();
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
-  const instance = `${hostname()}_${randomUUID()}`;
+  const podName = process.env.POD_NAME;
+  const instance = `${podName ?? hostname()}_${randomUUID()}`;
   const client = createClient({
     config: await loadConfig(flags.kubeconfig),
     userAgent: `bulkhead-operator/${manifest.version}`,
@@ -71,8 +89,18 @@ const run = async (flags: RunFlags): Promise<void> => {
   const watching = controller.watch(stop.signal);
   const leads = leaderMetric(registry, leaseName);
   if (flags.leaderElect) {
+    const { namespace } = flags;
     await runAsLeader(
-      { client, namespace: flags.namespace, name: leaseName, identity: instance, log, onChange: leads },
+      {
+        client,
+        namespace,
+        name: leaseName,
+        identity: instance,
+        log,
+        onChange: leads,
+        // Without a pod of our own, nobody's name is a pod's.
+        ...(podName ? { isGone: holderIsGone(client, namespace, podName) } : {}),
+      },
       controller.work,
       stop.signal,
     );
