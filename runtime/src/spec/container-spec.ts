@@ -2,6 +2,7 @@ import type { ContainerConfig, PodSandboxConfig } from "@bulkhead/lib/gen/cri_pb
 import type { Namespaces } from "../handler/handler.ts";
 import type { ImageConfig } from "../image/images.ts";
 import { containerAnnotations, passedAnnotations } from "./annotations.ts";
+import { apparmorOf } from "./apparmor.ts";
 import { capabilitiesOf } from "./capabilities.ts";
 import { cgroupsPath } from "./cgroup.ts";
 import { argsOf, cwdOf, envOf } from "./command.ts";
@@ -66,7 +67,7 @@ export const containerSpec = (input: ContainerInput): Spec => {
 
 const processOf = ({ config, pod, image, user, host }: ContainerInput): Process => {
   const security = config.linux?.securityContext;
-  const apparmor = apparmorOf(config, host);
+  const apparmor = apparmorOf(security);
   return {
     terminal: config.tty,
     user: { uid: user.uid, gid: user.gid, additionalGids: user.groups },
@@ -77,20 +78,8 @@ const processOf = ({ config, pod, image, user, host }: ContainerInput): Process 
     noNewPrivileges: security?.noNewPrivs ?? false,
     rlimits: [{ type: "RLIMIT_NOFILE", ...host.openFiles }],
     oomScoreAdj: clampOomScoreAdj(Number(config.linux?.resources?.oomScoreAdj ?? 0n), host),
-    ...(apparmor !== undefined && { apparmorProfile: apparmor }),
+    ...(host.apparmor && apparmor !== undefined && { apparmorProfile: apparmor }),
   };
-};
-
-/** The AppArmor profile to run under, where the node has AppArmor. A loaded profile's name, "unconfined", or nothing. */
-const apparmorOf = (config: ContainerConfig, host: HostFacts): string | undefined => {
-  const security = config.linux?.securityContext;
-  if (!host.apparmor || security?.privileged) return undefined;
-  if (security?.apparmor) {
-    const local = security.apparmor.localhostRef.replace(/^localhost\//, "");
-    return local === "" ? undefined : local;
-  }
-  const older = security?.apparmorProfile ?? "";
-  return older.startsWith("localhost/") ? older.slice("localhost/".length) : undefined;
 };
 
 const linuxOf = (input: ContainerInput, host: HostFacts): Linux => {

@@ -18,6 +18,7 @@ import type { Image } from "../../image/images.ts";
 import { timed } from "../../metrics.ts";
 import { podFiles } from "../../pod/files.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
+import { apparmorOf, requireApparmor } from "../../spec/apparmor.ts";
 import { capabilitiesOf } from "../../spec/capabilities.ts";
 import { containerSpec } from "../../spec/container-spec.ts";
 import type { ResolvedMount } from "../../spec/mounts.ts";
@@ -72,6 +73,8 @@ const createIn = async (
       `Cannot create container "${config.metadata?.name}": image "${ref}" is not there`,
     );
   checkPrivileges(config, pod);
+  checkCdi(config);
+  await checkApparmor(config, runtime.host);
   const pid = pidOf(runtime, config, pod);
   const id = randomBytes(32).toString("hex");
   const stopSignal = stopSignalOf(config.stopSignal, image.config.stopSignal);
@@ -105,6 +108,25 @@ const checkPrivileges = (config: ContainerConfig, pod: Pod): void => {
       "invalid-argument",
       "Cannot create a privileged container in a pod that is not privileged",
     );
+};
+
+/** Container Device Interface: what a driver promised to the container must not be left out silently. */
+const checkCdi = (config: ContainerConfig): void => {
+  const [first] = config.CDIDevices;
+  if (first !== undefined)
+    throw new RuntimeError(
+      "unimplemented",
+      `Cannot add device "${first.name}": this runtime does not support CDI devices`,
+    );
+};
+
+const checkApparmor = async (config: ContainerConfig, host: Runtime["host"]): Promise<void> => {
+  const profile = apparmorOf(config.linux?.securityContext);
+  if (profile === undefined || profile === "unconfined") return;
+  const loaded = host.apparmor
+    ? await readFile("/sys/kernel/security/apparmor/profiles", "utf8").catch(() => undefined)
+    : undefined;
+  requireApparmor(profile, host.apparmor, loaded);
 };
 
 /** The PID namespace of the container. CRI's default, and its enum's zero, is the pod's. */
