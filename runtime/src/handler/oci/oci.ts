@@ -97,6 +97,17 @@ export const createOciHandler = async (
     watched.delete(id);
     events.containerExited(id, { ...record, oomKilled: wasOom(container.stateDir, container.cgroup) });
     checkHolder(container.sandbox);
+    // What the runtime keeps of it is of no more use: it goes while the pod's network is taken down.
+    deleteSoon(id);
+  };
+
+  /** Deletions under way; a failed one is tried again, and told, by `discard`. */
+  const deleting = new Map<string, Promise<void>>();
+  const deleteSoon = (id: string) => {
+    const work = runDelete(command, id, AbortSignal.timeout(15_000))
+      .catch((error) => log.debug({ err: error, container: id }, "not deleted yet"))
+      .finally(() => deleting.delete(id));
+    deleting.set(id, work);
   };
 
   /** A pod whose holder is gone is over, once all its containers were reported. */
@@ -171,6 +182,7 @@ export const createOciHandler = async (
 
   /** Takes away all that `create` may have left, by name: a record may know nothing more. */
   const discard = async (id: string, stateDir: string, signal: AbortSignal): Promise<void> => {
+    await deleting.get(id);
     await runDelete(command, id, signal);
     await endMonitor(stateDir, signal);
     // A runtime that hung and went with its monitor may have got this far meanwhile.
