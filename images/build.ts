@@ -22,7 +22,7 @@ import { Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { parseArgs, promisify } from "node:util";
 import { createGzip } from "node:zlib";
-import { type BuildOptions, build } from "esbuild";
+import { bundle, workersOf } from "./bundle.ts";
 
 /**
  * Builds the images of operator and node agent and pushes them:
@@ -282,44 +282,6 @@ async function below(
     if (entry.isFile() && wanted(name)) files[join(at, name)] = { from: path };
   }
   return files;
-}
-
-const bundling: BuildOptions = {
-  bundle: true,
-  platform: "node",
-  target: "node26",
-  format: "esm",
-  minifySyntax: true,
-  minifyWhitespace: true,
-  keepNames: true,
-  legalComments: "none",
-  // Loads a native module that lies beside the bundle.
-  external: ["koffi"],
-  // Packages in CommonJS ask for require in a module of type ESM.
-  banner: {
-    js: 'import { createRequire as createRequireForBundle } from "node:module"; const require = createRequireForBundle(import.meta.url);',
-  },
-  logLevel: "warning",
-};
-
-/** Bundles programs into one directory: output name → entry file. */
-async function bundle(entries: Record<string, string>, directory: string): Promise<void> {
-  await build({
-    ...bundling,
-    entryPoints: Object.entries(entries).map(([out, file]) => ({ out, in: join(repository, file) })),
-    outdir: directory,
-    outExtension: { ".js": ".mjs" },
-  });
-}
-
-/** Worker threads are programs of their own: runtime/src/A/B/worker.ts becomes A-B-worker.mjs beside main.mjs. */
-async function workersOf(program: string): Promise<Record<string, string>> {
-  const found = await readdir(join(repository, program), { recursive: true });
-  return Object.fromEntries(
-    found
-      .filter((path) => path.endsWith("/worker.ts"))
-      .map((path) => [path.replace(/\.ts$/, "").replaceAll("/", "-"), join(program, path)]),
-  );
 }
 
 /** The canary's image: busybox, as an OCI layout that the runtime takes as a mirror. */

@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { group, version } from "./group.ts";
 import { NodeRuntimeSpec, NodeRuntimeStatus } from "./node-runtime.ts";
 import { RuntimeProfileSpec, RuntimeProfileStatus } from "./runtime-profile.ts";

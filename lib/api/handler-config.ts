@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 
 /**
  * A file of the runtime's handlers.d/: one CRI runtime handler. The node agent writes them, the runtime loads

@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 
 /**
  * RuntimeProfile (cluster-scoped, written by people): which wall a workload stands behind.

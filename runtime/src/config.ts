@@ -3,7 +3,7 @@ import { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { loadAll } from "js-yaml";
-import { z } from "zod";
+import * as z from "zod";
 
 const absolutePath = z.string().regex(/^\/[^\0]*$/, "must be an absolute path");
 const hostPort = z.string().regex(/^\S*:\d{1,5}$/, "must be HOST:PORT");

@@ -1,12 +1,12 @@
 #!/usr/bin/env node
+import "./memory.ts";
 import { readFileSync } from "node:fs";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { Command, Option } from "commander";
 import pino, { type Logger } from "pino";
-import { z } from "zod";
+import * as z from "zod";
 import { bashCompletion } from "./completion.ts";
 import { type Config, defaultConfig, parseConfig, readConfig } from "./config.ts";
-import { serve } from "./serve.ts";
 
 const version = z
   .object({ version: z.string() })
@@ -72,6 +72,7 @@ program
   .option("--mirror <host=url>", "ask this URL before the registry HOST; may be repeated", mirror, {})
   .addOption(new Option("--log-level <level>").choices(["trace", "debug", "info", "warn", "error"]))
   .action(async (flags: ServeOptions) => {
+    const { serve } = await import("./serve.ts");
     const config = merged(await readConfig(flags.config), flags);
     const log = logger(config.log);
     const stop = new AbortController();

@@ -1,6 +1,5 @@
-import type { Server } from "node:http";
+import { createServer, type Server } from "node:http";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import express from "express";
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 
 export type Metrics = ReturnType<typeof createMetrics>;
@@ -60,33 +59,42 @@ export const timed = async <T>(
   return result;
 };
 
-/** /metrics, /healthz and /readyz on HOST:PORT. */
+/** /metrics, /healthz and /readyz on HOST:PORT. Three paths are no work for a framework, which would take 5 MB. */
 export const serveMetrics = async (
   listen: string,
   metrics: Metrics,
   ready: () => boolean,
 ): Promise<Server> => {
   const [, host = "", port = ""] = /^(?:\[?([^\]]*)\]?):(\d+)$/.exec(listen) ?? [];
-  const app = express();
-  app.disable("x-powered-by");
-  app.get("/metrics", (_request, response, next) => {
-    metrics.registry
-      .metrics()
-      .then((text) => response.type(metrics.registry.contentType).send(text))
-      .catch(next);
-  });
-  app.get("/healthz", (_request, response) => void response.type("text/plain").send("ok\n"));
-  app.get("/readyz", (_request, response) => {
-    response
-      .status(ready() ? 200 : 503)
-      .type("text/plain")
-      .send(ready() ? "ok\n" : "not ready\n");
+  const answer = async (path: string): Promise<{ status: number; type: string; text: string }> => {
+    const type = "text/plain; charset=utf-8";
+    switch (path) {
+      case "/metrics":
+        return {
+          status: 200,
+          type: metrics.registry.contentType,
+          text: await metrics.registry.metrics(),
+        };
+      case "/healthz":
+        return { status: 200, type, text: "ok\n" };
+      case "/readyz":
+        return ready() ? { status: 200, type, text: "ok\n" } : { status: 503, type, text: "not ready\n" };
+      default:
+        return { status: 404, type, text: "not found\n" };
+    }
+  };
+  const server = createServer((request, response) => {
+    const read = request.method === "GET" || request.method === "HEAD";
+    const path = (request.url ?? "").split("?", 1)[0] ?? "";
+    answer(read ? path : "").then(
+      ({ status, type, text }) => response.writeHead(status, { "Content-Type": type }).end(text),
+      (error: unknown) => response.writeHead(500).end(`${messageOf(error)}\n`),
+    );
   });
   return await new Promise((resolve, reject) => {
-    const server = app.listen(Number(port), host === "" ? "127.0.0.1" : host, (error?: Error) =>
-      error
-        ? reject(new RuntimeError("unavailable", `Cannot listen on ${listen}: ${messageOf(error)}`))
-        : resolve(server),
+    server.once("error", (error) =>
+      reject(new RuntimeError("unavailable", `Cannot listen on ${listen}: ${messageOf(error)}`)),
     );
+    server.listen(Number(port), host === "" ? "127.0.0.1" : host, () => resolve(server));
   });
 };

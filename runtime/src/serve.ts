@@ -28,6 +28,7 @@ import { Handlers } from "./handlers/handlers.ts";
 import { SingleFlight } from "./image/single-flight.ts";
 import { openImages } from "./image/store.ts";
 import { createLinux } from "./linux/linux-ffi.ts";
+import { trimWhenQuiet } from "./memory.ts";
 import { createMetrics, serveMetrics } from "./metrics.ts";
 import { createNetwork } from "./network/cni.ts";
 import { lost } from "./pod/state.ts";
@@ -199,6 +200,7 @@ export const serve = async (
     stack.defer(() => void server.close());
   }
   const server = await serveCri(config.socket, services, observer(log, metrics));
+  trimWhenQuiet();
   log.info({ socket: config.socket, version, handlers: handlers.list().map(({ name }) => name) }, "serving");
   if (!stop.aborted) await new Promise((resolve) => stop.addEventListener("abort", resolve, { once: true }));
   ready = false;

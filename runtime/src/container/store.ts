@@ -1,6 +1,6 @@
 import { fromJson, type JsonValue, toJson } from "@bufbuild/protobuf";
 import { ContainerConfigSchema } from "@bulkhead/lib/gen/cri_pb.js";
-import { z } from "zod";
+import * as z from "zod";
 import { IndexById } from "../record/index-by-id.ts";
 import { type Codec, Records } from "../record/records.ts";
 import type { Process, Resources } from "../spec/oci.ts";

@@ -2,6 +2,7 @@ import type { Message } from "@bufbuild/protobuf";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { status } from "@grpc/grpc-js";
 import type { Logger } from "pino";
+import { trimWhenQuiet } from "../memory.ts";
 import type { Metrics } from "../metrics.ts";
 import type { Observer } from "./server.ts";
 import { statusName } from "./status.ts";
@@ -15,6 +16,7 @@ export const observer =
   (log: Logger, metrics: Pick<Metrics, "calls" | "callSeconds">): Observer =>
   ({ method, request, response, code, error, ms }) => {
     const name = statusName(code);
+    if (!routine.test(method)) trimWhenQuiet();
     metrics.calls.inc({ method, code: name });
     metrics.callSeconds.observe({ method }, ms / 1000);
     const fields = {

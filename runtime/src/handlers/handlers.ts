@@ -5,7 +5,7 @@ import { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { load as parseYaml } from "js-yaml";
 import type { Logger } from "pino";
-import { z } from "zod";
+import * as z from "zod";
 import type { Handler } from "../handler/handler.ts";
 
 /** The kinds that run here; a delegate's pods never reach us. */

@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { parse } from "smol-toml";
-import { z } from "zod";
+import * as z from "zod";
 import { type Endpoint, parseMirror, type Trust } from "./endpoint.ts";
 
 /**

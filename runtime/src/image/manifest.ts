@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { z } from "zod";
+import * as z from "zod";
 import type { Image, ImageConfig } from "./images.ts";
 import { isDigest } from "./reference.ts";
 

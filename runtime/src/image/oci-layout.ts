@@ -1,7 +1,7 @@
 import { constants, copyFile, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { z } from "zod";
+import * as z from "zod";
 import { limits, sha256 } from "./manifest.ts";
 import type { Repository } from "./registry.ts";
 

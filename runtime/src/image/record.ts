@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { isDigest } from "./reference.ts";
 
 const digest = z.string().refine(isDigest);

@@ -4,8 +4,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
-import { Agent, type Dispatcher, EnvHttpProxyAgent, request } from "undici";
-import { z } from "zod";
+import type { Agent, Dispatcher } from "undici";
+import * as z from "zod";
 import { type Credentials, credentialsOf, meantFor, parseChallenges } from "./auth.ts";
 import { type Endpoint, endpointsOf, readTrust, type Trust } from "./endpoint.ts";
 import { endpointsOfHostsToml } from "./hosts-toml.ts";
@@ -13,6 +13,9 @@ import type { PullRequest } from "./images.ts";
 import { type Descriptor, limits, manifestTypes, sha256 } from "./manifest.ts";
 import { layoutDirectory, layoutRepository } from "./oci-layout.ts";
 import { isDigest, nameOf, type Reference } from "./reference.ts";
+
+/** A megabyte of program that a node needs when it pulls: loaded by the first pull. */
+const undici = async () => (await import("undici")).default;
 
 /** A repository as one pull sees it: its endpoints and the credentials of the pull. */
 export interface Repository {
@@ -418,6 +421,7 @@ export class Registry implements AsyncDisposable {
   ): Promise<Dispatcher.ResponseData> {
     const dispatcher = await this.#dispatcher(url);
     try {
+      const { request } = await undici();
       return await request(url, {
         method,
         headers: { "user-agent": "bulkhead", ...headers },
@@ -464,6 +468,7 @@ export class Registry implements AsyncDisposable {
     const proxied = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"].some(
       (name) => process.env[name],
     );
+    const { Agent, EnvHttpProxyAgent } = await undici();
     return proxied ? new EnvHttpProxyAgent(options) : new Agent(options);
   }
 }

@@ -23,6 +23,8 @@ export const libc = {
   poll: lib.func("int poll(void *, ulong, int)"),
   syncfs: lib.func("int syncfs(int)"),
   prctl: lib.func("int prctl(int, ulong, ulong, ulong, ulong)"),
+  mallopt: lib.func("int mallopt(int, int)"),
+  malloc_trim: lib.func("int malloc_trim(size_t)"),
   tee: lib.func("intptr_t tee(int, int, size_t, uint)"),
   /** For calls younger than the oldest glibc we run on. */
   syscall: lib.func("long syscall(long, ...)"),

@@ -3,7 +3,7 @@ import { mkdir, readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { Readable } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { z } from "zod";
+import * as z from "zod";
 import { identify, type ProcessId } from "./process.ts";
 
 /** One container as conmon (2.1.6) shall watch it. */

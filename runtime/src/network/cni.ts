@@ -2,7 +2,7 @@ import { readFile, rename, rm, writeFile } from "node:fs/promises";
 import { Socket } from "node:net";
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { z } from "zod";
+import * as z from "zod";
 import type { Linux } from "../linux/linux.ts";
 import { createConfig } from "./config.ts";
 import { createNamespaces, isPinned, removeNamespaces } from "./namespaces.ts";

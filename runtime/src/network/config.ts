@@ -2,7 +2,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { z } from "zod";
+import * as z from "zod";
 import { type CniNetwork, candidates, networkOf } from "./plan.ts";
 
 const FILE_MAX = 1024 * 1024;

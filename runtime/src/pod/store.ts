@@ -1,7 +1,7 @@
 import { fromJson, type JsonValue, toJson } from "@bufbuild/protobuf";
 import { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { PodSandboxConfigSchema } from "@bulkhead/lib/gen/cri_pb.js";
-import { z } from "zod";
+import * as z from "zod";
 import { IndexById } from "../record/index-by-id.ts";
 import { type Codec, Records } from "../record/records.ts";
 import type { Held, Pod } from "./state.ts";

@@ -13,7 +13,7 @@ import {
 } from "node:fs/promises";
 import { dirname, isAbsolute, join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { z } from "zod";
+import * as z from "zod";
 import { type Linux, MountFlags } from "../linux/linux.ts";
 import type { Snapshotter } from "./snapshotter.ts";
 import type { UnpackLimits } from "./unpack.ts";

@@ -34,6 +34,9 @@ const program = new URL(
   import.meta.url,
 );
 
+/** Small young space: what is unpacked flows through. */
+const resourceLimits = { maxYoungGenerationSizeMb: 4 };
+
 type Thread = { worker: Worker; idle?: NodeJS.Timeout };
 
 /** At most one thread a core, made on demand and given up when idle. */
@@ -55,7 +58,7 @@ export const createFileWorkers = (most: number = Math.min(4, availableParallelis
   };
 
   const start = (): Thread => {
-    const thread: Thread = { worker: new Worker(program) };
+    const thread: Thread = { worker: new Worker(program, { resourceLimits }) };
     thread.worker.unref();
     // A job that runs gets the error by its own listener; this one keeps an idle thread's from ending the daemon.
     thread.worker.on("error", () => {});

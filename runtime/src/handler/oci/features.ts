@@ -1,5 +1,5 @@
 import { release } from "node:os";
-import { z } from "zod";
+import * as z from "zod";
 import type { HandlerFeatures } from "../handler.ts";
 
 /** Output of the `features` subcommand (runtime-spec features.md), as far as we ask. */

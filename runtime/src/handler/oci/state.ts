@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import type { HandlerState } from "../handler.ts";
 
 const Pid = z.object({ pid: z.number().int().positive(), startTime: z.string().regex(/^\d+$/) });

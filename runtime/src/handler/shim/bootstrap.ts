@@ -5,7 +5,7 @@ import {
   LogLevel,
 } from "@bulkhead/lib/gen/shim_bootstrap_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { z } from "zod";
+import * as z from "zod";
 
 /**
  * What goes into a shim's `start` and what comes back (containerd, core/runtime/v2/README.md). Shims of

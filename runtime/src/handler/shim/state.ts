@@ -1,5 +1,5 @@
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { z } from "zod";
+import * as z from "zod";
 import type { HandlerState } from "../handler.ts";
 
 /**

@@ -1,0 +1,45 @@
+import { readdir } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { type BuildOptions, build } from "esbuild";
+
+const repository = dirname(import.meta.dirname);
+
+const bundling: BuildOptions = {
+  bundle: true,
+  platform: "node",
+  target: "node26",
+  format: "esm",
+  minifySyntax: true,
+  minifyWhitespace: true,
+  keepNames: true,
+  // What is imported late lies apart: it takes memory when it is used.
+  splitting: true,
+  legalComments: "none",
+  // Loads a native module that lies beside the bundle.
+  external: ["koffi"],
+  // Packages in CommonJS ask for require in a module of type ESM.
+  banner: {
+    js: 'import { createRequire as createRequireForBundle } from "node:module"; const require = createRequireForBundle(import.meta.url);',
+  },
+  logLevel: "warning",
+};
+
+/** Bundles programs into one directory: output name → entry file. */
+export async function bundle(entries: Record<string, string>, directory: string): Promise<void> {
+  await build({
+    ...bundling,
+    entryPoints: Object.entries(entries).map(([out, file]) => ({ out, in: join(repository, file) })),
+    outdir: directory,
+    outExtension: { ".js": ".mjs" },
+  });
+}
+
+/** Worker threads are programs of their own: runtime/src/A/B/worker.ts becomes A-B-worker.mjs beside main.mjs. */
+export async function workersOf(program: string): Promise<Record<string, string>> {
+  const found = await readdir(join(repository, program), { recursive: true });
+  return Object.fromEntries(
+    found
+      .filter((path) => path.endsWith("/worker.ts"))
+      .map((path) => [path.replace(/\.ts$/, "").replaceAll("/", "-"), join(program, path)]),
+  );
+}
