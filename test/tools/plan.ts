@@ -51,7 +51,6 @@ const packages = {
   "libcap2-bin": "setcap: layers with file capabilities",
   conmon: "the runtime's monitor of OCI containers",
   skopeo: "a second opinion on images and registries",
-  umoci: "image layouts",
   socat: "crictl port-forward of the engines we compare with",
 } as const;
 
