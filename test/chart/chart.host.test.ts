@@ -1,0 +1,144 @@
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { loadAll } from "js-yaml";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { inCache } from "../tools/cache.ts";
+import { outcome } from "../tools/run.ts";
+import { all, chart } from "./values.ts";
+
+/** What helm itself says of the chart, and what it makes of it. */
+
+let directory: string;
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), "bh-chart-"));
+});
+afterAll(() => rm(directory, { recursive: true }));
+
+const helm = (...argv: string[]) =>
+  outcome([inCache("bin/helm"), ...argv], {
+    env: { HELM_CACHE_HOME: directory, HELM_CONFIG_HOME: directory, HELM_DATA_HOME: directory },
+  });
+const template = async (values: object = {}) => {
+  const file = join(directory, "values.json");
+  await writeFile(file, JSON.stringify(values));
+  return helm("template", "bulkhead", chart, "--namespace", "bulkhead-system", "--values", file);
+};
+
+type Manifest = {
+  kind: string;
+  metadata: { name: string; namespace?: string };
+  spec?: Record<string, unknown>;
+};
+const render = async (values: object = {}): Promise<Manifest[]> => {
+  const { code, stdout, stderr } = await template(values);
+  expect(stderr).toBe("");
+  expect(code).toBe(0);
+  return (loadAll(stdout) as (Manifest | null)[]).filter((manifest) => manifest !== null);
+};
+
+const clusterWide = [
+  "ClusterRole",
+  "ClusterRoleBinding",
+  "ValidatingAdmissionPolicy",
+  "ValidatingAdmissionPolicyBinding",
+];
+
+test("helm lint finds nothing, strictly", async () => {
+  const { code, stdout } = await helm("lint", "--strict", chart);
+  expect(stdout).not.toMatch(/\[(WARNING|ERROR)\]/);
+  expect(code).toBe(0);
+});
+
+describe.each([
+  ["default values", {}],
+  ["every optional value", all],
+])("With %s", (_title, values) => {
+  test("the chart renders objects that each have a name once, in the release's namespace", async () => {
+    const manifests = await render(values);
+    const names = manifests.map(({ kind, metadata }) => `${kind}/${metadata.name}`);
+    expect(new Set(names).size).toBe(names.length);
+    for (const { kind, metadata } of manifests)
+      expect(metadata.namespace, `${kind}/${metadata.name}`).toBe(
+        clusterWide.includes(kind) ? undefined : "bulkhead-system",
+      );
+  });
+
+  test("no value is left over as <no value> or null", async () => {
+    const { stdout } = await template(values);
+    expect(stdout).not.toMatch(/<no value>|: null$|<nil>/m);
+  });
+});
+
+test("every optional value arrives where it belongs", async () => {
+  const manifests = await render(all);
+  const podOf = (kind: string, name: string) => {
+    const found = manifests.find((manifest) => manifest.kind === kind && manifest.metadata.name === name);
+    if (found === undefined) throw new Error(`Cannot find ${kind} ${name}`);
+    return (found.spec as { template: { spec: Record<string, unknown> } }).template.spec;
+  };
+  const operator = podOf("Deployment", "bulkhead-operator");
+  const agent = podOf("DaemonSet", "bulkhead-node-agent");
+  const uninstall = podOf("Job", "bulkhead-uninstall");
+  for (const pod of [operator, agent, uninstall]) {
+    expect(pod.imagePullSecrets).toEqual(all.image.pullSecrets);
+    for (const container of pod.containers as { image: string; imagePullPolicy: string }[]) {
+      expect(container.image).toMatch(/^registry\.test:5000\/walls\/(operator|node-agent):1\.2\.3$/);
+      expect(container.imagePullPolicy).toBe("Always");
+    }
+  }
+  expect(operator).toMatchObject({
+    nodeSelector: all.operator.nodeSelector,
+    tolerations: all.operator.tolerations,
+    affinity: all.operator.affinity,
+    containers: [{ resources: all.operator.resources }],
+  });
+  expect(agent).toMatchObject({
+    nodeSelector: all.agent.nodeSelector,
+    tolerations: all.agent.tolerations,
+    priorityClassName: all.agent.priorityClassName,
+    containers: [{ resources: all.agent.reporter.resources }, { resources: all.agent.installer.resources }],
+  });
+  const env = (operator.containers as { env: { name: string; value?: string }[] }[])[0]?.env;
+  expect(env).toContainEqual({ name: "KUBERNETES_SERVICE_HOST", value: "api.test" });
+  expect(env).toContainEqual({ name: "KUBERNETES_SERVICE_PORT", value: "6443" });
+  expect(JSON.stringify(manifests)).not.toContain("prometheus.io/scrape");
+});
+
+test("without uninstall.enabled nothing of the uninstaller is there", async () => {
+  const names = (await render({ uninstall: { enabled: false } })).map(({ metadata }) => metadata.name);
+  expect(names.filter((name) => name.includes("uninstall"))).toEqual([]);
+});
+
+describe("values.schema.json refuses, naming the key,", () => {
+  const refused: [title: string, values: object, names: RegExp][] = [
+    ["an unknown key", { agnet: {} }, /agnet/],
+    ["an unknown key of a part", { operator: { replica: 2 } }, /operator.*replica/s],
+    ["three replicas", { operator: { replicas: 3 } }, /operator\/replicas|operator\.replicas/],
+    ["a number as text", { operator: { staleAfterSeconds: "180" } }, /staleAfterSeconds/],
+    ["too short a time", { operator: { staleAfterSeconds: 5 } }, /staleAfterSeconds/],
+    ["a log level that is none", { agent: { logLevel: "verbose" } }, /agent.logLevel/],
+    ["an empty registry", { image: { registry: "" } }, /image.registry/],
+    ["a pull policy that is none", { image: { pullPolicy: "Sometimes" } }, /image.pullPolicy/],
+    ["a pull secret without a name", { image: { pullSecrets: [{}] } }, /image.pullSecrets.0/],
+    ["a percentage over 100", { agent: { maxUnavailable: "120%" } }, /agent.maxUnavailable/],
+    [
+      "a toleration of no effect that exists",
+      { agent: { tolerations: [{ effect: "Never" }] } },
+      /tolerations.0.effect/,
+    ],
+    [
+      "a resource that is a list",
+      { agent: { reporter: { resources: { limits: [] } } } },
+      /reporter.resources.limits/,
+    ],
+    ["a switch as text", { uninstall: { enabled: "no" } }, /uninstall.enabled/],
+    ["a timeout of a second", { uninstall: { timeoutSeconds: 1 } }, /uninstall.timeoutSeconds/],
+    ["an annotation switch as number", { metrics: { scrapeAnnotations: 1 } }, /metrics.scrapeAnnotations/],
+  ];
+  test.each(refused)("%s", async (_title, values, names) => {
+    const { code, stderr } = await template(values);
+    expect(code).not.toBe(0);
+    expect(stderr).toMatch(names);
+  });
+});

@@ -1,0 +1,44 @@
+import { join } from "node:path";
+
+export const chart = join(import.meta.dirname, "../../charts/bulkhead");
+
+/** Every value of the chart set to another than its default. */
+export const all = {
+  image: {
+    registry: "registry.test:5000",
+    repository: "walls",
+    tag: "1.2.3",
+    pullPolicy: "Always",
+    pullSecrets: [{ name: "pull" }],
+  },
+  apiServer: { host: "api.test", port: 6443 },
+  operator: {
+    replicas: 2,
+    logLevel: "debug",
+    staleAfterSeconds: 240,
+    resources: { requests: { cpu: "60m", memory: "97Mi" }, limits: { memory: "385Mi", cpu: 1 } },
+    nodeSelector: { "kubernetes.io/os": "linux", role: "infra" },
+    tolerations: [{ key: "role", operator: "Equal", value: "infra", effect: "NoSchedule" }],
+    affinity: {
+      podAntiAffinity: {
+        requiredDuringSchedulingIgnoredDuringExecution: [
+          {
+            topologyKey: "kubernetes.io/hostname",
+            labelSelector: { matchLabels: { "app.kubernetes.io/component": "operator" } },
+          },
+        ],
+      },
+    },
+  },
+  agent: {
+    logLevel: "trace",
+    nodeSelector: { "kubernetes.io/os": "linux", walls: "yes" },
+    tolerations: [{ key: "walls", operator: "Exists", effect: "NoExecute", tolerationSeconds: 60 }],
+    priorityClassName: "system-cluster-critical",
+    maxUnavailable: 2,
+    reporter: { resources: { requests: { cpu: "11m", memory: "65Mi" }, limits: { memory: "257Mi" } } },
+    installer: { resources: { requests: { cpu: "21m", memory: "65Mi" }, limits: { memory: "385Mi" } } },
+  },
+  metrics: { scrapeAnnotations: false },
+  uninstall: { enabled: true, timeoutSeconds: 120 },
+};
