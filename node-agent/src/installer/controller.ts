@@ -119,7 +119,6 @@ export class Controller {
       "desired state changed",
     );
     this.#engineDue = 0;
-    if (this.#kubelet !== undefined) this.#kubelet.due = 0;
     this.#due.clear();
     this.#wake();
   }
