@@ -15,6 +15,12 @@ export type Daemon = AsyncDisposable & {
   socket: string;
   state: string;
   handlersDir: string;
+  /** CNI network configuration, read live. */
+  confDir: string;
+  /** Programs here are CNI plugins too. */
+  pluginDir: string;
+  /** Addresses in use are files below this directory, as host-local keeps them. */
+  addressDir: string;
   logFile: string;
   start(): Promise<void>;
   /** Ends it by this signal, as systemd or the kernel would. */
@@ -34,7 +40,26 @@ export const createDaemon = async (options: { registry: string; subnet: number }
   const confDir = join(disk, "net.d");
   const socket = join(state, "cri.sock");
   const logFile = join(disk, "log");
-  for (const dir of [handlersDir, confDir]) await mkdir(dir);
+  const pluginDir = join(disk, "cni");
+  for (const dir of [handlersDir, confDir, pluginDir]) await mkdir(dir);
+  const runscConfig = join(disk, "runsc.toml");
+  const runscRoot = join(state, "runsc");
+  await writeFile(
+    runscConfig,
+    `binary_name = "${tool("runsc")}"\nroot = "${runscRoot}"\n\n[runsc_config]\n  platform = "systrap"\n`,
+  );
+  await writeFile(
+    join(handlersDir, "gvisor.yaml"),
+    JSON.stringify({
+      kind: "shim",
+      name: "gvisor",
+      binary: tool("containerd-shim-runsc-v1"),
+      optionsTypeUrl: "io.containerd.runsc.v1.options",
+      configPath: runscConfig,
+      wall: "kernel",
+      runsc: { binary: tool("runsc"), root: runscRoot },
+    }),
+  );
   await writeFile(
     join(confDir, "10.conflist"),
     JSON.stringify({
@@ -68,7 +93,7 @@ export const createDaemon = async (options: { registry: string; subnet: number }
       root: join(disk, "root"),
       state: join(state, "state"),
       handlersDir,
-      cni: { binDirs: [tool("cni")], confDir },
+      cni: { binDirs: [tool("cni"), pluginDir], confDir },
       registries: { mirrors: { "registry.k8s.io": mirror, "gcr.io": mirror, "k8s.gcr.io": mirror } },
       runtimes: [{ name: "runc", kind: "oci", binary: tool("runc") }],
     }),
@@ -83,6 +108,9 @@ export const createDaemon = async (options: { registry: string; subnet: number }
     socket,
     state: join(state, "state"),
     handlersDir,
+    confDir,
+    pluginDir,
+    addressDir: join(state, "ipam", bridge),
     logFile,
     tryCrictl,
     crictl: (...args) => run(argv(args)),

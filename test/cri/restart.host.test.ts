@@ -64,9 +64,9 @@ const containerFile = async (script: string): Promise<string> => {
 };
 
 /** A running container of its own pod. */
-const running = async (script: string): Promise<{ pod: string; container: string }> => {
+const running = async (script: string, handler = "runc"): Promise<{ pod: string; container: string }> => {
   const podConfig = await podFile();
-  const pod = (await daemon.crictl("runp", podConfig)).trim();
+  const pod = (await daemon.crictl("runp", "-r", handler, podConfig)).trim();
   const container = (await daemon.crictl("create", pod, await containerFile(script), podConfig)).trim();
   await daemon.crictl("start", container);
   return { pod, container };
@@ -82,32 +82,40 @@ const clean = async (): Promise<void> => {
   expect(await remains(daemon)).toEqual([]);
 };
 
-test.each(["SIGTERM", "SIGKILL"] as const)(
-  "a running container runs on over %s of the daemon",
-  async (signal) => {
-    const { container } = await running("while :; do echo tick; sleep 0.2; done");
-    await daemon.end(signal);
+test.each([
+  ["SIGTERM", "runc"],
+  ["SIGKILL", "runc"],
+  ["SIGTERM", "gvisor"],
+  ["SIGKILL", "gvisor"],
+] as const)("a running container runs on over %s of the daemon, with %s", async (signal, handler) => {
+  const { container } = await running("while :; do echo tick; sleep 0.2; done", handler);
+  await daemon.end(signal);
+  await daemon.start();
+  expect((await statusOf(container)).state).toBe("CONTAINER_RUNNING");
+  expect(await daemon.crictl("exec", container, "echo", "still here")).toContain("still here");
+  await clean();
+});
+
+test.each(["runc", "gvisor"])(
+  "an exit while the daemon is away is known afterwards with its code, and no log line is lost, with %s",
+  async (handler) => {
+    const { container } = await running(
+      "for i in $(seq 1 20); do echo line $i; sleep 0.1; done; exit 7",
+      handler,
+    );
+    await daemon.end("SIGKILL");
+    await sleep(3_000);
     await daemon.start();
-    expect((await statusOf(container)).state).toBe("CONTAINER_RUNNING");
-    expect(await daemon.crictl("exec", container, "echo", "still here")).toContain("still here");
+    expect(await statusOf(container)).toMatchObject({
+      state: "CONTAINER_EXITED",
+      exitCode: 7,
+      reason: "Error",
+    });
+    const lines = (await daemon.crictl("logs", container)).trim().split("\n");
+    expect(lines).toEqual(Array.from({ length: 20 }, (_, index) => `line ${index + 1}`));
     await clean();
   },
 );
-
-test("an exit while the daemon is away is known afterwards with its code, and no log line is lost", async () => {
-  const { container } = await running("for i in $(seq 1 20); do echo line $i; sleep 0.1; done; exit 7");
-  await daemon.end("SIGKILL");
-  await sleep(3_000);
-  await daemon.start();
-  expect(await statusOf(container)).toMatchObject({
-    state: "CONTAINER_EXITED",
-    exitCode: 7,
-    reason: "Error",
-  });
-  const lines = (await daemon.crictl("logs", container)).trim().split("\n");
-  expect(lines).toEqual(Array.from({ length: 20 }, (_, index) => `line ${index + 1}`));
-  await clean();
-});
 
 test("kill -9 in the middle of RunPodSandbox leaves a pod that can be removed, and nothing else", async () => {
   const podConfig = await podFile();
