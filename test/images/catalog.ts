@@ -139,6 +139,7 @@ const architecture = process.arch === "x64" ? "amd64" : process.arch;
  */
 export const catalog: readonly ImageSpec[] = [
   { names: ["bulkhead/test:1"], layers: ["busybox", "marker:bulkhead"], config: { Cmd: ["sh"] } },
+  { names: ["bulkhead/no-command:1"], layers: ["busybox"] },
   {
     names: ["pause:3.10", "pause:3.9", "pause:latest"],
     layers: ["pause"],

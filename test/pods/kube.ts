@@ -36,6 +36,8 @@ export function inNamespace(cluster: Cluster, namespace: string) {
     cluster.kubectl(["-n", namespace, ...argv], input === undefined ? {} : { input });
   const get = async (name: string): Promise<Pod> =>
     JSON.parse(await kubectl(["get", "pod", name, "-o", "json"])) as Pod;
+  const events = (name: string): Promise<string> =>
+    kubectl(["get", "events", "--field-selector", `involvedObject.name=${name}`]);
   /** Polls a pod until it is as wanted; when it never is, fails with what it is. */
   const until = async (name: string, wanted: (pod: Pod) => boolean, seconds = 60): Promise<Pod> => {
     let last: Pod | undefined;
@@ -49,14 +51,9 @@ export function inNamespace(cluster: Cluster, namespace: string) {
         { timeout: seconds * 1000, interval: 200 },
       );
     } catch (error) {
-      const events = await kubectl([
-        "get",
-        "events",
-        "--field-selector",
-        `involvedObject.name=${name}`,
-      ]).catch(() => "");
+      const said = await events(name).catch(() => "");
       throw new Error(
-        `pod ${name} is not as wanted after ${seconds} s: ${JSON.stringify(last?.status, null, 1)}\n${events}`,
+        `pod ${name} is not as wanted after ${seconds} s: ${JSON.stringify(last?.status, null, 1)}\n${said}`,
         {
           cause: error,
         },
@@ -68,11 +65,27 @@ export function inNamespace(cluster: Cluster, namespace: string) {
     kubectl,
     get,
     until,
+    /** What the API server heard of a pod, as lines. */
+    events,
     apply: (object: Json) => kubectl(["apply", "-f", "-"], JSON.stringify(object)),
     /** Applies a pod and waits until its Ready condition is true. */
     run: async (pod: Json & { metadata: { name: string } }): Promise<Pod> => {
       await kubectl(["apply", "-f", "-"], JSON.stringify(pod));
       return until(pod.metadata.name, ready);
+    },
+    /** Deletes a pod and returns how its first container ended. A finalizer keeps the pod for as long as we look. */
+    endOf: async (name: string, grace?: number) => {
+      const hold = (finalizers: string[] | null) =>
+        kubectl(["patch", "pod", name, "-p", JSON.stringify({ metadata: { finalizers } }), "--type=merge"]);
+      await hold(["bulkhead.dev/test"]);
+      try {
+        const period = grace === undefined ? [] : [`--grace-period=${grace}`];
+        await kubectl(["delete", "pod", name, "--wait=false", ...period]);
+        return first(await until(name, (pod) => first(pod)?.state.terminated !== undefined))?.state
+          .terminated;
+      } finally {
+        await hold(null);
+      }
     },
     exec: (pod: string, ...argv: string[]) => kubectl(["exec", pod, "--", ...argv]),
     sh: (pod: string, script: string) => kubectl(["exec", pod, "--", "sh", "-c", script]),
