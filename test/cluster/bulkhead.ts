@@ -62,6 +62,8 @@ export async function installChart(cluster: Cluster, tag: string, signal?: Abort
       "--namespace",
       namespace,
       "--create-namespace",
+      // They stand already, and Helm 4 would argue with kubectl over whose they are.
+      "--skip-crds",
       "--set",
       `image.registry=${cluster.registry}`,
       "--set",
