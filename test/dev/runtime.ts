@@ -1,9 +1,9 @@
 import { existsSync } from "node:fs";
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, rmdir, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { until } from "../cluster/cluster.ts";
-import { unmountBelow } from "../cluster/mounts.ts";
+import { cgroupDirs, unmountBelow } from "../cluster/mounts.ts";
 import { clusterProcesses, endProcesses, startDaemon } from "../cluster/process.ts";
 import { inCache, tool } from "../tools/cache.ts";
 import { outcome } from "../tools/run.ts";
@@ -34,7 +34,7 @@ export const runtimeRecord = async (): Promise<RuntimeRecord | undefined> => {
 /** Starts the CRI daemon alone on this machine, with runc and gVisor, on a pod network of its own. */
 export const runtimeUp = async (options: RuntimeOptions, signal: AbortSignal): Promise<RuntimeRecord> => {
   const known = await runtimeRecord();
-  if (known !== undefined && (await clusterProcesses(marker)).some((each) => each.component === "runtime")) {
+  if (known !== undefined && (await runs())) {
     const other = (["socket", "root", "state"] as const).find(
       (key) => (options[key] ?? known[key]) !== known[key],
     );
@@ -51,6 +51,7 @@ export const runtimeUp = async (options: RuntimeOptions, signal: AbortSignal): P
     state: options.state ?? join(home, "state"),
     log: inCache("runtime", "runtime.log"),
   };
+  for (const dir of [options.root, options.state]) if (dir !== undefined) await requireEmpty(dir);
   await mkdir(home, { recursive: true });
   await writeFile(recordPath, JSON.stringify(record, undefined, 2));
   await using undo = new AsyncDisposableStack();
@@ -69,6 +70,30 @@ export const runtimeUp = async (options: RuntimeOptions, signal: AbortSignal): P
   await writeFile(join(home, "crictl.yaml"), `runtime-endpoint: unix://${record.socket}\ntimeout: 30\n`);
   await writeFile(join(home, "runtime.yaml"), JSON.stringify(configuration));
   await rm(record.log, { force: true });
+  await startRuntime(
+    record,
+    options.mirror.flatMap((each) => ["--mirror", each]),
+    signal,
+  );
+  undo.move();
+  return record;
+};
+
+/** Down removes these directories as they are, so they must hold nothing of anybody else's. */
+const requireEmpty = async (dir: string): Promise<void> => {
+  const names = await readdir(dir).catch(() => []);
+  if (names.length > 0)
+    throw new RuntimeError(
+      "failed-precondition",
+      `Cannot use ${dir}: it is not empty, and ./dev runtime down would remove what is in it`,
+    );
+};
+
+const startRuntime = async (
+  record: RuntimeRecord,
+  flags: readonly string[],
+  signal: AbortSignal,
+): Promise<void> => {
   const main = join(import.meta.dirname, "../../runtime/src/main.ts");
   await startDaemon(marker, {
     component: "runtime",
@@ -76,26 +101,31 @@ export const runtimeUp = async (options: RuntimeOptions, signal: AbortSignal): P
     argv: [
       ...[process.execPath, main, "serve", "--config", join(home, "runtime.yaml")],
       ...["--socket", record.socket, "--root", record.root, "--state", record.state],
-      ...options.mirror.flatMap((each) => ["--mirror", each]),
+      ...flags,
     ],
   });
   await until(signal, 30_000, `the runtime (log: ${record.log})`, async () => {
-    if ((await clusterProcesses(marker)).length === 0)
+    if (!(await runs()))
       throw new RuntimeError("unavailable", (await readFile(record.log, "utf8")).slice(-2000));
     return (await outcome(crictl(record, "version"))).code === 0;
   });
-  undo.move();
-  return record;
 };
+
+const runs = async (): Promise<boolean> =>
+  (await clusterProcesses(marker)).some((each) => each.component === "runtime");
 
 /** Ends the daemon, its pods, and all that is left of both. Tells whether there was any. */
 export const runtimeDown = async (): Promise<boolean> => {
   const record = await runtimeRecord();
   if (record === undefined) return false;
-  if (existsSync(record.socket))
-    await outcome(crictl(record, "rmp", "--all", "--force"), { signal: AbortSignal.timeout(60_000) }).catch(
-      () => {},
+  const deadline = AbortSignal.timeout(90_000);
+  // One that crashed is the only one that knows what its pods hold: addresses, rules, cgroups.
+  if (existsSync(join(record.state, "records")) && (await outcome(crictl(record, "version"))).code !== 0)
+    await startRuntime(record, [], deadline).catch((error) =>
+      process.stderr.write(`dev: what the runtime left is removed without it: ${messageOf(error)}\n`),
     );
+  if (existsSync(record.socket))
+    await outcome(crictl(record, "rmp", "--all", "--force"), { signal: deadline }).catch(() => {});
   const processes = await clusterProcesses(marker);
   await endProcesses(
     processes.filter((each) => each.component === "runtime"),
@@ -108,6 +138,9 @@ export const runtimeDown = async (): Promise<boolean> => {
     await rm(dir, { recursive: true, force: true });
   await rm(record.socket, { force: true });
   await rm(home, { recursive: true, force: true });
+  // Other runtimes' containers and monitors keep them: rmdir refuses then.
+  for (const path of ["bulkhead/monitors", "bulkhead"])
+    for (const dir of await cgroupDirs(path)) await rmdir(dir).catch(() => {});
   return true;
 };
 
