@@ -28,10 +28,21 @@ export default defineConfig({
         test: {
           name: "cluster",
           include: ["test/**/*.cluster.test.ts"],
+          exclude: ["test/lifecycle/**", "**/node_modules/**"],
           globalSetup: ["test/cluster/global-setup.ts"],
           fileParallelism: false,
           retry,
           testTimeout: 180_000,
+          hookTimeout: 600_000,
+        },
+      },
+      {
+        test: {
+          // One node's whole life, each step on the one before; by its own command (docs/ROADMAP.md says why).
+          name: "lifecycle",
+          include: ["test/lifecycle/*.cluster.test.ts"],
+          fileParallelism: false,
+          testTimeout: 240_000,
           hookTimeout: 600_000,
         },
       },

@@ -9,8 +9,11 @@ const root = join(import.meta.dirname, "../..");
 /** Projects of vitest.config.ts, in the order in which it is cheapest to fail. */
 export const projects = ["unit", "host", "cluster"] as const;
 
-/** One of {@link projects}. */
-export type Project = (typeof projects)[number];
+/** Projects that run only when they are named. */
+export const named = ["lifecycle"] as const;
+
+/** One of {@link projects} or {@link named}. */
+export type Project = (typeof projects)[number] | (typeof named)[number];
 
 type Counts = { passed: number; failed: number; skipped: number };
 

@@ -19,6 +19,7 @@ import {
   type Platform,
   profileFiles,
   programOf,
+  programsOf,
   runtimeConfig,
   unitFile,
   unsupported,
@@ -534,6 +535,8 @@ export class Controller {
       revision: profile.revision,
       files: profileFiles(profile, manifest.version, await this.#platformOf(profile, signal)),
       program: `${versionDirectory(manifest.version)}/${programOf(profile)}`,
+      version: manifest.version,
+      programs: programsOf(profile),
     };
   }
 

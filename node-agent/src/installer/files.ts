@@ -105,6 +105,10 @@ export function programOf(profile: Pick<DesiredProfile, "handler">): string {
   return kind === "gvisor" ? "bin/runsc" : `bin/${kind}`;
 }
 
+/** All programs of the bundle that the profile's handler runs. */
+export const programsOf = (profile: Pick<DesiredProfile, "handler">): string[] =>
+  handlerKind(profile) === "gvisor" ? ["bin/runsc", "bin/containerd-shim-runsc-v1"] : [programOf(profile)];
+
 export const wallOf = (profile: Pick<DesiredProfile, "handler">): { wall: Wall; engine?: "gvisor" } =>
   handlerKind(profile) === "gvisor" ? { wall: "kernel", engine: "gvisor" } : { wall: "namespaces" };
 

@@ -141,11 +141,13 @@ describe("the runtime", () => {
     expect(planEngine({ ...serving, drifted: ["runtime/main.mjs"] }, want)).toContainEqual(restart);
   });
 
-  test("is not restarted for a wall's damaged program: that is put back under the running daemon", () => {
-    expect(names(planEngine({ ...serving, drifted: ["bin/runsc"] }, want))).toEqual([
-      "stage",
-      "await-runtime",
-    ]);
+  test("leaves a wall's damaged program to the profile behind it, once the version is there", () => {
+    expect(names(planEngine({ ...serving, drifted: ["bin/runsc"] }, want))).toEqual(["await-runtime"]);
+    expect(planEngine({ ...serving, drifted: ["bin/runsc"] }, { ...want, version: "3" })).toContainEqual({
+      do: "stage",
+      version: "3",
+      files: ["bin/runsc"],
+    });
   });
 
   test("goes back to the former version, its configuration and unit", () => {
@@ -166,7 +168,14 @@ describe("the runtime", () => {
 
 describe("a profile", () => {
   const file = handlerFile("standard");
-  const plan = { name: "standard", revision: "bbbbbbbbbb", files: { [file]: "new" }, program: "/p/runc" };
+  const plan = {
+    name: "standard",
+    revision: "bbbbbbbbbb",
+    files: { [file]: "new" },
+    program: "/p/runc",
+    version: "2",
+    programs: ["bin/runc"],
+  };
 
   test("has its program checked before its handler is written, and is awaited", () => {
     expect(planProfile(serving, plan)).toEqual([
@@ -178,6 +187,14 @@ describe("a profile", () => {
 
   test("needs nothing while its handler is as it should be", () => {
     expect(planProfile(serving, { ...plan, files: { [file]: "good" } })).toEqual([]);
+  });
+
+  test("has its own damaged program put back and checked, and none of another's", () => {
+    const good = { ...plan, files: { [file]: "good" } };
+    expect(planProfile({ ...serving, drifted: ["bin/runc", "bin/runsc"] }, good)).toEqual([
+      { do: "stage", version: "2", files: ["bin/runc"] },
+      { do: "check-program", path: "/p/runc" },
+    ]);
   });
 
   test("goes back to the revision that served, and what only the new one brought goes", () => {

@@ -57,10 +57,15 @@ export type EngineFiles = { version: string; config: string; unit: string };
 const write = (facts: Pick<Facts, "files">, path: string, body: string): Step[] =>
   facts.files.get(path) === body ? [] : [{ do: "write", path, body }];
 
+/** Programs that one profile's handler runs and nothing else: what is wrong with them is that profile's trouble. */
+const isHandlers = (file: string): boolean => /^bin\/(runc|crun|runsc|containerd-shim-.+)$/.test(file);
+
 /** The runtime, up and running in the wanted version. */
 export function planEngine(facts: Facts, want: EngineFiles): Step[] {
-  const stage: Step[] =
-    facts.drifted.length > 0 ? [{ do: "stage", version: want.version, files: facts.drifted }] : [];
+  // A version that is not there yet comes whole; of the one that is, each profile mends its own programs.
+  const ours =
+    facts.current === want.version ? facts.drifted.filter((file) => !isHandlers(file)) : facts.drifted;
+  const stage: Step[] = ours.length > 0 ? [{ do: "stage", version: want.version, files: ours }] : [];
   const link: Step[] =
     facts.current === want.version
       ? []
@@ -114,13 +119,21 @@ export type ProfilePlan = {
   files: Record<string, string>;
   /** Absolute path of the program on the host. */
   program: string;
+  /** The bundle's version, and the handler's programs in it. */
+  version: string;
+  programs: string[];
 };
 
 /** A profile's handler, loaded. Empty when it is already. */
 export function planProfile(facts: Facts, want: ProfilePlan): Step[] {
   const writes = Object.entries(want.files).flatMap(([path, body]) => write(facts, path, body));
-  if (writes.length === 0) return [];
+  const broken = facts.drifted.filter((file) => want.programs.includes(file));
+  const stage: Step[] = broken.length > 0 ? [{ do: "stage", version: want.version, files: broken }] : [];
+  if (writes.length === 0) {
+    return stage.length === 0 ? [] : [...stage, { do: "check-program", path: want.program }];
+  }
   return [
+    ...stage,
     { do: "check-program", path: want.program },
     ...writes,
     { do: "await-handler", handler: want.name, revision: want.revision, present: true },
