@@ -38,7 +38,7 @@ const repaired = (node: Node, path: string, body: string): Promise<void> =>
   });
 /** An Event of that kind that names the file, newer than `since`. */
 const told = (node: Node, since: number, ...words: string[]): Promise<void> =>
-  until(AbortSignal.timeout(20_000), 20_000, `an Event Drifted that says ${words.join(" and ")}`, async () =>
+  until(AbortSignal.timeout(60_000), 60_000, `an Event Drifted that says ${words.join(" and ")}`, async () =>
     (await eventsOf(cluster, node.name)).some(
       ({ reason, type, note, at }) =>
         reason === "Drifted" &&
