@@ -7,6 +7,7 @@ import {
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { isVisible, type Visible } from "../../container/state.ts";
+import type { Usage } from "../../handler/handler.ts";
 import { hasId, hasLabels, isShown } from "../filter.ts";
 import { containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
 import { requireVisible } from "./visible.ts";
@@ -66,22 +67,7 @@ export const statsOf = async (
       labels: container.config.labels,
       annotations: container.config.annotations,
     },
-    ...(usage && {
-      cpu: {
-        timestamp: usage.timestamp,
-        usageCoreNanoSeconds: { value: usage.cpuNanos },
-        usageNanoCores: { value: nanoCores },
-      },
-      memory: {
-        timestamp: usage.timestamp,
-        workingSetBytes: { value: usage.memoryWorkingSet },
-        usageBytes: { value: usage.memoryUsage },
-        rssBytes: { value: usage.memoryRss },
-        pageFaults: { value: usage.pageFaults },
-        majorPageFaults: { value: usage.majorPageFaults },
-        availableBytes: { value: available(usage.memoryLimit, usage.memoryWorkingSet) },
-      },
-    }),
+    ...(usage && usageMessages(usage, nanoCores)),
     writableLayer: {
       timestamp: now(),
       fsId: { mountpoint: fs.mountpoint },
@@ -91,6 +77,24 @@ export const statsOf = async (
   });
 };
 
+/** CpuUsage and MemoryUsage of what a container or a pod used. */
+export const usageMessages = (usage: Usage, nanoCores: bigint) => ({
+  cpu: {
+    timestamp: usage.timestamp,
+    usageCoreNanoSeconds: { value: usage.cpuNanos },
+    usageNanoCores: { value: nanoCores },
+  },
+  memory: {
+    timestamp: usage.timestamp,
+    workingSetBytes: { value: usage.memoryWorkingSet },
+    usageBytes: { value: usage.memoryUsage },
+    rssBytes: { value: usage.memoryRss },
+    pageFaults: { value: usage.pageFaults },
+    majorPageFaults: { value: usage.majorPageFaults },
+    availableBytes: { value: available(usage.memoryLimit, usage.memoryWorkingSet) },
+  },
+});
+
 /** 0 without a limit, as cAdvisor says it. */
-export const available = (limit: bigint, workingSet: bigint): bigint =>
+const available = (limit: bigint, workingSet: bigint): bigint =>
   limit > workingSet ? limit - workingSet : 0n;

@@ -10,7 +10,7 @@ import { isVisible } from "../../container/state.ts";
 import type { Pod } from "../../pod/state.ts";
 import { podNamespaces } from "../../spec/namespaces.ts";
 import { pidIn } from "../container/create.ts";
-import { available, statsOf } from "../container/stats.ts";
+import { statsOf, usageMessages } from "../container/stats.ts";
 import { hasId, hasLabels, isShown } from "../filter.ts";
 import { now, type Runtime, type RuntimeMethods, sandboxRef } from "../runtime.ts";
 import { readInterfaces } from "../sampler.ts";
@@ -73,20 +73,7 @@ const podStatsOf = async (runtime: Runtime, pod: Pod, signal: AbortSignal): Prom
     },
     linux: {
       ...(usage && {
-        cpu: {
-          timestamp: usage.timestamp,
-          usageCoreNanoSeconds: { value: usage.cpuNanos },
-          usageNanoCores: { value: nanoCores },
-        },
-        memory: {
-          timestamp: usage.timestamp,
-          workingSetBytes: { value: usage.memoryWorkingSet },
-          usageBytes: { value: usage.memoryUsage },
-          rssBytes: { value: usage.memoryRss },
-          pageFaults: { value: usage.pageFaults },
-          majorPageFaults: { value: usage.majorPageFaults },
-          availableBytes: { value: available(usage.memoryLimit, usage.memoryWorkingSet) },
-        },
+        ...usageMessages(usage, nanoCores),
         process: { timestamp: usage.timestamp, processCount: { value: usage.pids } },
       }),
       ...(first && { network: { timestamp: now(), defaultInterface: first, interfaces: messages.slice(1) } }),
