@@ -47,9 +47,12 @@ export type EventRecorder = {
 
 const seriesMs = 6 * 60_000;
 const maxSeries = 1000;
-/** New events per object: a burst, then one more each five minutes (client-go's spam filter). */
+/**
+ * New events per object and reason: a burst, then one more each minute. By reason, because a NodeRuntime speaks for
+ * every profile of a node: what is told often there must not silence what is told once.
+ */
 const burst = 25;
-const refillMs = 5 * 60_000;
+const refillMs = 60_000;
 
 /** A recorder of Events (events.k8s.io/v1). Events inform people; a failure to write one is logged, no more. */
 export const createRecorder = (options: {
@@ -65,11 +68,11 @@ export const createRecorder = (options: {
   let writing: Promise<void> = Promise.resolve();
   let pending = 0;
 
-  const allowed = (object: string, now: number): boolean => {
-    const budget = budgets.get(object) ?? { left: burst, at: now };
+  const allowed = (subject: string, now: number): boolean => {
+    const budget = budgets.get(subject) ?? { left: burst, at: now };
     const left = Math.min(burst, budget.left + (now - budget.at) / refillMs);
-    budgets.delete(object);
-    budgets.set(object, { left: left >= 1 ? left - 1 : left, at: now });
+    budgets.delete(subject);
+    budgets.set(subject, { left: left >= 1 ? left - 1 : left, at: now });
     if (budgets.size > maxSeries) budgets.delete(budgets.keys().next().value!);
     return left >= 1;
   };
@@ -97,7 +100,10 @@ export const createRecorder = (options: {
         series.delete(key); // gone by its time to live: begin anew
       }
     }
-    if (!allowed(JSON.stringify(regarding), now)) return;
+    if (!allowed(JSON.stringify([regarding, input.reason]), now)) {
+      log?.info({ reason: input.reason, note }, "event held back: too many of its reason");
+      return;
+    }
     const namespace = regarding.namespace ?? "default";
     const suffix = createHash("sha256").update(`${key}${instance}${now}`).digest("hex").slice(0, 16);
     const name = `${regarding.name.slice(0, 200)}.${suffix}`;
