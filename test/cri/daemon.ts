@@ -21,6 +21,8 @@ export type Daemon = AsyncDisposable & {
   pluginDir: string;
   /** Addresses in use are files below this directory, as host-local keeps them. */
   addressDir: string;
+  /** Name of the pod network, which every iptables rule of a pod carries in its comment. */
+  network: string;
   logFile: string;
   start(): Promise<void>;
   /** Ends it by this signal, as systemd or the kernel would. */
@@ -36,6 +38,8 @@ export const createDaemon = async (options: { registry: string; subnet: number }
   const disk = await mkdtemp(join(tmpdir(), "bh-cri-"));
   const state = await mkdtemp("/run/bh-cri-");
   const bridge = `bhcri${options.subnet}`;
+  // No two daemons' ever: rules that an earlier one left are not this one's.
+  const network = basename(state);
   const handlersDir = join(disk, "handlers.d");
   const confDir = join(disk, "net.d");
   const socket = join(state, "cri.sock");
@@ -64,7 +68,7 @@ export const createDaemon = async (options: { registry: string; subnet: number }
     join(confDir, "10.conflist"),
     JSON.stringify({
       cniVersion: "1.0.0",
-      name: bridge,
+      name: network,
       plugins: [
         {
           type: "bridge",
@@ -110,7 +114,8 @@ export const createDaemon = async (options: { registry: string; subnet: number }
     handlersDir,
     confDir,
     pluginDir,
-    addressDir: join(state, "ipam", bridge),
+    addressDir: join(state, "ipam", network),
+    network,
     logFile,
     tryCrictl,
     crictl: (...args) => run(argv(args)),
@@ -153,7 +158,14 @@ const unmountBelow = async (dir: string): Promise<void> => {
     await outcome(["umount", "-l", point]);
 };
 
-/** Names of the remains of pods and containers, which must be none when all pods are gone. */
+/** iptables rules that plugins made for pods of this network and did not take away. */
+const rulesOf = async (network: string): Promise<string[]> => {
+  // Unlike iptables, iptables-save shows every table.
+  const tables = await Promise.all([run(["iptables-save"]), run(["ip6tables-save"])]);
+  return tables.flatMap((table) => table.split("\n")).filter((rule) => rule.includes(`\\"${network}\\"`));
+};
+
+/** Names of the remains of pods and containers, and their iptables rules, which must be none when all pods are gone. */
 export const remains = async (daemon: Daemon): Promise<string[]> => {
   const mounts = (await readFile("/proc/self/mountinfo", "utf8"))
     .split("\n")
@@ -166,5 +178,5 @@ export const remains = async (daemon: Daemon): Promise<string[]> => {
       existsSync(join(daemon.state, dir)) ? await readdir(join(daemon.state, dir)) : [],
     ),
   );
-  return [...mounts.map((point) => basename(point)), ...files.flat()];
+  return [...mounts.map((point) => basename(point)), ...files.flat(), ...(await rulesOf(daemon.network))];
 };

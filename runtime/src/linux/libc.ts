@@ -19,6 +19,7 @@ export const libc = {
   socket: lib.func("int socket(int, int, int)"),
   connect: lib.func("int connect(int, const void *, uint)"),
   getsockopt: lib.func("int getsockopt(int, int, int, void *, void *)"),
+  inet_pton: lib.func("int inet_pton(int, const char *, void *)"),
   ioctl: lib.func("int ioctl(int, ulong, void *)"),
   poll: lib.func("int poll(void *, ulong, int)"),
   syncfs: lib.func("int syncfs(int)"),

@@ -1,17 +1,21 @@
-import { closeSync, constants, openSync, readFileSync, readSync, statfsSync } from "node:fs";
+import { closeSync, constants, openSync, readFileSync, readSync, statfsSync, writeSync } from "node:fs";
 import { open } from "node:fs/promises";
+import { isIPv6 } from "node:net";
 import { endianness, constants as os } from "node:os";
 import { basename, dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import koffi from "koffi";
 import { check, cstring, errnoError, libc, offThread, sys } from "./libc.ts";
 import { type FilePath, type Linux, MountFlags } from "./linux.ts";
+import { acknowledged, newAddress } from "./netlink.ts";
 
 const AF_UNIX = 1;
 const AF_INET = 2;
 const AF_INET6 = 10;
+const AF_NETLINK = 16;
 const SOCK_STREAM = 1;
 const SOCK_DGRAM = 2;
+const SOCK_RAW = 3;
 const SOCK_SEQPACKET = 5;
 /* O_NONBLOCK and O_CLOEXEC, which SOCK_NONBLOCK and SOCK_CLOEXEC equal. */
 const SOCK_FLAGS = 0o4000 | 0o2000000;
@@ -21,6 +25,7 @@ const POLLOUT = 4;
 const O_PATH = 0o10000000;
 const SIOCGIFFLAGS = 0x8913;
 const SIOCSIFFLAGS = 0x8914;
+const SIOCGIFINDEX = 0x8933;
 const IFF_UP = 1;
 const PR_SET_CHILD_SUBREAPER = 36;
 const SPLICE_F_NONBLOCK = 2;
@@ -141,6 +146,33 @@ export const createLinux = (): Linux => ({
       setUp(socket, name);
     } finally {
       closeSync(socket);
+    }
+  },
+
+  addAddress(netns, name, cidr) {
+    const [address = "", prefix = ""] = cidr.split("/");
+    const bytes = Buffer.alloc(isIPv6(address) ? 16 : 4);
+    const family = isIPv6(address) ? AF_INET6 : AF_INET;
+    if (!/^\d{1,3}$/.test(prefix) || libc.inet_pton(family, cstring(address), bytes) !== 1)
+      throw errnoError(os.errno.EINVAL, "inet_pton", cidr);
+    const [control, netlink] = within(netns, () => {
+      const first = inetSocket();
+      try {
+        return [first, check(libc.socket(AF_NETLINK, SOCK_RAW | SOCK_FLAGS, 0), "socket")] as const;
+      } catch (error) {
+        closeSync(first);
+        throw error;
+      }
+    });
+    try {
+      writeSync(netlink, newAddress(indexOf(control, name), bytes, Number(prefix)));
+      // The kernel acts on the request before write(2) returns: the answer is there.
+      const reply = Buffer.alloc(1024);
+      const errno = acknowledged(reply.subarray(0, readSync(netlink, reply)));
+      if (errno !== 0 && errno !== os.errno.EEXIST) throw errnoError(errno, "RTM_NEWADDR", cidr);
+    } finally {
+      closeSync(netlink);
+      closeSync(control);
     }
   },
 
@@ -268,11 +300,23 @@ const within = <T>(netns: string, work: () => T): T => {
 
 const inetSocket = () => check(libc.socket(AF_INET, SOCK_DGRAM | SOCK_FLAGS, 0), "socket");
 
-/** netdevice(7): reads the flags of the interface and writes them back with IFF_UP. */
-const setUp = (socket: number, name: string) => {
+/** struct ifreq of netdevice(7) with the interface's name. */
+const interfaceRequest = (name: string): Buffer => {
   if (Buffer.byteLength(name) > 15) throw errnoError(os.errno.EINVAL, "ioctl", name);
   const request = Buffer.alloc(40);
   request.write(cstring(name), 0, "utf8");
+  return request;
+};
+
+const indexOf = (socket: number, name: string): number => {
+  const request = interfaceRequest(name);
+  check(libc.ioctl(socket, SIOCGIFINDEX, request), "ioctl", name);
+  return readInt(request, 16);
+};
+
+/** Reads the flags of the interface and writes them back with IFF_UP. */
+const setUp = (socket: number, name: string) => {
+  const request = interfaceRequest(name);
   check(libc.ioctl(socket, SIOCGIFFLAGS, request), "ioctl", name);
   writeShort(request, readShort(request, 16) | IFF_UP, 16);
   check(libc.ioctl(socket, SIOCSIFFLAGS, request), "ioctl", name);

@@ -170,6 +170,36 @@ describe("pinNamespaces()", () => {
   });
 });
 
+describe("addAddress()", () => {
+  const netns = async (name: string) => {
+    const net = file(name);
+    await linux.pinNamespaces({ net }, "");
+    mounted.push(net);
+    const ip = (...command: string[]) =>
+      execFileSync("nsenter", [`--net=${net}`, "ip", ...command], { encoding: "utf8" });
+    ip("link", "add", "eth0", "type", "bridge");
+    return { net, ip };
+  };
+
+  test("adds IPv4 and IPv6 addresses inside the namespace, and leaves those that are there", async () => {
+    const { net, ip } = await netns("address");
+    const before = ownNamespaces();
+    for (const cidr of ["10.1.2.3/24", "fd00:1::3/64", "10.1.2.3/24", "fd00:1::3/64"])
+      linux.addAddress(net, "eth0", cidr);
+    const shown = ip("-o", "addr", "show", "dev", "eth0");
+    expect(shown.match(/inet6? \S+/g)).toEqual(["inet 10.1.2.3/24", "inet6 fd00:1::3/64"]);
+    expect(ownNamespaces()).toEqual(before);
+  });
+
+  test("says what the kernel says", async () => {
+    const { net } = await netns("address-errors");
+    expect(() => linux.addAddress(net, "absent", "10.1.2.3/24")).toThrow(/ENODEV.*absent/);
+    expect(() => linux.addAddress(net, "eth0", "10.1.2.3/33")).toThrow(/EINVAL.*RTM_NEWADDR/);
+    expect(() => linux.addAddress(net, "eth0", "10.1.2.300/24")).toThrow(/EINVAL/);
+    expect(() => linux.addAddress(net, "eth0", "10.1.2.3")).toThrow(/EINVAL/);
+  });
+});
+
 describe("dialIn()", () => {
   test("connects inside the namespace and nowhere else", async () => {
     const net = file("dial");

@@ -25,6 +25,8 @@ export interface Linux {
   dialIn(netns: string, host: "127.0.0.1" | "::1", port: number): Promise<number>;
   /** Sets the interface up inside the network namespace at `netns`. */
   linkUp(netns: string, name: string): void;
+  /** Adds an address ("10.1.2.3/24") to the interface inside the network namespace; one that is there stays. */
+  addAddress(netns: string, name: string, cidr: string): void;
   /** A connected, non-blocking AF_UNIX socket of type stream or seqpacket; a long path goes through /proc/self/fd. */
   connectUnix(path: string, type: "stream" | "seqpacket"): number;
   /** Kills by pidfd: true when the process with that start time got the signal. */

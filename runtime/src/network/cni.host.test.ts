@@ -97,7 +97,9 @@ const makePod = async (over: Partial<NetworkPod> = {}): Promise<NetworkPod> => {
 };
 const inside = (pod: NetworkPod, ...command: string[]) =>
   execFileSync("nsenter", [`--net=${pod.netns}`, ...command], { encoding: "utf8" });
-const rules = () => execFileSync("iptables-save", ["-t", "nat"], { encoding: "utf8" });
+/** Rules of all tables. */
+const rules = () =>
+  ["iptables-save", "ip6tables-save"].map((save) => execFileSync(save, { encoding: "utf8" })).join("");
 const ipam = () => {
   const dir = join(root, "ipam", NETWORK);
   return existsSync(dir) ? readdirSync(dir).filter((name) => /^[\da-f.:]+$/.test(name)) : [];
@@ -143,6 +145,17 @@ describe("attach() and detach()", () => {
     expect(rules()).not.toContain("18377");
     expect(rules()).not.toContain(pod.id);
     expect(ipam()).toEqual([]);
+    await network().detach(pod, result, never);
+  });
+
+  test("detach() undoes the masquerade of a pod whose interface has lost its addresses", async () => {
+    configure([bridge()]);
+    const pod = await makePod();
+    const result = await network().attach(pod, never);
+    expect(rules().match(new RegExp(`POSTROUTING.*${pod.id}`, "g"))).toHaveLength(2);
+    inside(pod, "ip", "addr", "flush", "dev", "eth0");
+    await network().detach(pod, result, never);
+    expect(rules()).not.toContain(pod.id);
     await network().detach(pod, result, never);
   });
 

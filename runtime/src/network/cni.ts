@@ -13,9 +13,12 @@ import {
   type CniNetwork,
   type CniPlugin,
   capabilitiesOf,
+  cidrsOf,
   executionConfig,
   executionEnv,
   hasStatus,
+  keptResult,
+  POD_INTERFACE,
   parseNetwork,
   parseResult,
 } from "./plan.ts";
@@ -38,7 +41,7 @@ const KEPT = "cni.json";
 
 const Kept = z.object({ config: z.unknown(), raw: z.unknown().optional() });
 
-type NetworkLinux = Pick<Linux, "statfs" | "pinNamespaces" | "umount" | "linkUp" | "dialIn">;
+type NetworkLinux = Pick<Linux, "statfs" | "pinNamespaces" | "umount" | "linkUp" | "addAddress" | "dialIn">;
 
 /** Attaches pods by executing CNI plugins, any plugins, as the CNI specification 1.1 says. */
 export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network => {
@@ -134,6 +137,7 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
       if (kept === undefined) return;
       const network = parseNetwork(kept.config);
       const netns = pod.netns !== "" && isPinned(pod.netns, linux) ? pod.netns : "";
+      if (netns !== "") restoreAddresses(netns, kept.raw, linux);
       const failures: unknown[] = [];
       // One plugin's failure keeps no other from giving back what it holds; the caller tries all again.
       for (const plugin of network.plugins.toReversed())
@@ -165,6 +169,20 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
       );
     },
   };
+};
+
+/**
+ * Puts back the addresses that ADD gave and that are no longer on the pod's interface. Plugins find by them what to
+ * undo (bridge: its masquerade rule), but gVisor takes them into its own stack, and a pod with NET_ADMIN may do what
+ * it likes. Mere help: the interface may be gone since an earlier DEL, or may not take an address any more.
+ */
+const restoreAddresses = (netns: string, raw: unknown, linux: Pick<Linux, "addAddress">): void => {
+  for (const cidr of cidrsOf(keptResult(raw)))
+    try {
+      linux.addAddress(netns, POD_INTERFACE, cidr);
+    } catch {
+      // DEL is to be run whatever the interface is like.
+    }
 };
 
 const keep = async (pod: NetworkPod, kept: { config: CniNetwork; raw?: unknown }): Promise<void> => {

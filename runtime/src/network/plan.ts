@@ -192,23 +192,31 @@ const Result = z.looseObject({
 /** Parses what a plugin printed at ADD. */
 export const parseResult = (text: string): z.infer<typeof Result> => Result.parse(JSON.parse(text));
 
+/** The result as it was kept with a pod; an empty one when ADD did not come so far. */
+export const keptResult = (raw: unknown): z.infer<typeof Result> => Result.parse(raw ?? {});
+
 /** Addresses of the pod's own interface, IPv4 first, without prefix length. */
 export const addressesOf = (result: z.infer<typeof Result>): string[] => {
+  const all = cidrsOf(result).map((address) => address.split("/", 1)[0]!);
+  const only = (family: z.ZodType) => [
+    ...new Set(all.filter((address) => family.safeParse(address).success)),
+  ];
+  return [...only(z.ipv4()), ...only(z.ipv6())];
+};
+
+/** Addresses of the pod's own interface with their prefix lengths, as the plugins said them. */
+export const cidrsOf = (result: z.infer<typeof Result>): string[] => {
   const interfaces = result.interfaces ?? [];
   const own = (index: number | null | undefined) => {
     if (index === undefined || index === null || interfaces.length === 0) return true;
     const at = interfaces[index];
     return at !== undefined && at.name === POD_INTERFACE && (at.sandbox ?? "") !== "";
   };
-  const all = [
+  return [
     ...(result.ips ?? []).filter((ip) => own(ip.interface)).map((ip) => ip.address),
     ...(result.ip4 ? [result.ip4.ip] : []),
     ...(result.ip6 ? [result.ip6.ip] : []),
-  ].map((address) => address.split("/", 1)[0]!);
-  const only = (family: z.ZodType) => [
-    ...new Set(all.filter((address) => family.safeParse(address).success)),
   ];
-  return [...only(z.ipv4()), ...only(z.ipv6())];
 };
 
 const PluginError = z.looseObject({
