@@ -9,6 +9,7 @@ import { Exits } from "./container/exits.ts";
 import { readHostFacts } from "./container/host-facts.ts";
 import { exited } from "./container/state.ts";
 import { openContainers } from "./container/store.ts";
+import { userNamespaceTrouble } from "./container/user-namespace-probe.ts";
 import { streamingBackend } from "./cri/container/streaming-backend.ts";
 import { Events } from "./cri/events.ts";
 import { notify } from "./cri/notify.ts";
@@ -55,15 +56,23 @@ export const serve = async (
   // Everything below decides about modes itself.
   process.umask(0o022);
   await using stack = new AsyncDisposableStack();
-  for (const dir of [config.state, config.root]) await mkdir(dir, { recursive: true, mode: 0o700 });
+  await mkdir(config.root, { recursive: true, mode: 0o700 });
+  await mkdir(config.state, { recursive: true, mode: 0o711 });
   await chmod(config.state, 0o711);
-  for (const dir of ["pods", "containers"])
-    await mkdir(join(config.state, dir), { recursive: true, mode: 0o700 });
+  for (const dir of ["pods", "containers"]) {
+    await mkdir(join(config.state, dir), { recursive: true, mode: 0o711 });
+    // The root of a pod's user namespace must get through to its own directory; nobody can list or enter another's.
+    await chmod(join(config.state, dir), 0o711);
+  }
 
   const host = readHostFacts(config.cgroupDriver);
   const linux = createLinux();
   const layout = readLayout();
   const programs = await ownPrograms(join(config.root, "bin"));
+  const noUserNamespaces = await userNamespaceTrouble({
+    ...{ root: config.root, state: config.state, program: programs.reaper, linux },
+  });
+  if (noUserNamespaces !== undefined) log.warn({ reason: noUserNamespaces }, "no user namespaces for pods");
   const report = (error: RuntimeError): void => log.error({ err: error }, "record not readable");
   const pods = openPods(join(config.state, "records", "pods"));
   pods.load(report);
@@ -189,6 +198,8 @@ export const serve = async (
     streaming,
     metrics,
     log,
+    namespaceMaker: programs.reaper,
+    noUserNamespaces,
     config: { verbose: () => config },
   };
   await recover(runtime);

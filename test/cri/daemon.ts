@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, openSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -37,6 +37,8 @@ export type Daemon = AsyncDisposable & {
 export const createDaemon = async (options: { registry: string; subnet: number }): Promise<Daemon> => {
   const disk = await mkdtemp(join(tmpdir(), "bh-cri-"));
   const state = await mkdtemp("/run/bh-cri-");
+  // As /run/bulkhead is: user namespaces need a way through.
+  await chmod(state, 0o711);
   const bridge = `bhcri${options.subnet}`;
   // No two daemons' ever: rules that an earlier one left are not this one's.
   const network = basename(state);

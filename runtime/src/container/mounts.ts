@@ -1,10 +1,12 @@
 import { mkdir, realpath, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { type Mount, MountPropagation } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Images } from "../image/images.ts";
-import type { Snapshotter } from "../snapshot/snapshotter.ts";
+import type { Linux } from "../linux/linux.ts";
+import type { Owners, Snapshotter } from "../snapshot/snapshotter.ts";
 import type { ResolvedMount } from "../spec/mounts.ts";
+import { idMappings } from "../spec/user-namespace.ts";
 import { type MountPoint, mountOf, readMountTable } from "./mount-table.ts";
 import { resolveInRoot } from "./rootfs.ts";
 
@@ -15,6 +17,9 @@ type Needs = {
   recursiveReadOnly: boolean;
   /** A directory for the n-th image volume, to be mounted on; noted in the record by the caller. */
   imageMountDir: (index: number) => Promise<string>;
+  linux: Pick<Linux, "canIdMap">;
+  /** The pod's user namespace, and whose root files of images belong to there. */
+  owners: Owners | undefined;
 };
 
 const propagations = {
@@ -39,6 +44,7 @@ export const resolveMounts = async (mounts: readonly Mount[], needs: Needs): Pro
         ? await imageSource(mount, index, needs)
         : await hostSource(mount.hostPath);
       checkPropagation(table, source, propagation);
+      const ids = idsOf(mount, source, needs);
       return {
         destination: join("/", mount.containerPath),
         source,
@@ -46,6 +52,7 @@ export const resolveMounts = async (mounts: readonly Mount[], needs: Needs): Pro
         recursiveReadOnly: mount.recursiveReadOnly,
         propagation,
         options: mount.mountOptions,
+        ...(ids && { ids }),
       };
     }),
   );
@@ -67,11 +74,27 @@ const check = (mount: Mount, needs: Needs): void => {
         `RROUnsupported: ${what}: the handler has no recursive read-only mounts`,
       );
   }
-  if (mount.uidMappings.length > 0 || mount.gidMappings.length > 0)
-    throw new RuntimeError("invalid-argument", `${what}: id-mapped mounts are not supported`);
   for (const option of mount.mountOptions)
     if (!allowedOptions.has(option))
       throw new RuntimeError("invalid-argument", `${what}: mount option "${option}" is not allowed`);
+};
+
+/** The mappings of an id-mapped mount, where the file system can be mounted so. */
+const idsOf = (mount: Mount, source: string, { owners, linux }: Needs): ResolvedMount["ids"] => {
+  const what = `Cannot mount at "${mount.containerPath}"`;
+  const uids = idMappings(mount.uidMappings, `uidMappings of the mount at "${mount.containerPath}"`);
+  const gids = idMappings(mount.gidMappings, `gidMappings of the mount at "${mount.containerPath}"`);
+  if (uids.length === 0 && gids.length === 0) return undefined;
+  if (uids.length === 0 || gids.length === 0)
+    throw new RuntimeError("invalid-argument", `${what}: an id-mapped mount needs both uids and gids`);
+  // An image's files are shifted where its layers are stacked.
+  if (mount.image?.image) return undefined;
+  if (owners !== undefined && !linux.canIdMap(source, owners.userNamespace))
+    throw new RuntimeError(
+      "failed-precondition",
+      `${what}: the file system of "${source}" cannot be mounted id-mapped by this kernel`,
+    );
+  return { uids, gids };
 };
 
 const hostSource = async (path: string): Promise<string> => {
@@ -94,7 +117,12 @@ const imageSource = async (mount: Mount, index: number, needs: Needs): Promise<s
     const image = needs.images.get(ref);
     if (!image) throw new Error(`image "${ref}" is not there`);
     const dir = await needs.imageMountDir(index);
-    await needs.snapshotter.mountReadonly(dir.replaceAll("/", "-"), image.layers, dir);
+    await needs.snapshotter.mountReadonly(
+      `${basename(dirname(dir))}-${basename(dir)}`,
+      image.layers,
+      dir,
+      needs.owners,
+    );
     if (mount.imageSubPath === "") return dir;
     const found = await resolveInRoot(dir, mount.imageSubPath);
     if (!(await stat(found)).isDirectory()) throw new Error(`"${mount.imageSubPath}" is not a directory`);

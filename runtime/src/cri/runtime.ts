@@ -46,6 +46,10 @@ export type Runtime = {
   streaming: StreamingServer;
   metrics: Metrics;
   log: Logger;
+  /** Path of bulkhead-exec-reaper, which also makes user namespaces. */
+  namespaceMaker: string;
+  /** Why this node's pods cannot have user namespaces; undefined when they can. */
+  noUserNamespaces: string | undefined;
   config: { verbose: () => Record<string, unknown> };
 };
 

@@ -43,7 +43,8 @@ export const serveCri = async (
   };
   register(RuntimeService, services.runtime as unknown as Record<string, Call>);
   register(ImageService, services.image as unknown as Record<string, Call>);
-  await mkdir(dirname(socket), { recursive: true, mode: 0o700 });
+  // The state may be beside it, and the root of a pod's user namespace must get through to its own files there.
+  await mkdir(dirname(socket), { recursive: true, mode: 0o711 });
   await rm(socket, { force: true });
   await new Promise<void>((resolve, reject) =>
     server.bindAsync(`unix://${socket}`, ServerCredentials.createInsecure(), (error) =>

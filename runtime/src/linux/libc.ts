@@ -34,11 +34,13 @@ export const libc = {
 /** Numbers of system calls from 424 on are the same on every architecture. */
 export const sys = {
   pidfd_send_signal: 424,
+  open_tree: 428,
   move_mount: 429,
   fsopen: 430,
   fsconfig: 431,
   fsmount: 432,
   pidfd_open: 434,
+  mount_setattr: 442,
 } as const;
 
 /** The error that node:fs would throw for `errno`. */

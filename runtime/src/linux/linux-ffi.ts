@@ -34,6 +34,11 @@ const FSCONFIG_SET_STRING = 1;
 const FSCONFIG_CMD_CREATE = 6;
 const MOVE_MOUNT_F_EMPTY_PATH = 4;
 const CLOEXEC = 1;
+const OPEN_TREE_CLONE = 1;
+const OPEN_TREE_CLOEXEC = 0o2000000;
+const AT_EMPTY_PATH = 0x1000;
+const MOUNT_ATTR_IDMAP = 0x100000n;
+const MOUNT_ATTR_RDONLY = 1n;
 const AT_FDCWD = -100;
 const CLONE = { net: 0x40000000, ipc: 0x08000000, uts: 0x04000000 } as const;
 const DIAL_TIMEOUT_MS = 5_000;
@@ -59,15 +64,7 @@ export const createLinux = (): Linux => ({
         target,
       );
       try {
-        check(
-          libc.syscall(
-            sys.move_mount,
-            ...["int", mnt, "str", "", "int", AT_FDCWD, "str", cstring(target)],
-            ...["uint", MOVE_MOUNT_F_EMPTY_PATH],
-          ),
-          "move_mount",
-          target,
-        );
+        attach(mnt, target);
       } finally {
         closeSync(mnt);
       }
@@ -79,6 +76,25 @@ export const createLinux = (): Linux => ({
   async umount(target, flags) {
     // Off the main thread: the last unmount of a file system writes its dirty data out.
     await offThread(libc.umount2, "umount2", target, cstring(target), flags);
+  },
+
+  mountIdMapped(source, userNamespace, target) {
+    const tree = idMappedTree(source, userNamespace);
+    try {
+      attach(tree, target);
+    } finally {
+      closeSync(tree);
+    }
+  },
+
+  canIdMap(path, userNamespace) {
+    try {
+      closeSync(idMappedTree(path, userNamespace));
+      return true;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).syscall === "mount_setattr") return false;
+      throw error;
+    }
   },
 
   mknod(path, mode, major, minor) {
@@ -253,6 +269,58 @@ export const createLinux = (): Linux => ({
     await offThread(libc.syncfs, "syncfs", path, handle.fd);
   },
 });
+
+/** A copy of the mount that `source` is on, from there on, attached nowhere, with its owners shifted. */
+const idMappedTree = (source: string, userNamespace: string): number => {
+  const tree = check(
+    libc.syscall(
+      sys.open_tree,
+      ...["int", AT_FDCWD, "str", cstring(source), "uint", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC],
+    ),
+    "open_tree",
+    source,
+  );
+  try {
+    const namespace = openSync(userNamespace, constants.O_RDONLY);
+    try {
+      // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
+      const attributes = new BigUint64Array([
+        MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY,
+        0n,
+        0n,
+        BigInt(namespace),
+      ]);
+      const bytes = Buffer.from(attributes.buffer);
+      check(
+        libc.syscall(
+          sys.mount_setattr,
+          ...["int", tree, "str", "", "uint", AT_EMPTY_PATH, "void *", bytes, "size_t", bytes.length],
+        ),
+        "mount_setattr",
+        source,
+      );
+      return tree;
+    } finally {
+      closeSync(namespace);
+    }
+  } catch (error) {
+    closeSync(tree);
+    throw error;
+  }
+};
+
+/** Attaches a mount that a descriptor holds. */
+const attach = (mnt: number, target: string): void => {
+  check(
+    libc.syscall(
+      sys.move_mount,
+      ...["int", mnt, "str", "", "int", AT_FDCWD, "str", cstring(target)],
+      ...["uint", MOVE_MOUNT_F_EMPTY_PATH],
+    ),
+    "move_mount",
+    target,
+  );
+};
 
 /** The path as C wants it: bytes end with a NUL, and have none before. */
 const cpath = (path: FilePath): string | Uint8Array => {

@@ -11,6 +11,13 @@ export interface Linux {
    */
   mountWith(type: string, parameters: [key: string, value: string][], target: string, flags: number): void;
   umount(target: string, flags: number): Promise<void>;
+  /**
+   * Mounts the directory `source` read-only on `target` with its owners shifted as the user namespace at `userNamespace` maps
+   * them (mount_setattr(2), MOUNT_ATTR_IDMAP). EINVAL: its file system cannot be.
+   */
+  mountIdMapped(source: string, userNamespace: string, target: string): void;
+  /** True when the file system that `path` is on can be shifted that way. */
+  canIdMap(path: string, userNamespace: string): boolean;
   /** mknod(2); mode includes the type bits. */
   mknod(path: FilePath, mode: number, major: number, minor: number): void;
   mkfifo(path: FilePath, mode: number): void;

@@ -1,9 +1,10 @@
-import { copyFile, mkdir, readFile, writeFile } from "node:fs/promises";
+import { chmod, chown, copyFile, mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { DNSConfig } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { type Linux, MountFlags } from "../linux/linux.ts";
 import type { PodFiles } from "../spec/mounts.ts";
+import type { PodIds } from "../spec/user-namespace.ts";
 
 /** What the containers of a pod share on disk, below the pod's directory. */
 export const podFiles = (dir: string, ipc: "pod" | "host"): PodFiles => ({
@@ -42,6 +43,22 @@ export const writePodFiles = async (
     writeFile(files.resolvConf, resolv, { mode: 0o644 }),
     copyFile("/etc/hosts", files.hosts).catch(() => writeFile(files.hosts, "127.0.0.1 localhost\n")),
   ]);
+};
+
+/**
+ * Gives the files to the root of the pod's user namespace, as they are root's in any other pod, and lets it through
+ * to them.
+ */
+export const giveTo = async (ids: PodIds, dir: string, files: PodFiles): Promise<void> => {
+  const [uid, gid] = [ids.uids[0].hostID, ids.gids[0].hostID];
+  await Promise.all([files.hostname, files.hosts, files.resolvConf].map((file) => chown(file, uid, gid)));
+  for (const place of [dir, join(dir, "sandbox")]) await letThrough(place, gid);
+};
+
+/** Its own group's members may pass through a directory, not list it. */
+export const letThrough = async (dir: string, gid: number): Promise<void> => {
+  await chown(dir, 0, gid);
+  await chmod(dir, 0o710);
 };
 
 /** The pod's own /dev/shm. */

@@ -15,13 +15,14 @@ import { dirname, isAbsolute, join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
 import { type Linux, MountFlags } from "../linux/linux.ts";
-import type { Snapshotter } from "./snapshotter.ts";
+import { releaseIdMapped, withIdMapped } from "./id-mapped.ts";
+import type { Owners, Snapshotter } from "./snapshotter.ts";
 import type { UnpackLimits } from "./unpack.ts";
 import { createFileWorkers } from "./workers.ts";
 
 export type OverlayOptions = { limits?: Partial<UnpackLimits> };
 
-type OverlayLinux = Pick<Linux, "mount" | "mountWith" | "umount" | "statfs" | "syncfs">;
+type OverlayLinux = Pick<Linux, "mount" | "mountWith" | "umount" | "statfs" | "syncfs" | "mountIdMapped">;
 
 /** A layer on disk. `synced` is set once its files surely survive a power cut. */
 const Layer = z.object({
@@ -180,7 +181,12 @@ export const overlay = async (
     void syncBehind();
   };
 
-  const standOn = async (key: string, ids: string[], writable: boolean): Promise<void> => {
+  const standOn = async (
+    key: string,
+    ids: string[],
+    writable: boolean,
+    owners: Owners | undefined,
+  ): Promise<void> => {
     checkKey(key);
     for (const id of ids) dirOf(id);
     const stand = { boot, layers: ids, writable };
@@ -196,7 +202,7 @@ export const overlay = async (
     const [like] = lowerOf(ids);
     const { uid, gid, mode, atime, mtime } = await stat(like!);
     await mkdir(`${upper}.new`, { recursive: true });
-    await chown(`${upper}.new`, uid, gid);
+    await chown(`${upper}.new`, uid + (owners?.uid ?? 0), gid + (owners?.gid ?? 0));
     await chmod(`${upper}.new`, mode & 0o7777);
     await utimes(`${upper}.new`, atime, mtime);
     await rename(`${upper}.new`, upper);
@@ -283,19 +289,23 @@ export const overlay = async (
       await discard(at("l", layer.dir));
     },
 
-    async mountContainer(key, ids, target) {
+    async mountContainer(key, ids, target, owners) {
       if (isMounted(target)) return;
-      await standOn(key, ids, true);
-      await mountUpper(key, lowerOf(ids), target).catch((error) => {
+      await standOn(key, ids, true, owners);
+      await withIdMapped(lowerOf(ids), at("containers", key, "shifted"), owners, linux, (lower) =>
+        mountUpper(key, lower, target),
+      ).catch((error) => {
         throw mountFailed(target, error);
       });
     },
 
-    async mountReadonly(key, ids, target) {
+    async mountReadonly(key, ids, target, owners) {
       if (isMounted(target)) return;
-      await standOn(key, ids, false);
-      const lower = ids.length < 2 ? [...lowerOf(ids), at("l", NOTHING[1])] : lowerOf(ids);
-      await mountStack(lower, [], target, MountFlags.RDONLY).catch((error) => {
+      await standOn(key, ids, false, owners);
+      const dirs = ids.length < 2 ? [...lowerOf(ids), at("l", NOTHING[1])] : lowerOf(ids);
+      await withIdMapped(dirs, at("containers", key, "shifted"), owners, linux, (lower) =>
+        mountStack(lower, [], target, MountFlags.RDONLY),
+      ).catch((error) => {
         throw mountFailed(target, error);
       });
     },
@@ -310,6 +320,7 @@ export const overlay = async (
     async removeContainer(key) {
       checkKey(key);
       const dir = at("containers", key);
+      await releaseIdMapped(join(dir, "shifted"), linux);
       const gone = at("trash", `${process.pid}-${Date.now()}-${serial++}`);
       await rename(dir, gone).catch((error: NodeJS.ErrnoException) => {
         if (error.code !== "ENOENT") throw error;

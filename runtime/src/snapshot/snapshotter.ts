@@ -17,10 +17,13 @@ export interface Snapshotter {
   has(id: string): boolean;
   /** Removes a layer that nothing stands on. */
   removeLayer(id: string): Promise<void>;
-  /** Makes a container root and mounts it at `target` (a directory made by the caller). Idempotent by key. */
-  mountContainer(key: string, layers: string[], target: string): Promise<void>;
+  /**
+   * Makes a container root and mounts it at `target` (a directory made by the caller). Idempotent by key. With
+   * `owners` the files' owners are shifted into a user namespace.
+   */
+  mountContainer(key: string, layers: string[], target: string, owners?: Owners): Promise<void>;
   /** Mounts a chain of layers read-only (image volumes). */
-  mountReadonly(key: string, layers: string[], target: string): Promise<void>;
+  mountReadonly(key: string, layers: string[], target: string, owners?: Owners): Promise<void>;
   /** Unmounts `target`, lazily when it is busy. Succeeds when nothing is mounted. */
   unmount(target: string): Promise<void>;
   /** Removes the container's writable part. Succeeds when it is gone. */
@@ -28,3 +31,6 @@ export interface Snapshotter {
   /** Bytes and inodes of a container's writable part. */
   usage(key: string): Promise<{ bytes: bigint; inodes: bigint }>;
 }
+
+/** The user namespace that files are shown in: its file, and which ids of the node its root's are. */
+export type Owners = { userNamespace: string; uid: number; gid: number };

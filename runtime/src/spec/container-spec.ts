@@ -13,6 +13,7 @@ import type { Linux, Process, Spec } from "./oci.ts";
 import { clampOomScoreAdj, resourcesOf } from "./resources.ts";
 import { sysctlsOf } from "./sysctl.ts";
 import type { User } from "./user.ts";
+import { mappingsOf } from "./user-namespace.ts";
 
 /** A device node of the host that a container gets. */
 export type HostDevice = {
@@ -90,6 +91,7 @@ const linuxOf = (input: ContainerInput, host: HostFacts): Linux => {
   const propagation = rootPropagation(input.mounts);
   return {
     namespaces: namespacesOf(pod.namespaces, input.pid, host.cgroup, privileged),
+    ...mappingsOf(pod.config),
     cgroupsPath: cgroupsPath(pod.config.linux?.cgroupParent ?? "", input.id, host.cgroupDriver),
     devices: input.devices.map(({ path, type, major, minor, mode, uid, gid }) => ({
       type,

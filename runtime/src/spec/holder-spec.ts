@@ -9,6 +9,7 @@ import type { Spec } from "./oci.ts";
 import { clampOomScoreAdj } from "./resources.ts";
 import { defaultSeccomp } from "./seccomp-default.ts";
 import { sysctlsOf } from "./sysctl.ts";
+import { mappingsOf } from "./user-namespace.ts";
 
 /** Where the holder's program stands in its root file system. */
 export const holderPath = "/holder";
@@ -59,6 +60,7 @@ export const holderSpec = (input: {
     },
     linux: {
       namespaces: namespacesOf(input.namespaces, { use: input.pid }, host.cgroup, privileged),
+      ...mappingsOf(config),
       cgroupsPath: cgroupsPath(config.linux?.cgroupParent ?? "", input.id, host.cgroupDriver),
       resources: { cpu: { shares: 2 }, devices: [{ allow: false, access: "rwm" }] },
       sysctl: sysctlsOf(config.linux?.sysctls ?? {}, {

@@ -1,4 +1,4 @@
-import type { Mount } from "./oci.ts";
+import type { IdMapping, Mount } from "./oci.ts";
 
 /** A mount whose source was found on the node. */
 export type ResolvedMount = {
@@ -9,6 +9,8 @@ export type ResolvedMount = {
   propagation: "private" | "host-to-container" | "bidirectional";
   /** More options of mount(8), such as noexec. */
   options: readonly string[];
+  /** Owners are shown shifted, by an id-mapped mount. */
+  ids?: { uids: IdMapping[]; gids: IdMapping[] };
 };
 
 /** Files and places that a pod shares among its containers. A path of "" is left out. */
@@ -54,8 +56,10 @@ const bind = (mount: ResolvedMount): Mount => ({
     "rbind",
     propagationOption[mount.propagation],
     mount.recursiveReadOnly ? "rro" : mount.readonly ? "ro" : "rw",
+    ...(mount.ids ? ["idmap"] : []),
     ...mount.options,
   ],
+  ...(mount.ids && { uidMappings: mount.ids.uids, gidMappings: mount.ids.gids }),
 });
 
 const depth = (path: string): number => path.split("/").filter((part) => part !== "").length;

@@ -47,6 +47,7 @@ export const namespacesOf = (
   privileged: boolean,
 ): Linux["namespaces"] => [
   { type: "mount" },
+  ...(pinned.user === undefined ? [] : [{ type: "user" as const, path: pinned.user }]),
   ...(pid.use === "own" ? [{ type: "pid" as const }] : []),
   ...(pid.use === "join" ? [{ type: "pid" as const, path: pid.path }] : []),
   ...(pinned.net === undefined ? [] : [{ type: "network" as const, path: pinned.net }]),

@@ -16,7 +16,7 @@ import { created, newContainer } from "../../container/state.ts";
 import type { Handler, HandlerState } from "../../handler/handler.ts";
 import type { Image } from "../../image/images.ts";
 import { timed } from "../../metrics.ts";
-import { podFiles } from "../../pod/files.ts";
+import { letThrough, podFiles } from "../../pod/files.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
 import { apparmorOf, requireApparmor } from "../../spec/apparmor.ts";
 import { capabilitiesOf } from "../../spec/capabilities.ts";
@@ -28,6 +28,7 @@ import { seccompChoice } from "../../spec/seccomp.ts";
 import { defaultSeccomp } from "../../spec/seccomp-default.ts";
 import { stopSignalOf } from "../../spec/stop-signal.ts";
 import { type User, userOf } from "../../spec/user.ts";
+import { podIdsOf, requireSameIds } from "../../spec/user-namespace.ts";
 import { notify } from "../notify.ts";
 import {
   containerDir,
@@ -73,6 +74,10 @@ const createIn = async (
       `Cannot create container "${config.metadata?.name}": image "${ref}" is not there`,
     );
   checkPrivileges(config, pod);
+  requireSameIds(
+    pod.config.linux?.securityContext?.namespaceOptions,
+    config.linux?.securityContext?.namespaceOptions,
+  );
   checkCdi(config);
   await checkApparmor(config, runtime.host);
   const pid = pidOf(runtime, config, pod);
@@ -199,6 +204,13 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
   const stateDir = containerDir(runtime, id);
   const rootfs = join(stateDir, "rootfs");
   await mkdir(rootfs, { recursive: true, mode: 0o700 });
+  const ids = podIdsOf(pod.config);
+  const userNamespace = pod.held.namespaces?.user;
+  const owners =
+    ids === undefined || userNamespace === undefined
+      ? undefined
+      : { userNamespace, uid: ids.uids[0].hostID, gid: ids.gids[0].hostID };
+  if (owners) await letThrough(stateDir, owners.gid);
   const imageMounts = config.mounts.flatMap((mount, index) =>
     mount.image?.image ? [join(stateDir, `image-${index}`)] : [],
   );
@@ -212,10 +224,12 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
         await mkdir(dir, { mode: 0o755 });
         return dir;
       },
+      linux: runtime.linux,
+      owners,
     }),
     security?.privileged ? allDevices() : askedDevices(config.devices),
     seccompOf(config, host),
-    snapshotter.mountContainer(id, image.layers, rootfs),
+    snapshotter.mountContainer(id, image.layers, rootfs, owners),
     plan.logPath === "" ? undefined : mkdir(dirname(plan.logPath), { recursive: true, mode: 0o755 }),
   ]);
   const user = userOf(security, image.config.user, await readAccounts(rootfs));

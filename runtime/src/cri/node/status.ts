@@ -31,8 +31,7 @@ export const status =
         name,
         features: {
           recursiveReadOnlyMounts: handler.features().recursiveReadOnlyMounts,
-          // RunPodSandbox refuses them as yet, whatever the handler could do.
-          userNamespaces: false,
+          userNamespaces: handler.features().userNamespaces && runtime.noUserNamespaces === undefined,
         },
       })),
       features: { supplementalGroupsPolicy: true, userNamespacesHostNetwork: false, mountOptions: false },

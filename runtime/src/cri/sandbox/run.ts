@@ -3,21 +3,19 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { hostname as nodeName } from "node:os";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
-import {
-  NamespaceMode,
-  type PodSandboxConfig,
-  RunPodSandboxResponseSchema,
-} from "@bulkhead/lib/gen/cri_pb.js";
+import { type PodSandboxConfig, RunPodSandboxResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { LoadedHandler } from "../../handlers/handlers.ts";
 import { timed } from "../../metrics.ts";
-import { mountShm, podFiles, writePodFiles } from "../../pod/files.ts";
+import { createOwnedNamespaces } from "../../network/user-namespace.ts";
+import { giveTo, mountShm, podFiles, writePodFiles } from "../../pod/files.ts";
 import { hold, lost, newPod, type Pod, ready } from "../../pod/state.ts";
 import { podName } from "../../pod/store.ts";
 import { holderProgram } from "../../spec/holder-program.ts";
 import { holderPath, holderSpec } from "../../spec/holder-spec.ts";
 import { podNamespaces } from "../../spec/namespaces.ts";
 import { sysctlsOf } from "../../spec/sysctl.ts";
+import { podIdsOf } from "../../spec/user-namespace.ts";
 import { notify } from "../notify.ts";
 import { cleanup, now, podDir, type Runtime, type RuntimeMethods } from "../runtime.ts";
 import { networkPod } from "./network-pod.ts";
@@ -32,6 +30,7 @@ export const runPodSandbox =
   async (request, signal) => {
     const config = checked(request.config);
     const loaded = runtime.handlers.resolve(request.runtimeHandler);
+    if (podIdsOf(config) !== undefined) requireUserNamespaces(runtime, loaded);
     const podSandboxId = await runtime.starting.run(
       `pod ${podName({ config })}`,
       (both) => run(runtime, config, request.runtimeHandler, loaded, both),
@@ -40,12 +39,18 @@ export const runPodSandbox =
     return create(RunPodSandboxResponseSchema, { podSandboxId });
   };
 
+const requireUserNamespaces = (runtime: Runtime, { config, handler }: LoadedHandler): void => {
+  const why = handler.features().userNamespaces
+    ? runtime.noUserNamespaces
+    : `handler "${config.name}" has none`;
+  if (why !== undefined)
+    throw new RuntimeError("failed-precondition", `Cannot run the pod in a user namespace: ${why}`);
+};
+
 const checked = (config: PodSandboxConfig | undefined): PodSandboxConfig => {
   if (!config?.metadata?.name || !config.metadata.uid)
     throw new RuntimeError("invalid-argument", "Cannot run a pod sandbox without a name and a uid");
-  const userns = config.linux?.securityContext?.namespaceOptions?.usernsOptions;
-  if (userns && userns.mode !== NamespaceMode.NODE)
-    throw new RuntimeError("invalid-argument", "Cannot run the pod in a user namespace: not supported yet");
+  podIdsOf(config);
   const own = podNamespaces(config);
   sysctlsOf(config.linux?.sysctls ?? {}, { net: own.net === "pod", ipc: own.ipc === "pod" });
   if (config.hostname.length > 64 || /[^A-Za-z0-9._-]/.test(config.hostname))
@@ -110,6 +115,7 @@ const build = async (
   };
   const { config, hostname } = pods.require(id);
   const own = podNamespaces(config);
+  const ids = podIdsOf(config);
   const dir = podDir(runtime, id);
   const files = podFiles(dir, own.ipc);
   const sandboxDir = join(dir, "sandbox");
@@ -118,7 +124,16 @@ const build = async (
   update((pod) => hold(pod, { namespaces: {} }));
   const which = (["net", "ipc", "uts"] as const).filter((each) => own[each] === "pod");
   const namespaces = await timed(metrics, name, "namespaces", () =>
-    network.createNamespaces(join(dir, "namespaces"), which, hostname),
+    ids === undefined
+      ? network.createNamespaces(join(dir, "namespaces"), which, hostname)
+      : createOwnedNamespaces(
+          join(dir, "namespaces"),
+          which,
+          hostname,
+          ids,
+          { program: runtime.namespaceMaker, linux },
+          signal,
+        ),
   );
   update((pod) => hold(pod, { namespaces }));
 
@@ -132,6 +147,7 @@ const build = async (
   };
   const prepare = async (): Promise<void> => {
     await Promise.all([mkdir(sandboxDir, { mode: 0o700 }), writePodFiles(files, hostname, config.dnsConfig)]);
+    if (ids) await giveTo(ids, dir, files);
     if (own.ipc === "host") return;
     update((each) => hold(each, { shm: true }));
     await mountShm(files.shm, linux);

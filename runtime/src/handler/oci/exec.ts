@@ -14,8 +14,9 @@ import type { CgroupPaths } from "../../stats/layout.ts";
 import type { ExecProcess, ExecRequest } from "../handler.ts";
 import { failureInLog, globalOptions, type RuntimeCommand } from "./command.ts";
 import { drained, pump } from "./pump.ts";
+import { ownPipes } from "./stdio-owner.ts";
 
-export type ExecTarget = { id: string; stateDir: string; cgroup: CgroupPaths };
+export type ExecTarget = { id: string; stateDir: string; cgroup: CgroupPaths; pid: number };
 
 type ExecDeps = { command: RuntimeCommand; reaper: string; linux: Pick<Linux, "kill"> };
 
@@ -49,6 +50,7 @@ export const startExec = async (
     target.id,
   ];
   const stdio = request.tty ? undefined : openPipes(request);
+  if (stdio) await ownPipes(stdio.theirs, target.pid, request.process.user);
   const child = spawn(reaper, args, {
     cwd: target.stateDir,
     detached: true,

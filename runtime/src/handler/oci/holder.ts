@@ -1,4 +1,4 @@
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, chown, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Linux, MountFlags } from "../../linux/linux.ts";
 import { identify, isAlive, type ProcessId } from "../../monitor/process.ts";
@@ -71,6 +71,13 @@ export const startHolder = async (
   await using undo = new AsyncDisposableStack();
   undo.defer(() => removeHolder(id, stateDir, { command, linux }, AbortSignal.timeout(10_000)));
   await mkdir(files.rootfs, { recursive: true, mode: 0o755 });
+  // The root of a user namespace of the pod's own makes its mount points itself.
+  const [uids, gids] = [spec.linux?.uidMappings?.[0], spec.linux?.gidMappings?.[0]];
+  if (uids && gids) {
+    await chown(files.bundle, 0, gids.hostID);
+    await chmod(files.bundle, 0o710);
+    await chown(files.rootfs, uids.hostID, gids.hostID);
+  }
   await writeFile(join(files.bundle, "config.json"), JSON.stringify(holderSpec(spec, files.rootfs, program)));
   const cgroup = systemdCgroup ? ["--systemd-cgroup"] : [];
   const args = [...cgroup, "run", "--detach", "--bundle", files.bundle, "--pid-file", files.pid, id];

@@ -20,6 +20,7 @@ import { parseFeatures } from "./features.ts";
 import { removeHolder, startHolder, stopHolder } from "./holder.ts";
 import { moveMonitor } from "./monitor-cgroup.ts";
 import { fromRecord, parseContainerState, parseSandboxState, refusalOf, toRecord } from "./state.ts";
+import { ownStdio } from "./stdio-owner.ts";
 
 export type OciHandlerConfig = {
   name: string;
@@ -265,6 +266,7 @@ export const createOciHandler = async (
       }
       if (started.process === undefined || started.monitor === undefined)
         throw new RuntimeError("unknown", `Cannot create container "${id}": its process is gone again`);
+      if (process && !tty) await ownStdio(started.pid, process.user);
       const cgroup = ownCgroups(started.pid, layout);
       const state = {
         process: toRecord(started.process),
@@ -339,7 +341,8 @@ export const createOciHandler = async (
 
     async exec(container, request, signal) {
       const state = assertRunning(container, "execute");
-      const target = { id: container.id, stateDir: container.stateDir, cgroup: state.cgroup };
+      const { cgroup, process } = state;
+      const target = { id: container.id, stateDir: container.stateDir, cgroup, pid: process.pid };
       return startExec(target, request, { command, reaper: programs.reaper, linux }, signal);
     },
 

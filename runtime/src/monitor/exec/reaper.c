@@ -6,17 +6,28 @@
  *   bulkhead-exec-reaper [-t SOCKET] PIDFILE RUNTIME ARG...
  *
  * Descriptor 3 reports, one line each: `started PID [TERMINAL-FD]`, `exited CODE`, `failed CODE` (the runtime's own
- * log has the reason). cc -Os -static -o bulkhead-exec-reaper reaper.c
+ * log has the reason).
+ *
+ *   bulkhead-exec-reaper -n KINDS HOSTNAME
+ *
+ * makes the namespaces of a pod that has a user namespace of its own, which a process with threads cannot: it reports
+ * `mapped?`, waits for a byte (its ids are mapped then), makes the namespaces KINDS (of the letters n, i and u: net,
+ * ipc, uts), which that user namespace owns, reports `ready`, and holds all of them until descriptor 3 is closed.
+ *
+ * cc -Os -static -o bulkhead-exec-reaper reaper.c
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -89,7 +100,47 @@ static pid_t read_pid(const char *path) {
   return (pid_t)pid;
 }
 
+static int loopback_up(void) {
+  struct ifreq request = {.ifr_name = "lo"};
+  int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0 || ioctl(fd, SIOCGIFFLAGS, &request) < 0) return -1;
+  request.ifr_flags |= IFF_UP;
+  if (ioctl(fd, SIOCSIFFLAGS, &request) < 0) return -1;
+  return close(fd);
+}
+
+/* 1: a byte came. 0: the other end was closed. */
+static int wait_for_byte(void) {
+  char byte;
+  ssize_t got;
+  do got = read(REPORT, &byte, 1);
+  while (got < 0 && errno == EINTR);
+  return got > 0;
+}
+
+static int hold_namespaces(const char *kinds, const char *hostname) {
+  int flags = (strchr(kinds, 'n') ? CLONE_NEWNET : 0) | (strchr(kinds, 'i') ? CLONE_NEWIPC : 0) |
+              (strchr(kinds, 'u') ? CLONE_NEWUTS : 0);
+  /* Should the daemon die before descriptor 3 is closed in it, the kernel closes it. */
+  if (unshare(CLONE_NEWUSER) < 0) return fail("unshare user namespace");
+  report("mapped?\n");
+  if (!wait_for_byte()) return 0;
+  /* As its root, so that it owns what the kernel makes with a namespace (the queues' file system). */
+  if (setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0) return fail("become root of the user namespace");
+  if (unshare(flags) < 0) return fail("unshare");
+  if ((flags & CLONE_NEWUTS) && sethostname(hostname, strlen(hostname)) < 0) return fail("sethostname");
+  if ((flags & CLONE_NEWNET) && loopback_up() < 0) return fail("set up loopback");
+  report("ready\n");
+  while (wait_for_byte()) {
+  }
+  return 0;
+}
+
 int main(int argc, char **argv) {
+  if (argc == 4 && strcmp(argv[1], "-n") == 0) {
+    fcntl(REPORT, F_SETFD, FD_CLOEXEC);
+    return hold_namespaces(argv[2], argv[3]);
+  }
   const char *socket_path = NULL;
   int listener = -1, terminal = -1, at = 1;
   if (argc > 2 && strcmp(argv[1], "-t") == 0) {
