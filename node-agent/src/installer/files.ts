@@ -149,6 +149,7 @@ export function profileFiles(
               platform,
               network: gvisor.network,
               overlay2,
+              ...asThePodSays,
               ...flagsTable(gvisor.flags ?? []),
             },
           }),
@@ -169,6 +170,12 @@ export function profileFiles(
       throw new RuntimeError("unimplemented", `Cannot write a handler of kind ${kind}`);
   }
 }
+
+/**
+ * What runsc leaves out unless it is told: a container's seccomp profile, and setuid programs, which
+ * allowPrivilegeEscalation is there to forbid. A profile's flags can say otherwise.
+ */
+const asThePodSays = { "oci-seccomp": "true", "allow-suid": "true" };
 
 /** --name=value and --name as keys of runsc_config, which takes strings. */
 const flagsTable = (flags: string[]): Record<string, string> =>

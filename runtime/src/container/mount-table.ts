@@ -1,6 +1,6 @@
 import { readFile } from "node:fs/promises";
 
-export type MountPoint = { path: string; shared: boolean; slave: boolean };
+export type MountPoint = { path: string; readonly: boolean; shared: boolean; slave: boolean };
 
 const unescapeOctal = (text: string): string =>
   text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
@@ -15,6 +15,7 @@ export const parseMountTable = (mountinfo: string): MountPoint[] =>
     return [
       {
         path: unescapeOctal(path),
+        readonly: (fields[5] ?? "").split(",").includes("ro"),
         shared: optional.some((field) => field.startsWith("shared:")),
         slave: optional.some((field) => field.startsWith("master:")),
       },

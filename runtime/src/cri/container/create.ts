@@ -10,6 +10,7 @@ import {
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { readAccounts } from "../../container/accounts.ts";
 import { allDevices, askedDevices } from "../../container/devices.ts";
+import { specForGvisor } from "../../container/gvisor-paths.ts";
 import { resolveMounts } from "../../container/mounts.ts";
 import { makeInRoot, resolveInRoot } from "../../container/rootfs.ts";
 import { created, newContainer } from "../../container/state.ts";
@@ -166,7 +167,7 @@ const pidOf = (runtime: Runtime, config: ContainerConfig, pod: Pod): PidChoice =
     default: {
       if (own.pid !== "pod") return own.pid === "host" ? { use: "host" } : { use: "own" };
       // gVisor's containers without a namespace of their own are in the sandbox's first one, the holder's.
-      if (pod.handler.kind === "shim" && pod.handler.runsc) return { use: "host" };
+      if (runscOf(pod)) return { use: "host" };
       const state = pod.held.sandbox?.state ?? {};
       if (typeof state.pidNamespace === "string") return { use: "join", path: state.pidNamespace };
       const holder = pidIn(state);
@@ -175,6 +176,8 @@ const pidOf = (runtime: Runtime, config: ContainerConfig, pod: Pod): PidChoice =
     }
   }
 };
+
+const runscOf = (pod: Pod) => (pod.handler.kind === "shim" ? pod.handler.runsc : undefined);
 
 /** The first process as the handler tells it. */
 export const pidIn = (state: HandlerState): number | undefined => {
@@ -260,7 +263,7 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
       sandbox: sandboxRef(runtime, pod),
       stateDir,
       rootfs,
-      spec,
+      spec: runscOf(pod) ? await specForGvisor(spec, stateDir) : spec,
       tty: config.tty,
       stdin: config.stdin,
       stdinOnce: config.stdinOnce,

@@ -1,10 +1,16 @@
 import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Exit } from "../handler.ts";
-import { ExitFile } from "./state.ts";
+import { ExitFile, MemoryFile } from "./state.ts";
 
 /** Files of a state directory, beside the bundle. On tmpfs: replaced atomically, never synced. */
-export const files = { shim: "shim.json", container: "container.json", exit: "exit.json", io: "io" } as const;
+export const files = {
+  shim: "shim.json",
+  container: "container.json",
+  exit: "exit.json",
+  memory: "memory.json",
+  io: "io",
+} as const;
 
 export function writeState(directory: string, name: string, value: object): void {
   const path = join(directory, name);
@@ -25,6 +31,9 @@ export function readState(directory: string, name: string): unknown {
 /** An exit is written down before anybody is told: the shim forgets it when the task is deleted. */
 export const writeExit = (directory: string, exit: Exit): void =>
   writeState(directory, files.exit, { ...exit, finishedAt: String(exit.finishedAt) });
+
+export const readMemory = (directory: string): MemoryFile =>
+  MemoryFile.parse(readState(directory, files.memory) ?? { limit: 0, exceeded: false });
 
 export function readExit(directory: string): Exit | undefined {
   const file = readState(directory, files.exit);

@@ -5,7 +5,7 @@ import { isAlive } from "../../monitor/process.ts";
 import type { Exit, HandlerEvents } from "../handler.ts";
 import { bundleOf } from "./bundle.ts";
 import type { ShimConnection, TaskClient } from "./connection.ts";
-import { writeExit } from "./files.ts";
+import { readMemory, writeExit } from "./files.ts";
 import type { ContainerOutput } from "./output.ts";
 import type { ContainerState, ShimState } from "./state.ts";
 import { oomKills } from "./stats.ts";
@@ -60,6 +60,7 @@ export class ShimPod {
   readonly #shim: ShimConnection;
   readonly #deps: PodDeps;
   readonly #resources = new AsyncDisposableStack();
+  readonly #release = new AbortController();
   /** Nothing is reported any more: the pod is being stopped, or the handler let go of it. */
   #quiet = false;
   readonly #gone = Promise.withResolvers<void>();
@@ -100,9 +101,15 @@ export class ShimPod {
     this.containers.set(container.id, { ...container, settled: done, ended: done });
   }
 
+  /** Aborts when this daemon stops following the pod. */
+  get released(): AbortSignal {
+    return this.#release.signal;
+  }
+
   /** Stops following the pod. What runs goes on. */
   async release(): Promise<void> {
     this.#quiet = true;
+    this.#release.abort();
     this.#shim.connection.close();
     for (const container of this.containers.values()) {
       container.output.close();
@@ -158,6 +165,7 @@ export class ShimPod {
 
   #oomKilled(container: LiveContainer, code: number): boolean {
     if (this.#deps.tookOom(container.id)) return true;
+    if (code !== 0 && readMemory(container.stateDir).exceeded) return true;
     const { cgroups, oomKills: before } = container.state;
     if (code === 0 || !cgroups || before === undefined) return false;
     return (oomKills(cgroups) ?? before) > before;

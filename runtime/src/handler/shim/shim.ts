@@ -9,6 +9,7 @@ import type { Logger } from "pino";
 import type { Linux } from "../../linux/linux.ts";
 import { identify } from "../../monitor/process.ts";
 import type { Network } from "../../network/network.ts";
+import type { Resources } from "../../spec/oci.ts";
 import type {
   AttachSession,
   ContainerLaunch,
@@ -24,16 +25,18 @@ import type {
 import { bundleOf, createOptions, groupedSpec, resourcesAny, writeBundle } from "./bundle.ts";
 import { connectShim } from "./connection.ts";
 import { execInTask, stdinWriter } from "./exec.ts";
-import { files, readExit, readState, writeState } from "./files.ts";
+import { files, readExit, readMemory, readState, writeState } from "./files.ts";
 import type { ShimHost } from "./host.ts";
 import { deleteLeftovers, type LaunchContext, launchShim } from "./launch.ts";
 import { LogFile } from "./log-file.ts";
+import { holdMemoryLimit } from "./memory-limit.ts";
 import { ContainerOutput } from "./output.ts";
 import { type LiveContainer, ShimPod } from "./pod.ts";
 import { portForwardRunsc } from "./port-forward.ts";
+import { memoryUsage } from "./runsc-control.ts";
 import { readShimLog } from "./shim-log.ts";
 import { ContainerState, type ProcessState, ShimState, stateOf } from "./state.ts";
-import { cgroupsOf, cgroupUsage, oomKills, usageOf } from "./stats.ts";
+import { cgroupsOf, cgroupUsage, memoryOf, oomKills, usageOf } from "./stats.ts";
 import { holdInput, holdOpen, makeStdio, removeStdio, startKeeper, stdioPaths } from "./stdio.ts";
 
 export type ShimHandlerDeps = {
@@ -171,6 +174,38 @@ export async function createShimHandler(
     return live;
   };
 
+  /** Takes a container up that has not ended: its end is reported, and under gVisor its memory limit is held. */
+  const follow = (pod: ShimPod, container: Omit<LiveContainer, "ended">) => {
+    const live = pod.add(container);
+    if (!config.runsc) return;
+    const { root } = config.runsc;
+    const { id, stateDir } = container;
+    void holdMemoryLimit(
+      {
+        limit: () => readMemory(stateDir).limit,
+        sandboxUsage: () => pod.state.cgroups && memoryOf(pod.state.cgroups),
+        usage: (signal) => memoryUsage(root, pod.id, id, signal),
+        kill: async () => {
+          // First: the exit must find it.
+          writeState(stateDir, files.memory, { ...readMemory(stateDir), exceeded: true });
+          log.info(
+            { container: id, pod: pod.id, handler: config.name },
+            "container is over its memory limit",
+          );
+          await kill(pod, id, SIGKILL, true, AbortSignal.timeout(stopMs));
+        },
+        ended: live.ended,
+      },
+      pod.released,
+    ).catch((error) => failed(error, `Cannot hold container ${id} to its memory limit`));
+  };
+
+  const setMemoryLimit = (stateDir: string, resources: Resources | undefined) => {
+    const limit = resources?.memory?.limit;
+    if (config.runsc && limit !== undefined)
+      writeState(stateDir, files.memory, { ...readMemory(stateDir), limit: Math.max(0, limit) });
+  };
+
   const kill = async (pod: ShimPod, id: string, signo: number, all: boolean, signal: AbortSignal) => {
     try {
       await pod.task.kill({ id, signal: signo, all }, { signal, timeoutMs: 10_000 });
@@ -237,7 +272,8 @@ export async function createShimHandler(
     kind: "shim",
     revision: config.revision ?? "",
     features: () => ({
-      recursiveReadOnlyMounts: false,
+      // A read-only mount is read-only down to its leaves in gVisor anyway.
+      recursiveReadOnlyMounts: config.runsc !== undefined,
       userNamespaces: false,
       userNamespacesHostNetwork: false,
     }),
@@ -371,10 +407,11 @@ export async function createShimHandler(
         if (kills !== undefined) state.oomKills = kills;
       }
       writeState(stateDir, files.container, state);
+      setMemoryLimit(stateDir, launch.spec.linux?.resources);
       const input = holdInput(stdio);
       held[Symbol.dispose]();
       undo.move();
-      pod.add({ id, stateDir, state, output, input });
+      follow(pod, { id, stateDir, state, output, input });
       return state;
     },
 
@@ -407,7 +444,8 @@ export async function createShimHandler(
       killProcess(containerStateOf(ref).keeper);
       removeStdio(join(ref.stateDir, files.io));
       rmSync(bundle, { recursive: true, force: true });
-      for (const file of [files.container, files.exit]) rmSync(join(ref.stateDir, file), { force: true });
+      for (const file of [files.container, files.exit, files.memory])
+        rmSync(join(ref.stateDir, file), { force: true });
     },
 
     async update(ref, resources, signal) {
@@ -417,6 +455,7 @@ export async function createShimHandler(
         { id: ref.id, resources: resourcesAny(resources) },
         { signal, timeoutMs: 10_000 },
       );
+      setMemoryLimit(ref.stateDir, resources);
     },
 
     async stats(ref, signal) {
@@ -527,9 +566,10 @@ export async function createShimHandler(
   ): Promise<Exit | "created" | "running" | "unknown"> => {
     const state = containerStateOf(ref);
     const oomKilled = () =>
-      state.cgroups !== undefined &&
-      state.oomKills !== undefined &&
-      (oomKills(state.cgroups) ?? state.oomKills) > state.oomKills;
+      readMemory(ref.stateDir).exceeded ||
+      (state.cgroups !== undefined &&
+        state.oomKills !== undefined &&
+        (oomKills(state.cgroups) ?? state.oomKills) > state.oomKills);
     if (!pod) {
       if (!existsSync(bundleOf(ref.stateDir, ref.id))) return "unknown";
       const end = await deleteLeftovers(
@@ -565,7 +605,7 @@ export async function createShimHandler(
     output.start();
     const ended = typeof exit === "object";
     if (pod && !ended && exit !== "unknown") {
-      pod.add({ id: ref.id, stateDir: ref.stateDir, state: containerStateOf(ref), output });
+      follow(pod, { id: ref.id, stateDir: ref.stateDir, state: containerStateOf(ref), output });
       return;
     }
     await output.drained(AbortSignal.timeout(5_000));

@@ -38,6 +38,10 @@ export const ContainerState = z.object({
   /** How often the kernel had killed in those cgroups when the container was made. */
   oomKills: z.int().optional(),
 });
+/** The memory limit of a container of gVisor, in a file of its own: it changes while the container runs. */
+export const MemoryFile = z.object({ limit: z.number(), exceeded: z.boolean() });
+export type MemoryFile = z.infer<typeof MemoryFile>;
+
 export type ContainerState = z.infer<typeof ContainerState>;
 
 export type ProcessState = z.infer<typeof ProcessState>;

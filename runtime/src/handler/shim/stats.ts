@@ -115,6 +115,12 @@ export function cgroupUsage({ version, memory, cpu, pids }: Cgroups, timestamp: 
   };
 }
 
+/** Bytes charged to a cgroup; undefined when it is gone. */
+export function memoryOf({ version, memory }: Cgroups): bigint | undefined {
+  const text = read(memory, version === 1 ? "memory.usage_in_bytes" : "memory.current");
+  return text === undefined ? undefined : number(text);
+}
+
 /** How often the kernel killed for want of memory in a cgroup; undefined when it is gone. */
 export function oomKills({ version, memory }: Cgroups): number | undefined {
   const text = read(memory, version === 1 ? "memory.oom_control" : "memory.events");
