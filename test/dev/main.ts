@@ -216,6 +216,18 @@ passing("bench", "a benchmark of test/bench by name; none lists them").action(
   },
 );
 
+passing(
+  "faults",
+  "random work with things going wrong, compared with the truth: [--rounds N] [--seed S] [--round K] [--minutes M]",
+).action(async (args: string[]) => {
+  await prepare("bench");
+  process.exitCode = await inherit([
+    process.execPath,
+    join(import.meta.dirname, "../faults/main.ts"),
+    ...args,
+  ]);
+});
+
 program
   .command("tools")
   .description("only set up: packages, pinned programs, the nodes' root filesystem")
