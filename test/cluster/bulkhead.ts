@@ -1,9 +1,8 @@
-import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { ensureTestImages } from "../images/build.ts";
-import { run } from "../tools/run.ts";
 import { type Cluster, type Progress, until } from "./cluster.ts";
+import { pushImages } from "./push-images.ts";
 import { sharedCluster } from "./shared.ts";
 
 const repository = join(import.meta.dirname, "../..");
@@ -12,39 +11,6 @@ const repository = join(import.meta.dirname, "../..");
 export const namespace = "bulkhead-system";
 /** The profiles of examples/ that the demo and the tests apply. */
 export const profiles = ["standard", "sandboxed"] as const;
-
-/**
- * Builds the images of operator and agent and pushes them to the cluster's registry. Nothing is built or pushed
- * when nothing changed. Returns a tag that names their content, so that an upgrade to the same changes nothing and
- * one to other images starts new pods.
- */
-export async function pushImages(cluster: Cluster, signal?: AbortSignal): Promise<string> {
-  await run(
-    [
-      process.execPath,
-      join(repository, "images/build.ts"),
-      ...["--registry", cluster.registry, "--tag", "dev", "--insecure"],
-    ],
-    { signal },
-  );
-  const manifests = await Promise.all(
-    ["operator", "node-agent"].map(async (name) => {
-      const url = `http://${cluster.registry}/v2/bulkhead/${name}/manifests`;
-      const type = "application/vnd.oci.image.manifest.v1+json";
-      const answer = await fetch(`${url}/dev`, { headers: { accept: type } });
-      return { url, type, body: await answer.text() };
-    }),
-  );
-  const digest = createHash("sha256")
-    .update(JSON.stringify(manifests.map(({ body }) => body)))
-    .digest("hex");
-  const tag = `dev-${digest.slice(0, 12)}`;
-  for (const { url, type, body } of manifests) {
-    const answer = await fetch(`${url}/${tag}`, { method: "PUT", headers: { "content-type": type }, body });
-    if (!answer.ok) throw new Error(`Cannot tag ${url}: the registry answered ${answer.status}`);
-  }
-  return tag;
-}
 
 /** `helm upgrade --install` of the chart, as the README says, and waits until it runs everywhere. */
 export async function installChart(cluster: Cluster, tag: string, signal?: AbortSignal): Promise<void> {
@@ -119,7 +85,7 @@ export async function installBulkhead(
 ): Promise<void> {
   const tag = await progress("build the images and push them to the registry", async () => {
     await ensureTestImages(`http://${cluster.registry}`, ["bulkhead/test:1"]);
-    return pushImages(cluster, signal);
+    return pushImages(cluster.registry, signal);
   });
   await progress("helm install charts/bulkhead", () => installChart(cluster, tag, signal));
   await progress("apply examples/standard.yaml and examples/sandboxed.yaml, wait for Ready", () =>

@@ -158,6 +158,9 @@ const mend = async (plan: ClusterPlan, signal: AbortSignal, progress: Progress):
     if (!running.has(component)) await startDaemon(plan.name, daemons[component]);
     await well(plan, component, signal);
   };
+  const registryUp = start("registry", signal);
+  // Whoever waits for it tells.
+  registryUp.catch(() => {});
   await all(signal, (signal) => [
     progress("control plane", async () => {
       await start("etcd", signal);
@@ -172,12 +175,14 @@ const mend = async (plan: ClusterPlan, signal: AbortSignal, progress: Progress):
       });
     }),
     progress("registry", async () => {
-      await start("registry", signal);
+      await registryUp;
       // What every pod on containerd stands on, and what demonstrations and tests run in it.
       await ensureTestImages(registryHost(plan), ["pause:latest", "bulkhead/test:1"]);
     }),
     ...cluster.nodes.map((node) =>
       progress(`node ${node.name}`, async () => {
+        // Bulkhead's own images come from there.
+        if (node.plan.description.engine === "bulkhead") await registryUp;
         if (!(await node.running())) await bootNode(plan, node.plan, signal);
         await node.ready(signal);
         await label(cluster, node);

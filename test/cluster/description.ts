@@ -8,7 +8,8 @@ export type ClusterDescription = {
 /** A node: a systemd host with a kubelet and the engine it stands on. */
 export type NodeDescription = {
   name: string;
-  engine: "containerd";
+  /** What serves the kubelet: containerd, or Bulkhead's runtime alone, from the agent's bundle. */
+  engine: "containerd" | "bulkhead";
   /** Merged over the KubeletConfiguration every node gets (kubelet.config.k8s.io/v1beta1). */
   kubelet?: Readonly<Record<string, unknown>>;
   labels?: Readonly<Record<string, string>>;

@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { dump } from "js-yaml";
+import { bulkheadFiles, bulkheadSocket } from "./node-bulkhead.ts";
 import { apiUrl, type ClusterPlan, type NodePlan, registryHost } from "./plan.ts";
 
 /** A file of a node, by its path there. */
@@ -22,14 +23,13 @@ export const nodeFiles = (
     path: "/etc/machine-id",
     text: `${createHash("sha256").update(`${plan.name}/${node.name}`).digest("hex").slice(0, 32)}\n`,
   },
-  { path: "/etc/containerd/config.toml", text: containerdConfig(plan) },
+  ...(node.description.engine === "bulkhead" ? bulkheadFiles() : containerdFiles(plan)),
   { path: `/etc/containerd/certs.d/${registryHost(plan)}/hosts.toml`, text: registryHosts(plan) },
-  { path: "/etc/crictl.yaml", text: "runtime-endpoint: unix:///run/containerd/containerd.sock\n" },
+  { path: "/etc/crictl.yaml", text: `runtime-endpoint: ${criEndpoint(node)}\n` },
   { path: "/etc/cni/net.d/10-pods.conflist", text: `${JSON.stringify(podNetwork(node), undefined, 2)}\n` },
   { path: "/etc/kubernetes/pki/ca.crt", text: pem.ca },
   { path: "/etc/kubernetes/kubelet.conf", text: pem.kubeconfig, mode: 0o600 },
   { path: "/etc/kubernetes/kubelet.yaml", text: dump(kubeletConfiguration(node)) },
-  { path: "/etc/systemd/system/containerd.service", text: containerdUnit },
   { path: "/etc/systemd/system/kubelet.service", text: kubeletUnit(node) },
   {
     path: "/etc/systemd/journald.conf.d/node.conf",
@@ -38,8 +38,16 @@ export const nodeFiles = (
   },
 ];
 
+/** The engine's unit. */
+const engineUnit = (node: NodePlan): string =>
+  node.description.engine === "bulkhead" ? "bulkhead-runtime.service" : "containerd.service";
+
+/** Where the kubelet finds the engine. */
+const criEndpoint = (node: NodePlan): string =>
+  `unix://${node.description.engine === "bulkhead" ? bulkheadSocket : "/run/containerd/containerd.sock"}`;
+
 /** Units to start at boot. */
-export const enabledUnits = ["containerd.service", "kubelet.service"];
+export const enabledUnits = (node: NodePlan): string[] => [engineUnit(node), "kubelet.service"];
 
 /** Units that make no sense on a node without consoles and timers of its own, or that would set up the machine. */
 export const maskedUnits = [
@@ -57,6 +65,11 @@ export const maskedUnits = [
   "e2scrub_all.timer",
   "e2scrub_reap.service",
   "fstrim.timer",
+];
+
+const containerdFiles = (plan: ClusterPlan): NodeFile[] => [
+  { path: "/etc/containerd/config.toml", text: containerdConfig(plan) },
+  { path: "/etc/systemd/system/containerd.service", text: containerdUnit },
 ];
 
 const containerdConfig = (plan: ClusterPlan): string => `version = 3
@@ -85,6 +98,10 @@ imports = ["/etc/containerd/conf.d/*.toml"]
 
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
         SystemdCgroup = false
+
+    # The handler that upstream's end-to-end suite expects of a node.
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.test-handler]
+      runtime_type = "io.containerd.runc.v2"
 `;
 
 const registryHosts = (plan: ClusterPlan): string => `server = "http://${registryHost(plan)}"
@@ -119,7 +136,7 @@ const podNetwork = (node: NodePlan) => ({
 const kubeletConfiguration = (node: NodePlan): Record<string, unknown> => ({
   apiVersion: "kubelet.config.k8s.io/v1beta1",
   kind: "KubeletConfiguration",
-  containerRuntimeEndpoint: "unix:///run/containerd/containerd.sock",
+  containerRuntimeEndpoint: criEndpoint(node),
   authentication: {
     anonymous: { enabled: false },
     webhook: { enabled: true },
@@ -162,8 +179,8 @@ WantedBy=multi-user.target
 
 const kubeletUnit = (node: NodePlan): string => `[Unit]
 Description=kubelet: the Kubernetes node agent
-After=containerd.service
-Wants=containerd.service
+After=${engineUnit(node)}
+Wants=${engineUnit(node)}
 StartLimitIntervalSec=0
 
 [Service]

@@ -5,6 +5,7 @@ import { basename, dirname, join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { tool } from "../tools/cache.ts";
 import { type Outcome, outcome, type RunOptions, run } from "../tools/run.ts";
+import { bundleLayer } from "./bundle-layer.ts";
 import { kubeconfig, pki } from "./certificates.ts";
 import { killCgroups, removeCgroups, unmountBelow } from "./mounts.ts";
 import { plugNode } from "./network.ts";
@@ -29,10 +30,14 @@ export const nodeState = async (
   return code === 0 ? (JSON.parse(stdout) as { status: string; pid: number }) : undefined;
 };
 
-/** Boots a node, on the disk it had before if there is one. */
+/** Boots a node, on the disk it had before if there is one. One whose engine is Bulkhead gets the present source's. */
 export const bootNode = async (plan: ClusterPlan, node: NodePlan, signal: AbortSignal): Promise<void> => {
   await haltNode(plan, node);
-  const [rootfs, programs] = await Promise.all([nodeRootfs(signal), nodePrograms()]);
+  const lower = await Promise.all([
+    ...(node.description.engine === "bulkhead" ? [bundleLayer(plan, signal)] : []),
+    nodePrograms(),
+    nodeRootfs(signal),
+  ]);
   const bundle = `${node.run}/bundle`;
   const merged = `${node.run}/rootfs`;
   const [upper, work] = [`${node.disk}/upper`, `${node.disk}/work`];
@@ -54,7 +59,7 @@ export const bootNode = async (plan: ClusterPlan, node: NodePlan, signal: AbortS
       "overlay",
       node.container,
       "-o",
-      `lowerdir=${programs}:${rootfs},upperdir=${upper},workdir=${work}`,
+      `lowerdir=${lower.join(":")},upperdir=${upper},workdir=${work}`,
       merged,
     ],
     { signal },
@@ -133,7 +138,7 @@ const writeIdentity = async (plan: ClusterPlan, node: NodePlan, upper: string): 
   for (const dir of ["/etc/kubernetes/manifests", "/etc/containerd/conf.d", "/var/log/journal"])
     await mkdir(join(upper, dir), { recursive: true });
   await mkdir(join(units, "multi-user.target.wants"), { recursive: true });
-  for (const unit of enabledUnits)
+  for (const unit of enabledUnits(node))
     await linkOnce(`/etc/systemd/system/${unit}`, join(units, "multi-user.target.wants", unit));
   for (const unit of maskedUnits) await linkOnce("/dev/null", join(units, unit));
 };

@@ -6,6 +6,7 @@ import { Command, Option } from "commander";
 import { type Cluster, openCluster, startCluster, stopCluster } from "../cluster/cluster.ts";
 import { defaultDescription } from "../cluster/description.ts";
 import { listRecords } from "../cluster/record.ts";
+import { type Engine, engines } from "../e2e/run.ts";
 import { tool } from "../tools/cache.ts";
 import type { Need } from "../tools/plan.ts";
 import { setup } from "../tools/setup.ts";
@@ -201,6 +202,31 @@ passing(
   await prepare("critest");
   process.exitCode = await critest(args, signal);
 });
+
+program
+  .command("e2e-upstream")
+  .description(
+    "Kubernetes' own end-to-end specs on two nodes whose engine is Bulkhead's runtime, or containerd",
+  )
+  .addOption(new Option("--engine <name>", "what the nodes run on").choices(engines).default(engines[0]))
+  .option("--focus <regexp>", "only specs whose name matches; may be repeated", each, [])
+  .option("--skip <regexp>", "none whose name matches; may be repeated", each, [])
+  .option("--procs <number>", "specs side by side", "4")
+  .action(async (options: { engine: Engine; focus: string[]; skip: string[]; procs: string }) => {
+    await prepare("e2e-upstream");
+    const focus = options.focus.length > 0 ? options.focus : ["\\[NodeConformance\\]"];
+    const { e2eUpstream } = await import("./e2e-upstream.ts");
+    process.exitCode = await e2eUpstream(
+      { ...options, focus, procs: Number(options.procs) },
+      progress,
+      print,
+      signal,
+    );
+  });
+
+function each(value: string, before: string[]): string[] {
+  return [...before, value];
+}
 
 const benches = join(import.meta.dirname, "../bench");
 passing("bench", "a benchmark of test/bench by name; none lists them").action(

@@ -1,3 +1,5 @@
+import { agnhostFiles } from "./e2e.ts";
+import type { RunConfig } from "./image.ts";
 import { busybox, compiled, withLibraries } from "./programs.ts";
 import { httpdConfig, nginxConfig, nonewprivsSource, pauseSource } from "./sources.ts";
 import type { Entry } from "./tar.ts";
@@ -7,7 +9,7 @@ export type ImageSpec = {
   /** REPOSITORY:TAG, all of which get the same image. */
   names: readonly string[];
   layers: readonly LayerName[];
-  config?: { User?: string; Entrypoint?: string[]; Cmd?: string[]; Env?: string[]; WorkingDir?: string };
+  config?: RunConfig;
 };
 
 export type LayerName = keyof typeof layers | `marker:${string}`;
@@ -111,6 +113,21 @@ export const layers = {
       lines([...group, "default-user:x:1000:", "group-defined-in-image:x:50000:default-user"]),
     ),
   ],
+  "e2e-users": async (): Promise<Entry[]> => [
+    file(
+      "etc/passwd",
+      lines([...passwd, "user-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh"]),
+    ),
+    file(
+      "etc/group",
+      lines([
+        ...group,
+        "user-defined-in-image:x:1000:",
+        "group-defined-in-image:x:50000:user-defined-in-image",
+      ]),
+    ),
+  ],
+  agnhost: agnhostFiles,
 } as const satisfies Record<string, () => Promise<Entry[]>>;
 
 /** The entries of a layer; `marker:NAME` is a file NAME that makes an image differ from its like. */

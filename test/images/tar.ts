@@ -26,15 +26,18 @@ const headerOf = (entry: Entry, size: number): Buffer => {
   const header = Buffer.alloc(block);
   const name = entry.path + (entry.type === "folder" ? "/" : "");
   const link = entry.type === "link" || entry.type === "symlink" ? entry.to : "";
-  if (Buffer.byteLength(name) > 100 || Buffer.byteLength(link) > 100) {
-    throw new RangeError(`Cannot put "${name}" into a tar: its name or link is longer than 100 bytes`);
+  // A long name is cut at a slash: what stands before it goes into the prefix of 155 bytes.
+  const cut = Buffer.byteLength(name) <= 100 ? -1 : name.indexOf("/", name.length - 101);
+  const [prefix, last] = cut < 0 ? ["", name] : [name.slice(0, cut), name.slice(cut + 1)];
+  if (Buffer.byteLength(last) > 100 || Buffer.byteLength(prefix) > 155 || Buffer.byteLength(link) > 100) {
+    throw new RangeError(`Cannot put "${name}" into a tar: its name or link is too long`);
   }
   const mode =
     "mode" in entry && entry.mode !== undefined ? entry.mode : entry.type === "folder" ? 0o755 : 0o644;
   const octal = (value: number, at: number, width: number): void => {
     header.write(`${value.toString(8).padStart(width - 1, "0")}\0`, at, "latin1");
   };
-  header.write(name, 0);
+  header.write(last, 0);
   octal(entry.type === "symlink" ? 0o777 : mode, 100, 8);
   octal(entry.uid ?? 0, 108, 8);
   octal(entry.gid ?? 0, 116, 8);
@@ -44,6 +47,7 @@ const headerOf = (entry: Entry, size: number): Buffer => {
   header.write(flags[entry.type], 156, "latin1");
   header.write(link, 157);
   header.write("ustar\x0000", 257, "latin1");
+  header.write(prefix, 345);
   octal(
     header.reduce((sum, byte) => sum + byte, 0),
     148,

@@ -81,6 +81,24 @@ export const steps: readonly Step[] = [
       },
     ],
   },
+  {
+    // After the control plane: most of what it compiles is the same.
+    id: "e2e",
+    do: "go",
+    after: ["kubernetes"],
+    module: "e2e",
+    builds: [
+      { output: "agnhost", package: "k8s.io/kubernetes/test/images/agnhost" },
+      {
+        output: "e2e.test",
+        package: "k8s.io/kubernetes/test/e2e",
+        test: true,
+        ldflags: `-X ${component}.gitVersion=${kubeVersion}`,
+      },
+      // Runs its specs side by side.
+      { output: "ginkgo", package: "github.com/onsi/ginkgo/v2/ginkgo" },
+    ],
+  },
   { id: "kubectl", do: "kubectl", after: ["packages"] },
   { id: "programs", do: "debian", after: ["packages"], programs: ["etcd", "docker-registry"] },
   { id: "rootfs", do: "rootfs", after: ["packages"] },
@@ -175,6 +193,7 @@ export const needs = {
   runtime: ["packages", "runc", "cni", "gvisor", "crictl"],
   critest: ["packages", "runc", "cni", "gvisor", "crictl", "critest", "programs"],
   bench: [...cluster, "gvisor"],
+  "e2e-upstream": [...cluster, "gvisor", "e2e"],
   /** Unit tests and checks run on Node.js alone. */
   unit: [],
   host: [...cluster, "gvisor", "critest"],
