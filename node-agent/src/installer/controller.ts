@@ -14,16 +14,15 @@ import type { Desired, Happening } from "../protocol.ts";
 import type { BundleCheck, Manifest } from "./bundle.ts";
 import { busyVersions, gatherFacts, type HostFacts } from "./facts.ts";
 import {
+  checkOf,
   handlerFile,
   installed,
   type Platform,
   profileFiles,
-  programOf,
   programsOf,
   runtimeConfig,
   unitFile,
   unsupported,
-  versionDirectory,
   wallOf,
 } from "./files.ts";
 import type { Host } from "./host.ts";
@@ -240,7 +239,7 @@ export class Controller {
       this.#condition("RuntimeReady", true, "Serving", `The runtime serves ${paths.socket}`);
     } catch (error) {
       signal.throwIfAborted();
-      await this.#engineFailed(facts, wanted, error, run, signal);
+      await this.#engineFailed(facts, former, wanted, error, run, signal);
       return;
     }
 
@@ -286,6 +285,7 @@ export class Controller {
 
   async #engineFailed(
     before: Facts,
+    former: string | undefined,
     wanted: DesiredProfile[],
     error: unknown,
     run: ReturnType<typeof executors>,
@@ -295,11 +295,14 @@ export class Controller {
     const message = messageOf(error);
     const untouched = before.kubelet === undefined && before.record.entries.length === 0;
     let outcome = "nothing was changed";
-    if (!untouched) {
+    if (!untouched && former !== undefined) {
       // Putting nothing back would take the runtime away from a kubelet that it serves: then it is kept running.
       const fronting = before.record.kubelet !== undefined && before.current === undefined;
       try {
-        if (!fronting) await execute(planEngineRollback(before), run, AbortSignal.timeout(120_000), log);
+        if (!fronting) {
+          const back = planEngineRollback(before, this.#engineFiles(former));
+          await execute(back, run, AbortSignal.timeout(120_000), log);
+        }
         outcome =
           before.current === undefined
             ? "everything was removed again"
@@ -530,11 +533,12 @@ export class Controller {
 
   async #profilePlan(profile: DesiredProfile, signal: AbortSignal): Promise<ProfilePlan> {
     const { manifest } = this.#options;
+    const platform = await this.#platformOf(profile, signal);
     return {
       name: profile.name,
       revision: profile.revision,
-      files: profileFiles(profile, manifest.version, await this.#platformOf(profile, signal)),
-      program: `${versionDirectory(manifest.version)}/${programOf(profile)}`,
+      files: profileFiles(profile, manifest.version, platform),
+      check: checkOf(profile, manifest.version, platform),
       version: manifest.version,
       programs: programsOf(profile),
     };

@@ -99,8 +99,8 @@ export function unsupported(profile: DesiredProfile, bundle: Supplies): string |
   }
 }
 
-/** The program that a profile stands on, by its path in the bundle, and how it says its version. */
-export function programOf(profile: Pick<DesiredProfile, "handler">): string {
+/** The program that a profile stands on, by its path in the bundle. */
+function programOf(profile: Pick<DesiredProfile, "handler">): string {
   const kind = handlerKind(profile);
   return kind === "gvisor" ? "bin/runsc" : `bin/${kind}`;
 }
@@ -108,6 +108,23 @@ export function programOf(profile: Pick<DesiredProfile, "handler">): string {
 /** All programs of the bundle that the profile's handler runs. */
 export const programsOf = (profile: Pick<DesiredProfile, "handler">): string[] =>
   handlerKind(profile) === "gvisor" ? ["bin/runsc", "bin/containerd-shim-runsc-v1"] : [programOf(profile)];
+
+/**
+ * A command line that succeeds when the profile's program runs on the node and takes the profile's flags. It changes
+ * nothing: it asks gVisor for the sandboxes of a directory that is not there, and an OCI runtime for its version.
+ */
+export function checkOf(
+  profile: Pick<DesiredProfile, "handler">,
+  version: string,
+  platform: Platform,
+): string[] {
+  const program = join(versionDirectory(version), programOf(profile));
+  const { gvisor, runc, crun } = profile.handler;
+  if (gvisor === undefined) return [program, ...((runc ?? crun)?.flags ?? []), "--version"];
+  // As the shim passes what stands in its file.
+  const flags = Object.entries(runscFlags(gvisor, platform)).map(([name, value]) => `--${name}=${value}`);
+  return [program, "--root=/run/bulkhead-agent.check", ...flags, "list"];
+}
 
 export const wallOf = (profile: Pick<DesiredProfile, "handler">): { wall: Wall; engine?: "gvisor" } =>
   handlerKind(profile) === "gvisor" ? { wall: "kernel", engine: "gvisor" } : { wall: "namespaces" };
@@ -137,7 +154,6 @@ export function profileFiles(
       const { gvisor } = profile.handler;
       if (gvisor === undefined)
         throw new RuntimeError("internal", "A profile of gVisor has no gvisor settings");
-      const overlay2 = { memory: "root:memory", self: "root:self", none: "none" }[gvisor.overlay];
       const root = join(paths.state, "runsc");
       return {
         [runscFile(profile.name)]:
@@ -145,13 +161,7 @@ export function profileFiles(
           toml.stringify({
             binary_name: bin("runsc"),
             root,
-            runsc_config: {
-              platform,
-              network: gvisor.network,
-              overlay2,
-              ...asThePodSays,
-              ...flagsTable(gvisor.flags ?? []),
-            },
+            runsc_config: runscFlags(gvisor, platform),
           }),
         [handlerFile(profile.name)]: dump({
           ...base,
@@ -170,6 +180,18 @@ export function profileFiles(
       throw new RuntimeError("unimplemented", `Cannot write a handler of kind ${kind}`);
   }
 }
+
+/** All flags that gVisor is started with: the profile's own last, so that they win. */
+const runscFlags = (
+  gvisor: NonNullable<DesiredProfile["handler"]["gvisor"]>,
+  platform: Platform,
+): Record<string, string> => ({
+  platform,
+  network: gvisor.network,
+  overlay2: { memory: "root:memory", self: "root:self", none: "none" }[gvisor.overlay],
+  ...asThePodSays,
+  ...flagsTable(gvisor.flags ?? []),
+});
 
 /**
  * What runsc leaves out unless it is told: a container's seccomp profile, and setuid programs, which

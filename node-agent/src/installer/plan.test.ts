@@ -151,7 +151,7 @@ describe("the runtime", () => {
   });
 
   test("goes back to the former version, its configuration and unit", () => {
-    expect(planEngineRollback(serving)).toEqual([
+    expect(planEngineRollback(serving, { ...want, version: "3", config: "config 3" })).toEqual([
       { do: "link", path: installed.current, target: "versions/2" },
       { do: "write", path: paths.config, body: "config 2" },
       { do: "write", path: installed.unit, body: "unit" },
@@ -161,8 +161,22 @@ describe("the runtime", () => {
     ]);
   });
 
+  test("goes back to our own text where somebody had edited or removed it: theirs never served", () => {
+    const steps = planEngineRollback(
+      {
+        ...serving,
+        files: new Map([[paths.config, "edited"]]),
+        edited: new Set([paths.config, installed.unit]),
+      },
+      want,
+    );
+    expect(steps).toContainEqual({ do: "write", path: paths.config, body: "config 2" });
+    expect(steps).toContainEqual({ do: "write", path: installed.unit, body: "unit" });
+    expect(names(steps)).not.toContain("purge");
+  });
+
   test("leaves nothing of a first install that failed", () => {
-    expect(names(planEngineRollback(empty))).toEqual(["stop-runtime", "purge"]);
+    expect(names(planEngineRollback(empty, want))).toEqual(["stop-runtime", "purge"]);
   });
 });
 
@@ -172,14 +186,14 @@ describe("a profile", () => {
     name: "standard",
     revision: "bbbbbbbbbb",
     files: { [file]: "new" },
-    program: "/p/runc",
+    check: ["/p/runc", "--version"],
     version: "2",
     programs: ["bin/runc"],
   };
 
   test("has its program checked before its handler is written, and is awaited", () => {
     expect(planProfile(serving, plan)).toEqual([
-      { do: "check-program", path: "/p/runc" },
+      { do: "check-program", argv: ["/p/runc", "--version"] },
       { do: "write", path: file, body: "new" },
       { do: "await-handler", handler: "standard", revision: "bbbbbbbbbb", present: true },
     ]);
@@ -193,7 +207,7 @@ describe("a profile", () => {
     const good = { ...plan, files: { [file]: "good" } };
     expect(planProfile({ ...serving, drifted: ["bin/runc", "bin/runsc"] }, good)).toEqual([
       { do: "stage", version: "2", files: ["bin/runc"] },
-      { do: "check-program", path: "/p/runc" },
+      { do: "check-program", argv: ["/p/runc", "--version"] },
     ]);
   });
 
@@ -213,8 +227,10 @@ describe("a profile", () => {
     ]);
   });
 
-  test("is removed once, not again", () => {
-    expect(names(planRemoval(serving, "standard", [file]))).toEqual(["restore", "await-handler"]);
+  test("is removed once, not again, and what is left of its pods goes while its handler is loaded", () => {
+    const steps = planRemoval(serving, "standard", [file]);
+    expect(names(steps)).toEqual(["remove-dead-pods", "restore", "await-handler"]);
+    expect(steps[0]).toEqual({ do: "remove-dead-pods", handlers: ["standard"] });
     expect(planRemoval(empty, "standard", [file])).toEqual([]);
   });
 });

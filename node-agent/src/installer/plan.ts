@@ -18,14 +18,14 @@ export type Step =
   | { do: "start-runtime"; restart: boolean }
   /** Waits until the runtime answers. */
   | { do: "await-runtime" }
-  /** Runs the program of a profile once: a broken one never gets as far as a pod. */
-  | { do: "check-program"; path: string }
+  /** Runs the program of a profile once, with its flags: a broken one never gets as far as a pod. */
+  | { do: "check-program"; argv: string[] }
   /** Waits until the runtime offers a handler, or has dropped it. */
   | { do: "await-handler"; handler: string; revision: string; present: boolean }
   | { do: "point-kubelet"; unit: string; former: string; edits: Edit[] }
   | { do: "return-kubelet"; unit: string; former: string; files: string[] }
-  /** Removes what is left of pods that ended: the kubelet will not come back for them. */
-  | { do: "remove-dead-pods" }
+  /** Removes what is left of these handlers' pods that ended: the kubelet will not come back for them. */
+  | { do: "remove-dead-pods"; handlers: string[] }
   | { do: "stop-runtime" }
   /** Unmounts and deletes everything that is Bulkhead's; the node is as it was. */
   | { do: "purge" }
@@ -95,17 +95,18 @@ function isUnread(facts: Facts, path: string, body: string): boolean {
   return facts.unread.has(path) && entry?.kind === "file" && entry.sha256 === sha256;
 }
 
-/** Back to the version that ran before a failed {@link planEngine}; without one, back to nothing. */
-export function planEngineRollback(before: Facts): Step[] {
-  const config = before.files.get(paths.config);
-  const unit = before.files.get(installed.unit);
-  if (before.current === undefined || config === undefined || unit === undefined) {
-    return [{ do: "stop-runtime" }, { do: "purge" }];
-  }
+/**
+ * Back to the version that ran before a failed {@link planEngine}; without one, back to nothing. What somebody else
+ * wrote into our files, or took away, never served: of those it is our own text that is put back.
+ */
+export function planEngineRollback(before: Facts, want: EngineFiles): Step[] {
+  if (before.current === undefined) return [{ do: "stop-runtime" }, { do: "purge" }];
+  const ours = (path: string, wanted: string): string =>
+    before.edited.has(path) ? wanted : (before.files.get(path) ?? wanted);
   return [
     { do: "link", path: installed.current, target: `versions/${before.current}` },
-    { do: "write", path: paths.config, body: config },
-    { do: "write", path: installed.unit, body: unit },
+    { do: "write", path: paths.config, body: ours(paths.config, want.config) },
+    { do: "write", path: installed.unit, body: ours(installed.unit, want.unit) },
     { do: "daemon-reload" },
     { do: "start-runtime", restart: true },
     { do: "await-runtime" },
@@ -117,8 +118,8 @@ export type ProfilePlan = {
   revision: string;
   /** Path → text. */
   files: Record<string, string>;
-  /** Absolute path of the program on the host. */
-  program: string;
+  /** A command line on the host that succeeds when the program runs and takes the profile's flags. */
+  check: string[];
   /** The bundle's version, and the handler's programs in it. */
   version: string;
   programs: string[];
@@ -130,11 +131,11 @@ export function planProfile(facts: Facts, want: ProfilePlan): Step[] {
   const broken = facts.drifted.filter((file) => want.programs.includes(file));
   const stage: Step[] = broken.length > 0 ? [{ do: "stage", version: want.version, files: broken }] : [];
   if (writes.length === 0) {
-    return stage.length === 0 ? [] : [...stage, { do: "check-program", path: want.program }];
+    return stage.length === 0 ? [] : [...stage, { do: "check-program", argv: want.check }];
   }
   return [
     ...stage,
-    { do: "check-program", path: want.program },
+    { do: "check-program", argv: want.check },
     ...writes,
     { do: "await-handler", handler: want.name, revision: want.revision, present: true },
   ];
@@ -154,7 +155,9 @@ export function planProfileRollback(before: Facts, want: Pick<ProfilePlan, "name
 
 /** Takes a profile's handler away. */
 export function planRemoval(facts: Facts, name: string, files: string[]): Step[] {
-  return files.some((path) => facts.files.has(path)) ? removal(name, files) : [];
+  if (!files.some((path) => facts.files.has(path))) return [];
+  // While its handler is loaded: without it nobody knows how.
+  return [{ do: "remove-dead-pods", handlers: [name] }, ...removal(name, files)];
 }
 
 const removal = (name: string, files: string[]): Step[] => [
@@ -191,7 +194,9 @@ export function planLeave(facts: Facts): Step[] {
   const { kubelet, entries } = facts.record;
   if (entries.length === 0 && kubelet === undefined) return [];
   return [
-    ...(facts.unitActive ? [{ do: "remove-dead-pods" } as const] : []),
+    ...(facts.unitActive
+      ? [{ do: "remove-dead-pods", handlers: Object.keys(facts.record.profiles) } as const]
+      : []),
     ...(kubelet === undefined ? [] : [{ do: "return-kubelet", ...kubelet } as const]),
     { do: "stop-runtime" },
     { do: "purge" },

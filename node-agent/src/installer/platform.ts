@@ -1,7 +1,8 @@
 import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { mountsBelow } from "./facts.ts";
 import { versionDirectory } from "./files.ts";
-import type { Host } from "./host.ts";
+import { type Host, must } from "./host.ts";
 
 const scratch = "/run/bulkhead-agent.probe";
 const kvmDeadlineMs = 3_000;
@@ -14,26 +15,32 @@ export async function kvmRuns(host: Host, version: string, signal: AbortSignal):
   await mkdir(host.at(scratch), { recursive: true, mode: 0o700 });
   const runsc = join(versionDirectory(version), "bin/runsc");
   try {
-    const { code } = await host.run(
-      [runsc, "--root", scratch, "--platform", "kvm", "--network", "none", "do", "/bin/true"],
-      { signal, timeoutMs: kvmDeadlineMs },
-    );
+    // All that it makes is to be in our directory, where we find it when it has to be killed.
+    const where = ["env", `TMPDIR=${scratch}`, runsc, "--root", scratch, "--ignore-cgroups"];
+    const { code } = await host.run([...where, "--platform", "kvm", "--network", "none", "do", "/bin/true"], {
+      signal,
+      timeoutMs: kvmDeadlineMs,
+    });
     return code === 0;
   } catch {
     signal.throwIfAborted();
     return false;
   } finally {
     await killNaming(scratch);
+    for (const point of await mountsBelow([scratch])) {
+      const undo = { signal: AbortSignal.timeout(10_000) };
+      await must(host.run(["umount", "-l", point], undo), `Cannot unmount "${point}"`);
+    }
     await rm(host.at(scratch), { recursive: true, force: true });
   }
 }
 
-/** Kills what a sandbox that hung left behind: processes with our scratch directory on their command line. */
+/** Kills what a sandbox that hung left behind: processes that name our scratch directory on their command line. */
 async function killNaming(word: string): Promise<void> {
   for (const pid of await readdir("/proc")) {
     if (!/^[0-9]+$/.test(pid)) continue;
     const line = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
-    if (!line.split("\0").includes(word)) continue;
+    if (!line.includes(word)) continue;
     try {
       process.kill(Number(pid), "SIGKILL");
     } catch {

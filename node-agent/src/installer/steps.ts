@@ -32,6 +32,9 @@ export type StepContext = {
   note: (reason: string, message: string, type?: "Normal" | "Warning") => void;
 };
 
+/** What a program said before it began to explain all of its flags. */
+const reasonOf = (output: string): string => (output.split(/^usage\b/im)[0] ?? "").trim().slice(0, 600);
+
 /** Undo has its own deadline. */
 const undoSignal = (): AbortSignal => AbortSignal.timeout(120_000);
 const unitDirectories = /^\/(etc|run|usr\/lib|lib)\/systemd\//;
@@ -146,10 +149,13 @@ export function executors(context: StepContext): Executors {
         throw await withLog(host, paths.unit, error);
       }
     },
-    "check-program": async ({ path }, signal) => {
-      await must(
-        host.run([path, "--version"], { signal, timeoutMs: 10_000 }),
-        `Cannot run "${path} --version" on this node`,
+    "check-program": async ({ argv }, signal) => {
+      const { code, stdout, stderr } = await host.run(argv, { signal, timeoutMs: 10_000 });
+      if (code === 0) return;
+      const said = reasonOf(stderr) || reasonOf(stdout);
+      throw new RuntimeError(
+        "failed-precondition",
+        `Cannot run "${argv.join(" ")}" on this node: exit code ${code}${said === "" ? "" : `: ${said}`}`,
       );
     },
     "await-handler": async ({ handler, revision, present }, signal) => {
@@ -228,17 +234,16 @@ export function executors(context: StepContext): Executors {
       await ownership.update({ ...rest, kubelet: undefined });
       note("KubeletReturned", `The kubelet is served by ${former} again`);
     },
-    "remove-dead-pods": async (_, signal) => {
+    "remove-dead-pods": async ({ handlers }, signal) => {
       using cri = connect();
       const runtime = cri.service(RuntimeService);
-      const names = new Set(Object.keys(ownership.record.profiles));
       const { items } = await runtime.listPodSandbox({}, signal).catch((error: unknown) => {
         // A runtime that does not answer has nothing that could be asked to go; purge takes its files and mounts.
         context.log.warn({ err: messageOf(error) }, "cannot list pods before leaving");
         return { items: [] };
       });
       for (const { id, state, runtimeHandler, metadata } of items) {
-        const dead = state === PodSandboxState.SANDBOX_NOTREADY && names.has(runtimeHandler);
+        const dead = state === PodSandboxState.SANDBOX_NOTREADY && handlers.includes(runtimeHandler);
         if (!dead && metadata?.namespace !== canaryNamespace) continue;
         try {
           await runtime.stopPodSandbox({ podSandboxId: id }, signal);
