@@ -1,10 +1,25 @@
-import { mkdir, mkdtemp, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { create, fromJson, type JsonValue } from "@bufbuild/protobuf";
+import {
+  CheckpointContainerRequestSchema,
+  ContainerConfigSchema,
+  CreateContainerRequestSchema,
+  ExecSyncRequestSchema,
+  type PodSandboxConfig,
+  PodSandboxConfigSchema,
+  RemovePodSandboxRequestSchema,
+  RunPodSandboxRequestSchema,
+  StartContainerRequestSchema,
+} from "@bulkhead/lib/gen/cri_pb.js";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { connectEngine } from "@bulkhead/runtime/handler/delegate/client.ts";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { ensureTestImages } from "../images/build.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
 import { inCache } from "../tools/cache.ts";
+import { run } from "../tools/run.ts";
 import { createDaemon, type Daemon, remains } from "./daemon.ts";
 
 const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
@@ -13,6 +28,8 @@ let scratch: string;
 let registry: RunningRegistry;
 let daemon: Daemon;
 let serial = 0;
+let engine: ReturnType<typeof connectEngine>;
+let call: ReturnType<typeof connectEngine>["runtime"];
 
 beforeAll(async () => {
   scratch = await mkdtemp(join(tmpdir(), "bh-containers-"));
@@ -20,9 +37,12 @@ beforeAll(async () => {
   await ensureTestImages(registry.host, ["e2e-test-images/busybox:1.29-2"]);
   daemon = await createDaemon({ registry: registry.host, subnet: 96 });
   await daemon.start();
+  engine = connectEngine(daemon.socket);
+  call = engine.runtime;
   await daemon.crictl("pull", busybox);
 });
 afterAll(async () => {
+  engine?.close();
   await daemon?.[Symbol.asyncDispose]();
   await registry?.stop();
   await rm(scratch, { recursive: true, force: true });
@@ -30,61 +50,97 @@ afterAll(async () => {
 
 type Fields = Record<string, unknown>;
 
-const writeJson = async (name: string, value: Fields): Promise<string> => {
-  const path = join(scratch, `${name}-${++serial}.json`);
-  await writeFile(path, JSON.stringify(value));
-  return path;
-};
-
-const podFile = async (linux: Fields = {}, more: Fields = {}): Promise<string> => {
-  const logs = join(scratch, `logs-${serial}`);
-  await mkdir(logs, { recursive: true });
+/** A pod sandbox of its own; messages are in CRI's own JSON. */
+const runPod = async (linux: Fields = {}): Promise<{ id: string; config: PodSandboxConfig }> => {
   const name = `pod-${++serial}`;
-  return await writeJson("pod", {
+  const config = fromJson(PodSandboxConfigSchema, {
     metadata: { name, namespace: "test", uid: name, attempt: 0 },
-    log_directory: logs,
+    log_directory: join(scratch, name),
     linux: { security_context: { namespace_options: { pid: 1 } }, ...linux },
-    ...more,
-  });
+  } as JsonValue);
+  const request = create(RunPodSandboxRequestSchema, { config });
+  const { podSandboxId } = await call.runPodSandbox(request, AbortSignal.timeout(30_000));
+  return { id: podSandboxId, config };
 };
 
-const containerFile = (script: string, more: Fields = {}): Promise<string> =>
-  writeJson("container", {
+const createIn = async (
+  pod: { id: string; config: PodSandboxConfig },
+  script: string,
+  fields: Fields,
+): Promise<string> => {
+  const config = fromJson(ContainerConfigSchema, {
     metadata: { name: "main", attempt: 0 },
     image: { image: busybox },
     command: ["sh", "-c", script],
     log_path: "main.log",
-    ...more,
+    ...fields,
+  } as JsonValue);
+  const request = create(CreateContainerRequestSchema, {
+    podSandboxId: pod.id,
+    config,
+    sandboxConfig: pod.config,
   });
-
-/** Runs the script to its end in a pod of its own; what it said. */
-const output = async (script: string, container: Fields = {}, pod: Fields = {}): Promise<string> => {
-  const podConfig = await podFile(pod);
-  const id = (await daemon.crictl("runp", podConfig)).trim();
-  const config = await containerFile(`${script}; exec sleep 1000`, container);
-  const main = (await daemon.crictl("create", id, config, podConfig)).trim();
-  await daemon.crictl("start", main);
-  const said = await daemon.crictl("exec", main, "sh", "-c", script);
-  // Its own output goes to the log, however it opens it.
-  await expect.poll(() => daemon.crictl("logs", main)).toBe(said);
-  await daemon.crictl("rmp", "-f", id);
-  return said;
+  return (await call.createContainer(request, AbortSignal.timeout(30_000))).containerId;
 };
 
-/** What CreateContainer says when it refuses. */
-const refusal = async (container: Fields, pod: Fields = {}): Promise<string> => {
-  const podConfig = await podFile(pod);
-  const run = await daemon.tryCrictl("runp", podConfig);
-  if (run.code !== 0) return run.stderr.replaceAll('\\"', '"');
-  const created = await daemon.tryCrictl(
-    "create",
-    run.stdout.trim(),
-    await containerFile("true", container),
-    podConfig,
+const removePod = async (id: string): Promise<void> => {
+  const request = create(RemovePodSandboxRequestSchema, { podSandboxId: id });
+  await call.removePodSandbox(request, AbortSignal.timeout(60_000));
+};
+
+/** What a command in the container says on its standard output. */
+const execute = async (containerId: string, script: string): Promise<string> => {
+  const request = create(ExecSyncRequestSchema, { containerId, cmd: ["sh", "-c", script], timeout: 30n });
+  const { stdout } = await call.execSync(request, AbortSignal.timeout(40_000));
+  return Buffer.from(stdout).toString();
+};
+
+/** A running container of its own pod; `use` gets its id, then everything goes. */
+const withContainer = async <T>(
+  container: Fields,
+  use: (id: string) => Promise<T>,
+  script = "exec sleep 1000",
+  linux: Fields = {},
+): Promise<T> => {
+  const pod = await runPod(linux);
+  try {
+    const id = await createIn(pod, script, container);
+    await call.startContainer(
+      create(StartContainerRequestSchema, { containerId: id }),
+      AbortSignal.timeout(30_000),
+    );
+    return await use(id);
+  } finally {
+    await removePod(pod.id);
+  }
+};
+
+/** Runs the script in a container of a pod of its own, and again beside it; what it said. */
+const output = (script: string, container: Fields = {}, linux: Fields = {}): Promise<string> =>
+  withContainer(
+    container,
+    async (id) => {
+      const said = await execute(id, script);
+      // Its own output goes to the log, however it opens it.
+      await expect.poll(() => daemon.crictl("logs", id)).toBe(said);
+      return said;
+    },
+    `${script}; exec sleep 1000`,
+    linux,
   );
-  await daemon.crictl("rmp", "-f", run.stdout.trim());
-  expect(created.code).not.toBe(0);
-  return created.stderr.replaceAll('\\"', '"');
+
+/** What RunPodSandbox or CreateContainer says when it refuses. */
+const refusal = async (container: Fields, linux: Fields = {}): Promise<string> => {
+  let pod: Awaited<ReturnType<typeof runPod>> | undefined;
+  try {
+    pod = await runPod(linux);
+    await createIn(pod, "true", container);
+  } catch (error) {
+    return messageOf(error);
+  } finally {
+    if (pod) await removePod(pod.id);
+  }
+  throw new Error("it was not refused");
 };
 
 const userns = (hostId: number, pid = 1): Fields => {
@@ -154,4 +210,304 @@ test("Status says of each handler whether it has user namespaces and recursive r
   const features = Object.fromEntries(runtimeHandlers.map(({ name, features }) => [name, features]));
   expect(features.runc).toMatchObject({ user_namespaces: true, recursive_read_only_mounts: true });
   expect(features.gvisor?.user_namespaces ?? false).toBe(false);
+});
+
+describe("CDI devices", () => {
+  const cdiFile = "/var/run/cdi/bulkhead-test.json";
+  const device = {
+    name: "0",
+    containerEdits: { deviceNodes: [{ path: "/dev/gpu0", hostPath: "/dev/zero" }] },
+  };
+  const describeDevices = async (change: Fields = {}): Promise<void> => {
+    await mkdir("/var/run/cdi", { recursive: true });
+    await writeFile(
+      cdiFile,
+      JSON.stringify({
+        cdiVersion: "0.6.0",
+        kind: "bulkhead.test/gpu",
+        devices: [device],
+        containerEdits: {
+          env: ["GPU_DRIVER=7"],
+          mounts: [{ hostPath: "/etc/hostname", containerPath: "/opt/gpu/info", options: ["ro"] }],
+          additionalGids: [4242],
+        },
+        ...change,
+      }),
+    );
+  };
+  const wanted = { CDI_devices: [{ name: "bulkhead.test/gpu=0" }] };
+  afterEach(() => rm(cdiFile, { force: true }));
+
+  test("give a container device nodes, variables, mounts and groups, by the file as it is now", async () => {
+    await describeDevices();
+    const script =
+      "echo $GPU_DRIVER; test -s /opt/gpu/info && echo mounted; id -G; head -c3 /dev/gpu0 | od -An -tx1; touch /opt/gpu/info 2>&1 | tail -c 22";
+    expect((await output(script, wanted)).split("\n").map((line) => line.trim())).toEqual([
+      ...["7", "mounted", "0 4242", "00 00 00", "Read-only file system", ""],
+    ]);
+  });
+
+  test("that no file defines are refused by name, with the files that could not be used", async () => {
+    expect(await refusal(wanted)).toContain('Cannot add CDI device "bulkhead.test/gpu=0": no CDI file');
+    await describeDevices({ cdiVersion: "9.0.0" });
+    expect(await refusal(wanted)).toContain(cdiFile);
+  });
+});
+
+describe("what a container may not have", () => {
+  test.each([
+    ["a log outside the pod's directory", { log_path: "../../out.log" }, 'Cannot log to "../../out.log"'],
+    [
+      "a device that is not there",
+      { devices: [{ host_path: "/dev/no-such", container_path: "/dev/x" }] },
+      "/dev/no-such",
+    ],
+    [
+      "a mount option that undoes another",
+      { mounts: [{ host_path: "/tmp", container_path: "/m", mount_options: ["dev"] }] },
+      'mount option "dev" is not allowed',
+    ],
+    [
+      "a recursive read-only mount that is writable",
+      { mounts: [{ host_path: "/tmp", container_path: "/m", recursive_read_only: true }] },
+      "recursive read-only needs read-only",
+    ],
+    [
+      "an AppArmor profile that the node lacks",
+      { linux: { security_context: { apparmor: { profile_type: 2, localhost_ref: "localhost/nope" } } } },
+      'AppArmor profile "nope"',
+    ],
+    [
+      "unified values on cgroup v1",
+      { linux: { resources: { unified: { "memory.high": "1" } } } },
+      "runs cgroup v1",
+    ],
+    [
+      "a capability that is none",
+      { linux: { security_context: { capabilities: { add_capabilities: ["NOPE"] } } } },
+      'capability "NOPE"',
+    ],
+    [
+      "a group without a user",
+      { linux: { security_context: { run_as_group: { value: 5 } } } },
+      "run_as_group without run_as_user",
+    ],
+    [
+      "a user that the image lacks",
+      { linux: { security_context: { run_as_username: "nope" } } },
+      'user "nope"',
+    ],
+    [
+      "an image that is not there as a volume",
+      { mounts: [{ container_path: "/m", image: { image: "nope:1" } }] },
+      "ImageVolumeMountFailed",
+    ],
+  ] as const)("%s is refused by name", async (_what, fields, message) => {
+    expect(await refusal(fields as Fields)).toContain(message);
+  });
+
+  test("a seccomp profile that is not one is refused with its file and field", async () => {
+    const profile = join(scratch, "seccomp.json");
+    await writeFile(
+      profile,
+      '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"NO"}]}',
+    );
+    const asked = { security_context: { seccomp: { profile_type: 2, localhost_ref: profile } } };
+    const said = await refusal({ linux: asked });
+    expect(said).toContain(profile);
+    expect(said).toContain("syscalls[0].action");
+    await writeFile(
+      profile,
+      '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["sethostname"],"action":"SCMP_ACT_ERRNO"}]}',
+    );
+    const admin = { ...asked.security_context, capabilities: { add_capabilities: ["SYS_ADMIN"] } };
+    expect(
+      await output("hostname x 2>&1; grep Seccomp: /proc/self/status", {
+        linux: { security_context: admin },
+      }),
+    ).toMatch(/not permitted[\s\S]*Seccomp:\s*2/);
+  });
+
+  test.each(["kernel.core_pattern", "vm.swappiness", "net/../kernel/core_pattern"])(
+    "the node's sysctl %s is refused by name (CVE-2022-0811)",
+    async (name) => {
+      expect(await refusal({}, { sysctls: { [name]: "|/bin/sh" } })).toContain(`sysctl "${name}"`);
+    },
+  );
+});
+
+describe("escapes that runtimes had", () => {
+  test("no descriptor of the node is open in a container or its execs (CVE-2024-21626)", async () => {
+    // ls itself has the directory open.
+    expect(await output("ls /proc/self/fd | sort -n | tr '\\n' ' '")).toMatch(/^0 1 2 3 $/);
+  });
+
+  test.each([7, 8, 9])("a working directory /proc/self/fd/%i leads nowhere (CVE-2024-21626)", async (fd) => {
+    const cwd = { working_dir: `/proc/self/fd/${fd}` };
+    await expect(withContainer(cwd, (id) => execute(id, "pwd"))).rejects.toThrow("start the container");
+  });
+
+  test("masked and read-only paths hold also where another container makes links in a shared volume (CVE-2025-31133)", async () => {
+    const volume = join(scratch, "links");
+    await mkdir(volume, { recursive: true });
+    await symlink("/proc/sys/kernel/core_pattern", join(volume, "pattern"));
+    const paths = { masked_paths: ["/proc/version", "/proc/no-such"], readonly_paths: ["/proc/sys"] };
+    const said = await output(
+      "(echo x > /v/pattern) 2>&1; wc -c < /proc/version; stat -c %t:%T /proc/version",
+      {
+        mounts: [{ host_path: volume, container_path: "/v" }],
+        linux: { security_context: paths },
+      },
+    );
+    expect(said).toContain("Read-only file system");
+    expect(said).toContain("\n0\n1:3");
+  });
+
+  test("files of a pod follow no link of an image out of its root", async () => {
+    // /etc/resolv.conf of the first container's root becomes a link; a mount over it stays inside the second's.
+    const said = await output(
+      "ls -l /etc/resolv.conf | cut -c1; grep -c . /proc/1/mountinfo > /dev/null && echo ok",
+    );
+    expect(said).toBe("-\nok\n");
+  });
+
+  test("more output of an exec than 16 MiB is cut off, and the daemon keeps little of it (CVE-2022-31030)", async () => {
+    await withContainer({}, async (id) => {
+      const reply = await call.execSync(
+        create(ExecSyncRequestSchema, {
+          containerId: id,
+          cmd: ["sh", "-c", "head -c 80000000 /dev/zero; exit 3"],
+        }),
+        AbortSignal.timeout(30_000),
+      );
+      expect(reply.exitCode).toBe(3);
+      expect(reply.stdout.length).toBeGreaterThan(15 * 1024 * 1024);
+      expect(reply.stdout.length).toBeLessThanOrEqual(16 * 1024 * 1024);
+    });
+  });
+
+  test("a variable with line breaks stays a variable (CVE-2022-4318)", async () => {
+    const envs = [{ key: "HOME", value: Buffer.from("/x\nevil:x:0:0::/:/bin/sh").toString("base64") }];
+    expect(await output("grep -c evil /etc/passwd; printenv HOME | wc -l", { envs })).toBe("0\n2\n");
+  });
+});
+
+describe("fields of a container", () => {
+  test("rlimits, oom_score_adj and no_new_privs are those that this process may give", async () => {
+    const said = await output("cat /proc/self/oom_score_adj; grep NoNewPrivs /proc/self/status; ulimit -n", {
+      linux: { resources: { oom_score_adj: -900 }, security_context: { no_new_privs: true } },
+    });
+    const [adjusted, privileges] = said.split("\n");
+    // As low as we are ourselves, or as asked where CAP_SYS_RESOURCE is held.
+    expect(Number(adjusted)).toBeLessThanOrEqual(0);
+    expect(privileges).toMatch(/1$/);
+  });
+
+  test("groups are the image's and the pod's under Merge, the pod's alone under Strict", async () => {
+    const groups = (policy: number) =>
+      output("id -G", {
+        linux: {
+          security_context: {
+            run_as_user: { value: 0 },
+            supplemental_groups: ["1234"],
+            supplemental_groups_policy: policy,
+          },
+        },
+      });
+    expect((await groups(1)).trim()).toBe("0 1234");
+    expect((await groups(0)).trim().split(" ")).toEqual(expect.arrayContaining(["0", "1234"]));
+  });
+
+  test("mount options of a volume hold", async () => {
+    const volume = join(scratch, "options");
+    await mkdir(volume, { recursive: true });
+    const mounts = [{ host_path: volume, container_path: "/v", mount_options: ["noexec", "nosuid"] }];
+    expect(await output("cp /bin/busybox /v/ls; /v/ls 2>&1; grep ' /v ' /proc/mounts", { mounts })).toMatch(
+      /Permission denied[\s\S]*nosuid[\s\S]*noexec/,
+    );
+  });
+
+  test("recursive read-only reaches the mounts below a volume", async () => {
+    const volume = join(scratch, "tree");
+    await mkdir(join(volume, "below"), { recursive: true });
+    await run(["mount", "-t", "tmpfs", "tmpfs", join(volume, "below")]);
+    try {
+      const mount = { host_path: volume, container_path: "/v", readonly: true };
+      const script = "touch /v/below/x 2>&1 && echo written";
+      expect(await output(script, { mounts: [mount] })).toBe("written\n");
+      expect(
+        await output(`${script}; true`, { mounts: [{ ...mount, recursive_read_only: true }] }),
+      ).toContain("Read-only");
+    } finally {
+      await run(["umount", join(volume, "below")]);
+    }
+  });
+
+  test("propagation works in both directions where the node's mount is shared, and is refused where it is not", async () => {
+    const volume = join(scratch, "shared");
+    await mkdir(volume, { recursive: true });
+    await run(["mount", "-t", "tmpfs", "tmpfs", volume]);
+    try {
+      await run(["mount", "--make-private", volume]);
+      const bidirectional = { host_path: volume, container_path: "/v", propagation: 2 };
+      expect(await refusal({ mounts: [bidirectional] })).toContain("is not a shared mount");
+      await run(["mount", "--make-shared", volume]);
+      await withContainer({ mounts: [{ ...bidirectional, propagation: 1 }] }, async (id) => {
+        await mkdir(join(volume, "later"));
+        await run(["mount", "-t", "tmpfs", "tmpfs", join(volume, "later")]);
+        expect(await execute(id, "cat /proc/self/mountinfo")).toContain(" /v/later ");
+        await run(["umount", join(volume, "later")]);
+      });
+    } finally {
+      await run(["umount", "-R", volume]);
+    }
+  });
+
+  test("limits are changed in place, and what the request leaves out stays", async () => {
+    const limits = { cpu_shares: 512, cpu_period: 100000, cpu_quota: 50000, memory_limit_in_bytes: 67108864 };
+    await withContainer({ linux: { resources: limits } }, async (id) => {
+      const of = async (): Promise<Record<string, unknown>> =>
+        (
+          JSON.parse(await daemon.crictl("inspect", id)) as {
+            status: { resources: { linux: Record<string, unknown> } };
+          }
+        ).status.resources.linux;
+      await daemon.crictl("update", "--memory", "134217728", "--cpuset-cpus", "0", id);
+      expect(await of()).toMatchObject({
+        memoryLimitInBytes: "134217728",
+        cpuShares: "512",
+        cpuQuota: "50000",
+        cpusetCpus: "0",
+      });
+      const limit = await execute(
+        id,
+        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpuset/cpuset.cpus",
+      );
+      expect(limit).toBe("134217728\n0\n");
+      expect((await daemon.tryCrictl("update", "--cpuset-cpus", "x", id)).stderr).toContain("cpuset_cpus");
+    });
+  });
+});
+
+describe("CheckpointContainer", () => {
+  test("is refused with CRIU's own reason where the kernel or the node cannot, and leaves the container and no file", async () => {
+    await withContainer({}, async (id) => {
+      const location = join(scratch, "checkpoint.tar");
+      const answer = await call
+        .checkpointContainer(
+          create(CheckpointContainerRequestSchema, { containerId: id, location }),
+          AbortSignal.timeout(30_000),
+        )
+        .then(() => "done", String);
+      // On a node with a CRIU that knows the kernel the archive is there.
+      if (answer === "done") expect((await stat(location)).size).toBeGreaterThan(0);
+      else expect(answer).toContain(`Cannot checkpoint container`);
+      expect((await readdir(scratch)).filter((name) => name.startsWith(".checkpoint"))).toEqual([]);
+      expect(await execute(id, "echo alive")).toBe("alive\n");
+    });
+  });
+});
+
+test("nothing is left of all these containers", async () => {
+  expect(await remains(daemon)).toEqual([]);
 });

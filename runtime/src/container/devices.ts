@@ -13,7 +13,12 @@ const made = new Set(["console", "null", "zero", "full", "random", "urandom", "t
 const major = (rdev: bigint): number => Number(((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n));
 const minor = (rdev: bigint): number => Number((rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n));
 
-const deviceAt = async (path: string, as: string, permissions: string): Promise<HostDevice | undefined> => {
+/** The device node at `path`, to be at `as` in the container; undefined when it is something else. */
+export const deviceAt = async (
+  path: string,
+  as: string,
+  permissions: string,
+): Promise<HostDevice | undefined> => {
   const node = await stat(path, { bigint: true });
   if (!node.isCharacterDevice() && !node.isBlockDevice()) return undefined;
   return {
@@ -58,6 +63,11 @@ export const askedDevices = async (devices: readonly Device[]): Promise<HostDevi
   (
     await Promise.all(
       devices.map(async ({ hostPath, containerPath, permissions }) => {
+        if (!containerPath.startsWith("/") || containerPath.includes("\0"))
+          throw new RuntimeError(
+            "invalid-argument",
+            `Cannot add device "${hostPath}": its place "${containerPath}" is not an absolute path`,
+          );
         if (!/^[rwm]{0,3}$/.test(permissions))
           throw new RuntimeError("invalid-argument", `Cannot add device "${hostPath}": bad permissions`);
         try {

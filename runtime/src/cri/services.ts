@@ -9,6 +9,7 @@ import {
 } from "@bulkhead/lib/gen/cri_pb.js";
 import type { CriServices } from "../handler/delegate/client.ts";
 import { attach } from "./container/attach.ts";
+import { checkpointContainer } from "./container/checkpoint.ts";
 import { createContainer } from "./container/create.ts";
 import { exec } from "./container/exec.ts";
 import { execSync } from "./container/exec-sync.ts";
@@ -25,7 +26,7 @@ import { listImages } from "./image/list.ts";
 import { pullImage } from "./image/pull.ts";
 import { removeImage } from "./image/remove.ts";
 import { imageStatus } from "./image/status.ts";
-import { checkpointContainer, checkpointPod, restorePod } from "./node/checkpoint.ts";
+import { checkpointPod, restorePod } from "./node/checkpoint.ts";
 import { getContainerEvents } from "./node/events.ts";
 import { runtimeConfig } from "./node/runtime-config.ts";
 import { status } from "./node/status.ts";
@@ -90,7 +91,7 @@ export const criServices = (runtime: Runtime): CriServices => {
       exec: exec(runtime),
       attach: attach(runtime),
 
-      checkpointContainer,
+      checkpointContainer: checkpointContainer(runtime),
       checkpointPod,
       restorePod,
 

@@ -38,6 +38,11 @@ export interface Handler {
     resources: NonNullable<Spec["linux"]>["resources"],
     signal: AbortSignal,
   ): Promise<void>;
+  /**
+   * Writes the container's processes as files to `directory`/checkpoint and lets them go on. Absent where a single
+   * container cannot be: gVisor's and a VM's state is the whole pod's.
+   */
+  checkpoint?(container: ContainerRef, directory: string, signal: AbortSignal): Promise<void>;
   /** undefined when the container is gone or has nothing to say. */
   stats(container: ContainerRef, signal: AbortSignal): Promise<Usage | undefined>;
   sandboxStats(pod: SandboxRef, signal: AbortSignal): Promise<Usage | undefined>;

@@ -9,6 +9,8 @@ export type Spec = {
   root: { path: string; readonly?: boolean };
   mounts: Mount[];
   annotations?: Record<string, string>;
+  /** By name: prestart, createRuntime, createContainer, startContainer, poststart, poststop. */
+  hooks?: Record<string, { path: string; args?: string[]; env?: string[]; timeout?: number }[]>;
   linux?: Linux;
 };
 

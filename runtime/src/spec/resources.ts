@@ -12,6 +12,7 @@ export const resourcesOf = (
   host: Pick<HostFacts, "cgroup" | "swapAccounting" | "hugetlb">,
 ): Resources => {
   if (!linux) return {};
+  check(linux);
   const cpu: NonNullable<Resources["cpu"]> = {};
   if (linux.cpuShares > 0n) cpu.shares = Number(linux.cpuShares);
   if (linux.cpuQuota !== 0n) cpu.quota = Number(linux.cpuQuota);
@@ -41,6 +42,41 @@ export const resourcesOf = (
     }),
     ...(unified.length > 0 && { unified: linux.unified }),
   };
+};
+
+const bad = (what: string): RuntimeError => new RuntimeError("invalid-argument", `Cannot ${what}`);
+/** cpuset(7), "List format". */
+const list = /^\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*$/;
+const maxCounted = BigInt(Number.MAX_SAFE_INTEGER);
+
+/** Refuses by name what the kernel would refuse without one. */
+const check = (linux: LinuxContainerResources): void => {
+  // -1 is without a limit.
+  for (const [field, value] of [
+    ["cpu_shares", linux.cpuShares],
+    ["cpu_quota", linux.cpuQuota],
+    ["cpu_period", linux.cpuPeriod],
+    ["memory_limit_in_bytes", linux.memoryLimitInBytes],
+    ["memory_swap_limit_in_bytes", linux.memorySwapLimitInBytes],
+  ] as const)
+    if (value < -1n || value > maxCounted) throw bad(`set ${field} to ${value}`);
+  for (const [field, value] of [
+    ["cpuset_cpus", linux.cpusetCpus],
+    ["cpuset_mems", linux.cpusetMems],
+  ] as const)
+    if (value !== "" && !list.test(value)) throw bad(`set ${field} to "${value}": not a list such as 0-3,7`);
+  const { memoryLimitInBytes: memory, memorySwapLimitInBytes: both } = linux;
+  if (both > 0n && memory > 0n && both < memory)
+    throw bad(
+      `set memory_swap_limit_in_bytes to ${both}: memory and swap together are less than the memory, ${memory}`,
+    );
+  for (const { pageSize, limit } of linux.hugepageLimits) {
+    if (!/^\d{1,7}[KMG]B$/.test(pageSize))
+      throw bad(`limit hugepages of size "${pageSize}": not a size such as 2MB`);
+    if (limit > maxCounted) throw bad(`limit hugepages of size ${pageSize} to ${limit}`);
+  }
+  for (const [key, value] of Object.entries(linux.unified))
+    if (/[\0\n]/.test(value)) throw bad(`set cgroup value "${key}": bad value`);
 };
 
 /** oom_score_adj that this process may set: without CAP_SYS_RESOURCE not below its own. */

@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
-import { mkdir, readFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { constants } from "node:fs";
+import { mkdir, open, readFile } from "node:fs/promises";
+import { dirname, join, normalize } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import {
   type ContainerConfig,
@@ -9,6 +10,7 @@ import {
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { readAccounts } from "../../container/accounts.ts";
+import { resolveCdi } from "../../container/cdi.ts";
 import { allDevices, askedDevices } from "../../container/devices.ts";
 import { specForGvisor } from "../../container/gvisor-paths.ts";
 import { resolveMounts } from "../../container/mounts.ts";
@@ -21,12 +23,15 @@ import { letThrough, podFiles } from "../../pod/files.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
 import { apparmorOf, requireApparmor } from "../../spec/apparmor.ts";
 import { capabilitiesOf } from "../../spec/capabilities.ts";
+import { withEdits } from "../../spec/cdi.ts";
 import { containerSpec } from "../../spec/container-spec.ts";
 import type { ResolvedMount } from "../../spec/mounts.ts";
 import { type PidChoice, podNamespaces } from "../../spec/namespaces.ts";
 import type { Spec } from "../../spec/oci.ts";
 import { seccompChoice } from "../../spec/seccomp.ts";
 import { defaultSeccomp } from "../../spec/seccomp-default.ts";
+import { parseSeccomp } from "../../spec/seccomp-profile.ts";
+import { selinuxLabels } from "../../spec/selinux.ts";
 import { stopSignalOf } from "../../spec/stop-signal.ts";
 import { type User, userOf } from "../../spec/user.ts";
 import { podIdsOf, requireSameIds } from "../../spec/user-namespace.ts";
@@ -79,15 +84,12 @@ const createIn = async (
     pod.config.linux?.securityContext?.namespaceOptions,
     config.linux?.securityContext?.namespaceOptions,
   );
-  checkCdi(config);
+  checkSelinux(config, runtime);
   await checkApparmor(config, runtime.host);
   const pid = pidOf(runtime, config, pod);
   const id = randomBytes(32).toString("hex");
   const stopSignal = stopSignalOf(config.stopSignal, image.config.stopSignal);
-  const logPath =
-    config.logPath === "" || pod.config.logDirectory === ""
-      ? ""
-      : join(pod.config.logDirectory, config.logPath);
+  const logPath = logPathOf(config, pod);
   runtime.containers.add(
     newContainer({ id, podId, createdAt: now(), config, imageId: image.id, logPath, stopSignal }),
   );
@@ -116,14 +118,32 @@ const checkPrivileges = (config: ContainerConfig, pod: Pod): void => {
     );
 };
 
-/** Container Device Interface: what a driver promised to the container must not be left out silently. */
-const checkCdi = (config: ContainerConfig): void => {
-  const [first] = config.CDIDevices;
-  if (first !== undefined)
+/**
+ * Where SELinux is off a label is nobody's to enforce: it is left out and told, as everywhere; charts that were
+ * written for one node shall run on another.
+ */
+const checkSelinux = (config: ContainerConfig, { host, log }: Pick<Runtime, "host" | "log">): void => {
+  const labels = selinuxLabels(config.linux?.securityContext?.selinuxOptions);
+  if (labels !== undefined && !host.selinux)
+    log.warn({ name: config.metadata?.name, label: labels.process }, "SELinux is off: label left out");
+  const relabel = config.mounts.find((mount) => mount.selinuxRelabel);
+  if (relabel !== undefined && host.selinux)
     throw new RuntimeError(
       "unimplemented",
-      `Cannot add device "${first.name}": this runtime does not support CDI devices`,
+      `Cannot relabel "${relabel.hostPath}": this runtime changes no SELinux labels of files`,
     );
+};
+
+/** A log below the pod's own directory; kubelet's names have no way out of it. */
+const logPathOf = (config: ContainerConfig, pod: Pod): string => {
+  if (config.logPath === "" || pod.config.logDirectory === "") return "";
+  const path = join(pod.config.logDirectory, config.logPath);
+  if (!path.startsWith(`${normalize(pod.config.logDirectory).replace(/\/$/, "")}/`) || path.includes("\0"))
+    throw new RuntimeError(
+      "invalid-argument",
+      `Cannot log to "${config.logPath}": it is outside the pod's log directory`,
+    );
+  return path;
 };
 
 const checkApparmor = async (config: ContainerConfig, host: Runtime["host"]): Promise<void> => {
@@ -217,7 +237,7 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
   const imageMounts = config.mounts.flatMap((mount, index) =>
     mount.image?.image ? [join(stateDir, `image-${index}`)] : [],
   );
-  const [mounts, devices, seccomp] = await Promise.all([
+  const [mounts, devices, seccomp, cdi] = await Promise.all([
     resolveMounts(config.mounts, {
       images,
       snapshotter,
@@ -232,12 +252,13 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     }),
     security?.privileged ? allDevices() : askedDevices(config.devices),
     seccompOf(config, host),
+    resolveCdi(config.CDIDevices.map(({ name }) => name)),
     snapshotter.mountContainer(id, image.layers, rootfs, owners),
     plan.logPath === "" ? undefined : mkdir(dirname(plan.logPath), { recursive: true, mode: 0o755 }),
   ]);
   const user = userOf(security, image.config.user, await readAccounts(rootfs));
   const volumes = await volumesOf(image, config, rootfs);
-  const spec = containerSpec({
+  const plain = containerSpec({
     id,
     config,
     pod: {
@@ -257,6 +278,7 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     allowedAnnotations: pod.handler.allowedAnnotations,
     host,
   });
+  const spec = withEdits(plain, cdi, security?.privileged ?? false);
   const handlerState = await handler.create(
     {
       id,
@@ -319,17 +341,20 @@ const seccompOf = async (config: ContainerConfig, host: Runtime["host"]): Promis
     throw new RuntimeError("failed-precondition", "Cannot use a seccomp profile: the kernel has no seccomp");
   if (choice.use === "default")
     return defaultSeccomp(capabilitiesOf(security, host.capabilities).bounding, host.arch);
-  try {
-    const text = await readFile(choice.path, "utf8");
-    if (text.length > maxProfile) throw new Error("it is too large");
-    return JSON.parse(text);
-  } catch (error) {
+  const text = await readProfile(choice.path).catch((error) => {
     throw new RuntimeError(
       "invalid-argument",
       `Cannot use seccomp profile "${choice.path}": ${messageOf(error)}`,
-      {
-        cause: error,
-      },
+      { cause: error },
     );
-  }
+  });
+  return parseSeccomp(choice.path, text);
+};
+
+const readProfile = async (path: string): Promise<string> => {
+  await using file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+  const stats = await file.stat();
+  if (!stats.isFile()) throw new Error("not a regular file");
+  if (stats.size > maxProfile) throw new Error(`larger than ${maxProfile} bytes`);
+  return await file.readFile("utf8");
 };

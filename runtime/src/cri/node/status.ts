@@ -34,11 +34,16 @@ export const status =
           userNamespaces: handler.features().userNamespaces && runtime.noUserNamespaces === undefined,
         },
       })),
-      features: { supplementalGroupsPolicy: true, userNamespacesHostNetwork: false, mountOptions: false },
+      features: { supplementalGroupsPolicy: true, userNamespacesHostNetwork: false, mountOptions: true },
       info: request.verbose
         ? {
             config: JSON.stringify(runtime.config.verbose()),
-            handlers: JSON.stringify(handlers.map(({ name, config }) => ({ as: name, ...config }))),
+            // An object: crictl shows any other JSON as text in quotation marks.
+            handlers: JSON.stringify(
+              Object.fromEntries(
+                handlers.filter(({ name }) => name !== "").map(({ name, config }) => [name, config]),
+              ),
+            ),
             handlerProblems: JSON.stringify(
               noDefault ? { ...problems, "": "the default handler is not loaded" } : problems,
             ),

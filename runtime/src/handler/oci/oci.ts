@@ -14,6 +14,7 @@ import type { Network } from "../../network/network.ts";
 import { killCgroup, processesOf, readUsage, wasOomKilled } from "../../stats/cgroup.ts";
 import { type CgroupLayout, type CgroupPaths, cgroupAt, parentOf, readCgroups } from "../../stats/layout.ts";
 import type { ContainerRef, Exit, Handler, HandlerEvents, Recovered } from "../handler.ts";
+import { checkpointTo } from "./checkpoint.ts";
 import { failureInLog, failureOf, globalOptions, mustRun, type RuntimeCommand, run } from "./command.ts";
 import { startExec } from "./exec.ts";
 import { parseFeatures } from "./features.ts";
@@ -322,6 +323,8 @@ export const createOciHandler = async (
       const what = `update container "${container.id}"`;
       await mustRun(command, ["update", "--resources", "-", container.id], what, signal, input);
     },
+
+    checkpoint: (container, directory, signal) => checkpointTo(command, container.id, directory, signal),
 
     async stats(container) {
       const state = parseContainerState(container.state);
