@@ -8,6 +8,7 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  writeFileSync,
 } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join } from "node:path";
@@ -17,6 +18,7 @@ import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { createLinux } from "../../linux/linux-ffi.ts";
 import { readProcess } from "../../monitor/process.ts";
+import { holderProgram } from "../../spec/holder-program.ts";
 import type { Process, Spec } from "../../spec/oci.ts";
 import { readLayout } from "../../stats/layout.ts";
 import type { ContainerRef, ExecRequest, Exit, SandboxRef } from "../handler.ts";
@@ -67,7 +69,7 @@ beforeAll(async () => {
   root = mkdtempSync("/run/bh-oci-");
   const source = new URL("../../monitor/", import.meta.url).pathname;
   execFileSync("cc", ["-Os", "-static", "-o", join(root, "reaper"), join(source, "exec/reaper.c")]);
-  execFileSync("cc", ["-Os", "-static", "-o", join(root, "pause"), join(source, "holder/pause.c")]);
+  writeFileSync(join(root, "pause"), holderProgram(process.arch), { mode: 0o755 });
   rootfs = join(root, "rootfs");
   for (const directory of ["bin", "proc", "dev", "sys", "tmp"])
     mkdirSync(join(rootfs, directory), { recursive: true });
@@ -640,7 +642,7 @@ describe("a pod", () => {
     const state = sandbox.state as { pid: number; pidNamespace: string };
     const namespaces = [{ type: "pid" as const, path: state.pidNamespace }, { type: "mount" as const }];
     const ref = await run(["sleep", "1000"], { sandbox, linux: { namespaces } });
-    process.kill(state.pid, "SIGTERM");
+    process.kill(state.pid, "SIGKILL");
     expect(await exitOf(ref)).toMatchObject({ code: 137 });
     await until(() => gone.includes("p2"));
     await handler.removeSandbox(sandbox, signal());

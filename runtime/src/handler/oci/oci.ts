@@ -38,7 +38,7 @@ export type OciHandlerDeps = {
   linux: Pick<Linux, "kill" | "mount" | "umount" | "connectUnix">;
   events: HandlerEvents;
   network: Pick<Network, "dial">;
-  /** Paths of programs: conmon, and the two of ours (monitor/exec/reaper.c, monitor/holder/pause.c). */
+  /** Paths of programs: conmon, and the two of ours (monitor/exec/reaper.c, spec/holder-program.ts). */
   programs: { conmon: string; reaper: string; pause: string };
   /** Where the runtime keeps its state (--root). On tmpfs. */
   stateRoot: string;

@@ -1,4 +1,3 @@
-import { execFileSync } from "node:child_process";
 import {
   copyFileSync,
   existsSync,
@@ -16,6 +15,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import pino from "pino";
 import { createLinux } from "../../linux/linux-ffi.ts";
+import { holderProgram } from "../../spec/holder-program.ts";
 import type { Process, Spec } from "../../spec/oci.ts";
 import type {
   ContainerLaunch,
@@ -51,13 +51,7 @@ export async function openTestHost(kind: "gvisor" | "runc") {
   const stack = new AsyncDisposableStack();
   stack.defer(() => rmSync(dir, { recursive: true, force: true }));
   const pause = join(dir, "pause");
-  execFileSync("cc", [
-    "-Os",
-    "-static",
-    "-o",
-    pause,
-    join(import.meta.dirname, "../../monitor/holder/pause.c"),
-  ]);
+  writeFileSync(pause, holderProgram(process.arch), { mode: 0o755 });
   const netns = join(dir, "net");
   writeFileSync(netns, "");
   await linux.pinNamespaces({ net: netns }, "pod");
