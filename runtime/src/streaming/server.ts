@@ -9,7 +9,7 @@ import type { StreamingBackend, StreamingServer, StreamRequest } from "./streami
 import { Tokens } from "./token.ts";
 import { webSocketChannels, webSocketProtocols } from "./websocket/channels.ts";
 import { webSocketPortForward } from "./websocket/port-forward.ts";
-import { tunnelProtocol, webSocketTunnel } from "./websocket/tunnel.ts";
+import { tunnelProtocol, tunnelToken, webSocketTunnel } from "./websocket/tunnel.ts";
 
 type Request =
   | ({ kind: "exec" | "attach" } & StreamRequest)
@@ -39,10 +39,15 @@ export async function createStreamingServer(
     perMessageDeflate: false,
     handleProtocols: (offered, request) => {
       const spoken: readonly string[] = (request.url ?? "").startsWith("/portforward/")
-        ? [tunnelProtocol, "v4.channel.k8s.io"]
+        ? [tunnelToken, "v4.channel.k8s.io"]
         : webSocketProtocols;
       return spoken.find((protocol) => offered.has(protocol)) ?? false;
     },
+  });
+  // The answer names the protocol as the client did; see tunnelToken.
+  webSockets.on("headers", (headers) => {
+    for (const [index, header] of headers.entries())
+      headers[index] = header.replace(tunnelToken, tunnelProtocol);
   });
 
   server.on("upgrade", (message: IncomingMessage, socket: Socket, head: Buffer) => {
@@ -85,10 +90,13 @@ export async function createStreamingServer(
   }
 
   function serveWebSocket(message: IncomingMessage, socket: Socket, head: Buffer, request: Request): void {
+    const offered = message.headers["sec-websocket-protocol"];
+    if (offered !== undefined)
+      message.headers["sec-websocket-protocol"] = offered.replace(tunnelProtocol, tunnelToken);
     webSockets.handleUpgrade(message, socket, head, (webSocket) => {
       const { protocol } = webSocket;
       if (request.kind === "portforward") {
-        if (protocol === tunnelProtocol) servePortForward(backend, request.podId, webSocketTunnel(webSocket));
+        if (protocol === tunnelToken) servePortForward(backend, request.podId, webSocketTunnel(webSocket));
         else webSocketPortForward(backend, request.podId, request.ports, webSocket);
         return;
       }

@@ -3,6 +3,8 @@ import type { WebSocket } from "ws";
 
 /** Subprotocol under which a SPDY connection for port-forward runs inside WebSocket messages. */
 export const tunnelProtocol = "SPDY/3.1+portforward.k8s.io";
+/** The same without the slash, which no token may hold (RFC 6455, 4.1), so that ws refuses the client's name. */
+export const tunnelToken = "SPDY-3.1+portforward.k8s.io";
 
 /** The bytes inside a WebSocket's binary messages as one duplex. */
 export function webSocketTunnel(socket: WebSocket): Duplex {
