@@ -23,6 +23,12 @@ test.each([
   ["runtimes:\n  - name: a\n    kind: oci\n    binary: runc", "runtimes.0.binary: must be an absolute path"],
   ["registries:\n  mirrors:\n    a: [ftp://x]", "registries.mirrors.a.0: must be an http or https URL"],
   ["log:\n  level: loud", "log.level: "],
+  ["images:\n  signatures:\n    - images: []\n      keys: []", "images.signatures.0.images: "],
+  [
+    "images:\n  signatures:\n    - images: [a]\n      keys: [cosign.pub]",
+    "images.signatures.0.keys.0: must be",
+  ],
+  ["images:\n  pullProgressTimeout: 0", "images.pullProgressTimeout: "],
   ["socket: [", "Cannot parse FILE: "],
 ])("%j is refused with the path of the key", (text, message) => {
   expect(() => parseConfig(text, "FILE")).toThrow(message);

@@ -14,6 +14,14 @@ const url = z
     "must be an http or https URL, or oci:/DIRECTORY of an image layout",
   );
 
+const signatureRule = z
+  .object({
+    images: z.array(z.string().min(1).max(512)).min(1),
+    keys: z.array(absolutePath),
+    identity: z.enum(["repository", "any"]).default("repository"),
+  })
+  .strict();
+
 /**
  * /etc/bulkhead/runtime.yaml. Every key has a default, so that an empty file is a valid one; a key that is not
  * known is refused by name. `defaultConfig` documents them.
@@ -37,9 +45,20 @@ export const Config = z
       .object({
         mirrors: z.record(z.string(), z.array(url)).default({}),
         configPath: absolutePath.default("/etc/bulkhead/certs.d"),
+        credentials: absolutePath.nullable().default(null),
       })
       .strict()
       .prefault({}),
+    images: z
+      .object({
+        pinned: z.array(z.string().min(1).max(512)).default([]),
+        maxDownloads: z.int().min(1).max(100).default(6),
+        pullProgressTimeout: z.int().min(1).max(86_400).default(300),
+        signatures: z.array(signatureRule).default([]),
+      })
+      .strict()
+      .prefault({}),
+    layers: z.enum(["auto", "erofs", "directory"]).default("auto"),
     cgroupDriver: z.enum(["auto", "cgroupfs", "systemd"]).default("auto"),
     conmon: absolutePath.default("/usr/bin/conmon"),
     runtimes: z
@@ -95,8 +114,32 @@ registries:
   # mirrors:
   #   registry.k8s.io: ["http://10.0.0.1:5000"]
   mirrors: {}
-  # Certificates by registry: HOST:PORT/{ca.crt,client.cert,client.key}.
+  # By registry, read at each pull: HOST:PORT/hosts.toml in containerd's format (mirrors, capabilities, ca, client,
+  # skip_verify, header, override_path; _default for all others), or HOST:PORT/{ca.crt,client.cert,client.key}.
   configPath: /etc/bulkhead/certs.d
+  # A docker config.json (auths, credHelpers, credsStore) for pulls that bring no credentials. Read at each pull.
+  # credentials: /etc/bulkhead/registry-credentials.json
+  credentials: null
+
+images:
+  # Images that kubelet never collects: globs of REGISTRY/REPOSITORY:TAG; * stays within a part of the path, ** does not.
+  # pinned: ["registry.k8s.io/pause:*"]
+  pinned: []
+  # Layers fetched at a time, over all pulls.
+  maxDownloads: 6
+  # Seconds after which a pull fails to which nothing comes any more.
+  pullProgressTimeout: 300
+  # Who must have signed which images (cosign, public keys in PEM). The first rule that names an image decides, one of
+  # its keys suffices; no keys: no signature is needed. identity: any takes signatures made under another repository.
+  # signatures:
+  #   - images: ["registry.example/prod/**"]
+  #     keys: [/etc/bulkhead/keys/prod.pub]
+  #     identity: repository
+  signatures: []
+
+# What a layer of an image becomes: a directory, or one EROFS image that is checked by its digest and mounted read-only.
+# auto: erofs where the kernel mounts image files (Linux 6.12). Layers that are there already stay as they are.
+layers: auto
 
 # auto: systemd where it manages a cgroup v2 tree, else cgroupfs. kubelet asks us for it.
 cgroupDriver: auto

@@ -23,6 +23,7 @@ export const createMetrics = (pods: () => Iterable<{ handler: string; namespace:
   });
   return {
     registry,
+    images: imageMetrics(registry),
     calls: new Counter({
       name: "bulkhead_runtime_cri_calls_total",
       help: "CRI calls by method and gRPC code.",
@@ -43,6 +44,37 @@ export const createMetrics = (pods: () => Iterable<{ handler: string; namespace:
       buckets: startBuckets,
       registers: [registry],
     }),
+  };
+};
+
+/** What is counted of pulls. */
+const imageMetrics = (registry: Registry) => {
+  const registers = [registry];
+  const bytes = new Counter({
+    name: "bulkhead_runtime_image_pull_bytes_total",
+    help: "Bytes of layers that registries sent.",
+    registers,
+  });
+  const seconds = new Histogram({
+    name: "bulkhead_runtime_image_pull_seconds",
+    help: "Time that pulls took, by result: pulled, failed.",
+    labelNames: ["result"],
+    buckets: [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800],
+    registers,
+  });
+  return {
+    pulling: (count: () => number): void => {
+      new Gauge({
+        name: "bulkhead_runtime_image_pulls",
+        help: "Pulls under way.",
+        registers,
+        collect() {
+          this.set(count());
+        },
+      });
+    },
+    received: (count: number): void => bytes.inc(count),
+    ended: (result: "pulled" | "failed", took: number): void => seconds.observe({ result }, took),
   };
 };
 

@@ -80,23 +80,29 @@ export const serve = async (
   containers.load(report);
 
   const snapshotter = stack.use(await overlay(join(config.root, "snapshots"), linux));
-  const images = stack.use(
-    await openImages({
-      root: join(config.root, "images"),
-      snapshotter,
-      mirrors: config.registries.mirrors,
-      certsDir: config.registries.configPath,
-      log: log.child({ part: "image" }),
-      inUse: () => containers.list().map(({ imageId }) => imageId),
-    }),
-  );
-  const network = createNetwork(config.cni, linux);
   const metrics = createMetrics(() =>
     pods
       .list()
       .filter((pod) => pod.state === "ready")
       .map((pod) => ({ handler: pod.handler.name, namespace: pod.config.metadata?.namespace ?? "" })),
   );
+  const images = stack.use(
+    await openImages({
+      root: join(config.root, "images"),
+      snapshotter,
+      mirrors: config.registries.mirrors,
+      certsDir: config.registries.configPath,
+      credentialsFile: config.registries.credentials ?? undefined,
+      pinned: config.images.pinned,
+      maxDownloads: config.images.maxDownloads,
+      stallMs: config.images.pullProgressTimeout * 1000,
+      signatures: config.images.signatures,
+      metrics: metrics.images,
+      log: log.child({ part: "image" }),
+      inUse: () => containers.list().map(({ imageId }) => imageId),
+    }),
+  );
+  const network = createNetwork(config.cni, linux);
   const exits = new Exits();
   const events = new Events();
   const told = { events, pods, containers, images };

@@ -40,6 +40,8 @@ export type Image = {
   /** USER of the configuration, parsed: numeric uid, or a name to look up in the root file system. */
   user: { uid?: number; username: string };
   pinned: boolean;
+  /** An OCI artifact: files for an image volume, nothing that a container could run from. */
+  isArtifact?: boolean;
   /** Chain of layer snapshots, lowest first: the parents for {@link import("../snapshot/snapshotter.ts").Snapshotter.prepare}. */
   layers: string[];
   config: ImageConfig;

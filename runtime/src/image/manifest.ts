@@ -22,6 +22,9 @@ const descriptor = z.object({
   mediaType: z.string().max(255),
   digest,
   size: z.int().min(0),
+  /** Where a layer lies that its registry may not hand on. */
+  urls: z.array(z.string().max(2048)).max(100).optional(),
+  annotations: z.record(z.string(), z.string()).nullish(),
 });
 /** What a manifest says of a blob (image-spec descriptor.md). */
 export type Descriptor = z.infer<typeof descriptor>;
@@ -160,7 +163,17 @@ const imageConfigTypes = [
 const layerType =
   /^application\/vnd\.(?:oci\.image\.layer(?:\.nondistributable)?\.v1\.tar|docker\.image\.rootfs(?:\.foreign)?\.diff\.tar)(?:[.+](?:gzip|zstd))?$/;
 
-/** Throws unless the manifest is of a container image: an artifact has other types. */
+/** True for a layer that may lie elsewhere than its image. */
+export const isForeign = ({ mediaType }: Pick<Descriptor, "mediaType">): boolean =>
+  /\.(?:foreign\.diff|nondistributable\.v1)\.tar/.test(mediaType);
+
+/** True for a media type whose blob is a tar to be unpacked. */
+export const isTarLayer = (mediaType: string): boolean => layerType.test(mediaType);
+
+/** True for the manifest of a container image; any other is an artifact's (image-spec manifest.md, "Guidelines for Artifact Usage"). */
+export const isImage = (manifest: Manifest): boolean => imageConfigTypes.includes(manifest.config.mediaType);
+
+/** Throws unless the manifest is of a container image that can be read. */
 export const assertImage = (manifest: Manifest): void => {
   if (!imageConfigTypes.includes(manifest.config.mediaType)) {
     throw new RuntimeError(
@@ -187,6 +200,8 @@ export const hostPlatform = (): Platform => {
 };
 
 const variantOf = (of: Partial<Platform>): string => of.variant ?? (of.architecture === "arm64" ? "v8" : "");
+/** ARM's variants by age; x86-64's levels. */
+const levelOf = (of: Partial<Platform>): number => Number(/^v([1-9])$/.exec(variantOf(of))?.[1] ?? 1);
 const runs = (host: Platform, candidate: Partial<Platform>): boolean =>
   candidate.os === host.os && candidate.architecture === host.architecture;
 
@@ -195,9 +210,13 @@ export const choosePlatform = (from: Index, host: Platform): Descriptor => {
   const fitting = from.manifests.filter(
     (entry) => entry.platform !== undefined && runs(host, entry.platform),
   );
+  // Newest variant that the host is known to run; else the oldest there is.
+  const level = (entry: (typeof fitting)[number]): number => levelOf(entry.platform ?? {});
+  const byLevel = fitting.toSorted((a, b) => level(a) - level(b));
   const chosen =
     fitting.find((entry) => variantOf(entry.platform ?? {}) === variantOf(host)) ??
-    fitting[0] ??
+    byLevel.findLast((entry) => level(entry) <= levelOf(host)) ??
+    byLevel[0] ??
     (from.manifests.length === 1 && from.manifests[0]?.platform === undefined
       ? from.manifests[0]
       : undefined);

@@ -3,6 +3,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "nod
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { BlobFile } from "./blob-file.ts";
 import { layoutDirectory, layoutRepository } from "./oci-layout.ts";
 
 let root: string;
@@ -57,17 +58,20 @@ test("a blob with other content than its digest is refused", async () => {
   const descriptor = { mediaType: "x", digest, size: 5 };
   await expect(layoutRepository(root, "canary").blob(descriptor, signal)).rejects.toThrow(/other content/);
   await expect(
-    layoutRepository(root, "canary").download(descriptor, join(root, "f"), signal),
-  ).rejects.toThrow(/other content/);
+    (async () => {
+      await using file = await BlobFile.open(join(root, "f"), descriptor, signal);
+      await layoutRepository(root, "canary").download(file, signal);
+    })(),
+  ).rejects.toThrow(/does not have the digest/);
 });
 
 test("a download is a new file with the blob's bytes", async () => {
   const file = join(root, "f");
-  await layoutRepository(root, "canary").download(
-    { mediaType: "x", digest: blob("bytes"), size: 5 },
-    file,
-    signal,
-  );
+  {
+    const descriptor = { mediaType: "x", digest: blob("bytes"), size: 5 };
+    await using into = await BlobFile.open(file, descriptor, signal);
+    await layoutRepository(root, "canary").download(into, signal);
+  }
   expect(readFileSync(file, "utf8")).toBe("bytes");
 });
 

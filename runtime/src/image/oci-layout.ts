@@ -1,7 +1,9 @@
-import { constants, copyFile, readFile, stat } from "node:fs/promises";
+import { createReadStream } from "node:fs";
+import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
+import { EndpointError } from "./endpoint-error.ts";
 import { limits, sha256 } from "./manifest.ts";
 import type { Repository } from "./registry.ts";
 
@@ -91,18 +93,22 @@ export function layoutRepository(directory: string, name: string): Repository {
       return { digest: found.digest, contentType: found.mediaType, bytes };
     },
     blob: async ({ digest }) => checked(await read(blobAt(digest), limits.config), digest),
-    download: async ({ digest, size }, file) => {
-      const path = blobAt(digest);
-      // The caller's file must be new, and the layout may lie on another file system.
-      await copyFile(path, file, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE);
-      const bytes = await readFile(file);
-      if (bytes.length !== size) {
+    download: async (into) => {
+      const path = blobAt(into.descriptor.digest);
+      try {
+        await into.reset();
+        for await (const chunk of createReadStream(path, { highWaterMark: 512 << 10 }))
+          await into.write(chunk as Buffer);
+        await into.finish();
+      } catch (error) {
+        const gone = (error as NodeJS.ErrnoException).code === "ENOENT";
+        if (!gone && !(error instanceof EndpointError)) throw error;
         throw new RuntimeError(
-          "invalid-argument",
-          `Cannot use "${name}" of "${directory}": ${digest} has another size`,
+          gone ? "not-found" : "invalid-argument",
+          `Cannot use "${name}" of "${directory}": ${messageOf(error)}`,
+          { cause: error },
         );
       }
-      checked(bytes, digest);
     },
   };
 }

@@ -6,6 +6,7 @@ import { type ImageRecord, planSweep } from "./record.ts";
 const record = (id: string, state: ImageRecord["state"], chain: string[]): ImageRecord => ({
   version: 1,
   state,
+  kind: "image",
   id: sha256(id),
   size: 1,
   layers: chain.map((chainId) => ({ chainId, digest: sha256(chainId), bytes: 1, inodes: 1 })),

@@ -1,21 +1,20 @@
-import { createHash } from "node:crypto";
-import { open } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
-import { isDeepStrictEqual } from "node:util";
-import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
-import type { Agent, Dispatcher } from "undici";
-import * as z from "zod";
-import { type Credentials, credentialsOf, meantFor, parseChallenges } from "./auth.ts";
-import { type Endpoint, endpointsOf, readTrust, type Trust } from "./endpoint.ts";
+import type { Dispatcher } from "undici";
+import { type Credentials, credentialsOf, meantFor } from "./auth.ts";
+import { assertDigest, type BlobFile, hashOf } from "./blob-file.ts";
+import { readCredentials } from "./docker-config.ts";
+import { type Endpoint, endpointsOf, type Trust } from "./endpoint.ts";
+import { EndpointError, RegistryUnavailable, retryAfter } from "./endpoint-error.ts";
 import { endpointsOfHostsToml } from "./hosts-toml.ts";
 import type { PullRequest } from "./images.ts";
-import { type Descriptor, limits, manifestTypes, sha256 } from "./manifest.ts";
+import { type Descriptor, isForeign, limits, manifestTypes, sha256 } from "./manifest.ts";
 import { layoutDirectory, layoutRepository } from "./oci-layout.ts";
 import { isDigest, nameOf, type Reference } from "./reference.ts";
-
-/** A megabyte of program that a node needs when it pulls: loaded by the first pull. */
-const undici = async () => (await import("undici")).default;
+import { bodyOf, collect, discard, errorDetail, headerOf } from "./response.ts";
+import { Tokens } from "./token.ts";
+import { Transport } from "./transport.ts";
 
 /** A repository as one pull sees it: its endpoints and the credentials of the pull. */
 export interface Repository {
@@ -26,54 +25,53 @@ export interface Repository {
   ): Promise<{ digest: string; contentType: string; bytes: Buffer }>;
   /** Fetches a small blob into memory; digest and size are checked. */
   blob(descriptor: Descriptor, signal: AbortSignal): Promise<Buffer>;
-  /** Fetches a blob into a new file; resolves when digest and size are right. */
-  download(descriptor: Descriptor, file: string, signal: AbortSignal): Promise<void>;
+  /** Fetches what is missing of a blob; resolves when digest and size are right. */
+  download(into: BlobFile, signal: AbortSignal): Promise<void>;
 }
 
 export type RegistryOptions = {
   /** Host of a registry → URLs to ask before it. */
   mirrors: Readonly<Record<string, readonly string[]>>;
-  /** Folder of HOST/{*.crt,*.cert,*.key}. */
+  /** Folder of HOST/{hosts.toml,*.crt,*.cert,*.key}. */
   certsDir?: string | undefined;
-  log: Pick<Logger, "debug">;
+  /** A docker config.json, for pulls that bring no credentials. */
+  credentialsFile?: string | undefined;
+  /** How long a registry may be silent in the middle of an answer. */
+  silenceMs?: number | undefined;
+  log: Pick<Logger, "debug" | "warn">;
 };
 
 const attempts = 4;
-const maxRedirects = 5;
 const maxRetryAfterMs = 30_000;
-const tokenResponse = z.object({
-  token: z.string().optional(),
-  access_token: z.string().optional(),
-  expires_in: z.number().optional(),
-});
+/** What a connection must bring for its breaking not to count as a failed attempt. */
+const progressBytes = 256 << 10;
 
-/** Why one endpoint could not serve; decides whether to retry and what the user is told. */
-class EndpointError extends Error {
-  readonly kind: "not-found" | "denied" | "unavailable" | "invalid";
-  readonly retryAfterMs: number | undefined;
-  constructor(
-    kind: EndpointError["kind"],
-    message: string,
-    options: ErrorOptions & { retryAfterMs?: number } = {},
-  ) {
-    super(message, options);
-    this.kind = kind;
-    this.retryAfterMs = options.retryAfterMs;
-  }
-}
+type Source = {
+  endpoint: Endpoint;
+  path: string;
+  credentials: Credentials;
+  trust: Trust;
+  /** Tells a mirror whose images are asked for, as containerd does. */
+  namespace?: string;
+  attempts: number;
+};
 
 /**
  * Client of the distribution specification (pull side). One per daemon: it keeps connections and tokens.
  */
 export class Registry implements AsyncDisposable {
   readonly #options: RegistryOptions;
-  readonly #dispatchers = new Map<string, Promise<Dispatcher>>();
-  readonly #tokens = new Map<string, { authorization: string; expires: number }>();
-  /** By origin: what the endpoint's own configuration says of TLS. */
-  readonly #trust = new Map<string, Trust>();
+  readonly #transport: Transport;
+  readonly #tokens: Tokens;
 
   constructor(options: RegistryOptions) {
     this.#options = options;
+    this.#transport = new Transport(options);
+    this.#tokens = new Tokens(this.#transport);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#transport[Symbol.asyncDispose]();
   }
 
   repository(reference: Reference, auth: PullRequest["auth"]): Repository {
@@ -84,50 +82,63 @@ export class Registry implements AsyncDisposable {
     if (layout !== undefined) return layoutRepository(layout, nameOf(reference));
     // Once per pull: an administrator's change takes effect with the next one.
     let read: Promise<Source[]> | undefined;
-    const sources = (): Promise<Source[]> => {
-      read ??= this.#sources(reference, auth);
-      return read;
+    const sources = async (able: (endpoint: Endpoint) => boolean, signal: AbortSignal): Promise<Source[]> => {
+      read ??= this.#sources(reference, auth, signal);
+      return (await read).filter(({ endpoint }) => able(endpoint));
     };
     const name = nameOf(reference);
     return {
       manifest: async (tagOrDigest, signal) => {
-        const able = (await sources()).filter(({ endpoint }) =>
-          isDigest(tagOrDigest) ? endpoint.pull : endpoint.resolve,
-        );
+        const able = await sources(({ pull, resolve }) => (isDigest(tagOrDigest) ? pull : resolve), signal);
         return this.#first(name, able, signal, (source) => this.#manifest(source, tagOrDigest, signal));
       },
       blob: async (descriptor, signal) => {
-        const able = (await sources()).filter(({ endpoint }) => endpoint.pull);
+        const able = await sources(({ pull }) => pull, signal);
         return this.#first(name, able, signal, (source) => this.#blob(source, descriptor, signal));
       },
-      download: async (descriptor, file, signal) => {
-        const able = (await sources()).filter(({ endpoint }) => endpoint.pull);
-        return this.#first(name, able, signal, (source) => this.#download(source, descriptor, file, signal));
+      download: async (into, signal) => {
+        const able = await sources(({ pull }) => pull, signal);
+        try {
+          await this.#first(name, able, signal, (source) => this.#download(source, into, signal));
+        } catch (error) {
+          const elsewhere = isForeign(into.descriptor) ? (into.descriptor.urls ?? []) : [];
+          const places = elsewhere.map((text) => URL.parse(text)).filter((url) => url?.protocol === "https:");
+          if (places.length === 0 || signal.aborted) throw error;
+          await this.#elsewhere(places as URL[], into, signal, error);
+        }
       },
     };
   }
 
   /** Mirrors of our own configuration first; without any for this registry, the node's hosts.toml. */
-  async #sources(reference: Reference, auth: PullRequest["auth"]): Promise<Source[]> {
+  async #sources(reference: Reference, auth: PullRequest["auth"], signal: AbortSignal): Promise<Source[]> {
     const given = credentialsOf(auth);
-    const { mirrors, certsDir } = this.#options;
+    const { mirrors, certsDir, credentialsFile, log } = this.#options;
     const listed =
       certsDir === undefined || mirrors[reference.domain] !== undefined
         ? undefined
         : await endpointsOfHostsToml(certsDir, reference.domain);
-    for (const { base, trust } of listed ?? []) this.#setTrust(new URL(base).origin, trust);
-    return (listed ?? endpointsOf(reference.domain, mirrors)).map((endpoint): Source => {
-      const host = endpoint.upstream ? reference.domain : new URL(endpoint.base).host;
-      const mine = meantFor(auth?.serverAddress, host, endpoint.upstream);
-      return { endpoint, path: reference.path, credentials: mine ? given : { kind: "anonymous" }, attempts };
-    });
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.allSettled(
-      [...this.#dispatchers.values()].map(async (dispatcher) => (await dispatcher).destroy()),
+    const endpoints = listed ?? endpointsOf(reference.domain, mirrors);
+    return await Promise.all(
+      endpoints.map(async (endpoint): Promise<Source> => {
+        const url = new URL(endpoint.base);
+        const host = endpoint.upstream ? reference.domain : url.host;
+        const mine = meantFor(auth?.serverAddress, host, endpoint.upstream);
+        // Credentials of the request are for one host; what the node knows of a mirror's host is the mirror's own.
+        const known =
+          (given.kind === "anonymous" || !mine) && credentialsFile !== undefined
+            ? await readCredentials(credentialsFile, { host, path: reference.path }, log, signal)
+            : undefined;
+        return {
+          endpoint,
+          path: reference.path,
+          credentials: known ?? (mine ? given : { kind: "anonymous" }),
+          trust: endpoint.trust ?? (await this.#transport.trustOf(url)),
+          ...(!endpoint.upstream && { namespace: reference.domain }),
+          attempts,
+        };
+      }),
     );
-    this.#dispatchers.clear();
   }
 
   /** Asks the sources in turn; the last one's answer decides what the error is. */
@@ -163,20 +174,17 @@ export class Registry implements AsyncDisposable {
       case "invalid":
         throw new RuntimeError("failed-precondition", why, { cause: last });
       default:
-        throw new RegistryUnavailable(why, { cause: last });
+        throw new RegistryUnavailable(why || `no endpoint of ${name} is configured to serve this`, {
+          cause: last,
+        });
     }
   }
 
   async #manifest(source: Source, tagOrDigest: string, signal: AbortSignal) {
     const what = `manifest ${tagOrDigest}`;
     return await this.#retrying(source, signal, async () => {
-      const response = await this.#get(
-        source,
-        `manifests/${tagOrDigest}`,
-        what,
-        { accept: manifestTypes.join(", ") },
-        signal,
-      );
+      const accept = { accept: manifestTypes.join(", ") };
+      const response = await this.#get(source, `manifests/${tagOrDigest}`, what, accept, signal);
       const bytes = await collect(response, limits.manifest, what);
       // A tag's digest is of the bytes that came; what the registry claims in a header proves nothing.
       const digest = isDigest(tagOrDigest) ? tagOrDigest : sha256(bytes);
@@ -198,38 +206,35 @@ export class Registry implements AsyncDisposable {
     });
   }
 
-  async #download(source: Source, descriptor: Descriptor, path: string, signal: AbortSignal): Promise<void> {
-    const what = `blob ${descriptor.digest}`;
-    await using file = await open(path, "w", 0o600);
-    let hash = hashOf(descriptor.digest);
-    let offset = 0;
-    await this.#retrying(
+  #download(source: Source, into: BlobFile, signal: AbortSignal): Promise<void> {
+    const { digest } = into.descriptor;
+    const ask = (headers: Record<string, string>) =>
+      this.#get(source, `blobs/${digest}`, into.what, headers, signal);
+    return this.#retrying(
       source,
       signal,
-      async () => {
-        const range = offset > 0 ? { range: `bytes=${offset}-` } : {};
-        const response = await this.#get(source, `blobs/${descriptor.digest}`, what, range, signal);
-        if (offset > 0 && response.statusCode !== 206) {
-          // The registry cannot resume: begin again.
-          await file.truncate(0);
-          hash = hashOf(descriptor.digest);
-          offset = 0;
-        }
-        for await (const chunk of body(response, what)) {
-          if (offset + chunk.length > descriptor.size) {
-            response.body.destroy();
-            throw new EndpointError("invalid", `${what} has more than its ${descriptor.size} bytes`);
-          }
-          hash.update(chunk);
-          await file.write(chunk, 0, chunk.length, offset);
-          offset += chunk.length;
-        }
-        if (offset < descriptor.size)
-          throw new EndpointError("unavailable", `${what} ended after ${offset} bytes`);
-      },
-      () => offset,
+      () => fill(into, ask),
+      () => into.offset,
     );
-    assertDigest(what, descriptor.digest, hash.digest("hex"));
+  }
+
+  /** A layer that may not be handed on lies where its manifest says (image-spec descriptor.md, urls); nobody is told who asks. */
+  async #elsewhere(places: URL[], into: BlobFile, signal: AbortSignal, first: unknown): Promise<void> {
+    for (const url of places.slice(0, 5)) {
+      try {
+        await fill(into, async (headers) => {
+          const trust = await this.#transport.trustOf(url);
+          const { response } = await this.#transport.get({ url, headers, trust }, signal);
+          return await succeeded(response, `${url.origin} answered`, `for ${into.what}`);
+        });
+        return;
+      } catch (error) {
+        signal.throwIfAborted();
+        if (!(error instanceof EndpointError)) throw error;
+        this.#options.log.debug({ url: url.origin, err: error.message }, "foreign layer not found");
+      }
+    }
+    throw first;
   }
 
   /** Repeats work that an endpoint was not available for, with growing pauses; progress starts the count anew. */
@@ -245,7 +250,7 @@ export class Registry implements AsyncDisposable {
         return await work();
       } catch (error) {
         signal.throwIfAborted();
-        if (progress() > seen) attempt = 1;
+        if (progress() >= seen + progressBytes) attempt = 1;
         seen = progress();
         if (!(error instanceof EndpointError) || error.kind !== "unavailable" || attempt >= source.attempts)
           throw error;
@@ -265,293 +270,72 @@ export class Registry implements AsyncDisposable {
     headers: Record<string, string>,
     signal: AbortSignal,
   ): Promise<Dispatcher.ResponseData> {
-    const url = new URL(`${source.endpoint.api}/${source.path}/${resource}`);
-    const known = this.#authorization(source);
-    const all = { ...source.endpoint.headers, ...headers };
-    let response = await this.#send(
-      url,
-      known === undefined ? all : { ...all, authorization: known },
-      signal,
-    );
-    if (response.statusCode === 401) {
-      const challenge = headerOf(response, "www-authenticate") ?? "";
-      await response.body.dump();
-      const authorization = await this.#answer(source, challenge, known, signal);
-      if (authorization !== undefined) {
-        response = await this.#send(url, { ...all, authorization }, signal);
-      }
-    }
-    const { statusCode } = response;
-    if (statusCode === 200 || statusCode === 206) return response;
-    const detail = await errorDetail(response);
-    const answer = `${source.endpoint.base} answered ${statusCode}${detail} for ${what} of ${source.path}`;
-    if (statusCode === 401 || statusCode === 403) throw new EndpointError("denied", answer);
-    if (statusCode === 404) throw new EndpointError("not-found", answer);
-    if (statusCode === 429 || statusCode >= 500) {
-      const retryAfterMs = retryAfter(headerOf(response, "retry-after"));
-      throw new EndpointError("unavailable", answer, retryAfterMs === undefined ? {} : { retryAfterMs });
-    }
-    throw new EndpointError("invalid", answer);
-  }
-
-  #tokenKey(source: Source): string {
-    return JSON.stringify([source.endpoint.base, source.path, source.credentials]);
-  }
-
-  /** What is known to work for this source: a cached token, or a token that the user brought. */
-  #authorization(source: Source): string | undefined {
-    if (source.credentials.kind === "bearer") return `Bearer ${source.credentials.token}`;
-    const cached = this.#tokens.get(this.#tokenKey(source));
-    return cached !== undefined && cached.expires > Date.now() ? cached.authorization : undefined;
-  }
-
-  /** Answers a challenge by the distribution token specification or with basic authentication. */
-  async #answer(
-    source: Source,
-    header: string,
-    refused: string | undefined,
-    signal: AbortSignal,
-  ): Promise<string | undefined> {
-    const challenges = parseChallenges(header);
-    const bearer = challenges.find(({ scheme }) => scheme === "bearer");
-    const basic = challenges.find(({ scheme }) => scheme === "basic");
-    const { credentials } = source;
-    if (credentials.kind === "bearer") return undefined;
-    if (bearer !== undefined) return await this.#token(source, bearer.parameters, signal);
-    if (basic !== undefined && credentials.kind === "password") {
-      const authorization = basicOf(credentials);
-      if (authorization === refused) return undefined;
-      this.#remember(source, authorization, 300);
-      return authorization;
-    }
-    return undefined;
-  }
-
-  async #token(source: Source, parameters: Record<string, string>, signal: AbortSignal): Promise<string> {
-    const { base } = source.endpoint;
-    const realm = URL.parse(parameters.realm ?? "");
-    // A registry behind TLS must not have the password sent in the clear.
-    if (
-      realm === null ||
-      !(realm.protocol === "https:" || (realm.protocol === "http:" && base.startsWith("http:")))
-    ) {
-      throw new EndpointError("denied", `${base} names no usable token server`);
-    }
-    const { credentials } = source;
-    const query = new URLSearchParams();
-    if (parameters.service !== undefined) query.set("service", parameters.service);
-    query.set("scope", parameters.scope ?? `repository:${source.path}:pull`);
-    const exchange = async (): Promise<Dispatcher.ResponseData> => {
-      if (credentials.kind === "identity") {
-        query.set("grant_type", "refresh_token");
-        query.set("client_id", "bulkhead");
-        query.set("refresh_token", credentials.token);
-        const form = { "content-type": "application/x-www-form-urlencoded" };
-        return await this.#exchange(realm, "POST", form, query.toString(), signal);
-      }
-      const url = new URL(realm);
-      for (const [name, value] of query) url.searchParams.set(name, value);
-      if (credentials.kind !== "password") return await this.#exchange(url, "GET", {}, undefined, signal);
-      url.searchParams.set("account", credentials.username);
-      return await this.#exchange(url, "GET", { authorization: basicOf(credentials) }, undefined, signal);
-    };
-    const response = await exchange();
-    if (response.statusCode !== 200) {
-      const kind = response.statusCode === 429 || response.statusCode >= 500 ? "unavailable" : "denied";
-      const detail = await errorDetail(response);
-      throw new EndpointError(
-        kind,
-        `token server ${realm.host} answered ${response.statusCode}${detail} for ${source.path}`,
-      );
-    }
-    const parsed = tokenResponse.safeParse(parseJson(await collect(response, 1 << 20, "token")));
-    const token = parsed.data?.token ?? parsed.data?.access_token;
-    if (token === undefined || /[^\x21-\x7e]/.test(token)) {
-      throw new EndpointError("denied", `token server ${realm.host} sent no token`);
-    }
-    this.#remember(source, `Bearer ${token}`, parsed.data?.expires_in ?? 60);
-    return `Bearer ${token}`;
-  }
-
-  #remember(source: Source, authorization: string, seconds: number): void {
-    const now = Date.now();
-    for (const [key, token] of this.#tokens) if (token.expires <= now) this.#tokens.delete(key);
-    this.#tokens.set(this.#tokenKey(source), {
-      authorization,
-      expires: now + Math.max(0, seconds - 10) * 1000,
-    });
-  }
-
-  /** One request, redirects followed. Authorization stays with the origin that it is for. */
-  async #send(
-    start: URL,
-    headers: Record<string, string>,
-    signal: AbortSignal,
-  ): Promise<Dispatcher.ResponseData> {
-    let url = start;
-    let sent = headers;
-    for (let hop = 0; hop <= maxRedirects; hop++) {
-      const response = await this.#exchange(url, "GET", sent, undefined, signal);
-      const location = headerOf(response, "location");
-      if (![301, 302, 303, 307, 308].includes(response.statusCode) || location === undefined) return response;
-      await response.body.dump();
-      const next = URL.parse(location, url.href);
-      if (
-        next === null ||
-        !(next.protocol === "https:" || (next.protocol === "http:" && url.protocol === "http:"))
-      ) {
-        throw new EndpointError("invalid", `${url.origin} redirects to a place that is not safe to follow`);
-      }
-      if (next.origin !== url.origin) {
-        // Authorization and configured headers are for the registry alone.
-        const { accept, range } = sent;
-        sent = { ...(accept !== undefined && { accept }), ...(range !== undefined && { range }) };
-      }
-      url = next;
-    }
-    throw new EndpointError("invalid", `${start.origin} redirects more than ${maxRedirects} times`);
-  }
-
-  async #exchange(
-    url: URL,
-    method: "GET" | "POST",
-    headers: Record<string, string>,
-    content: string | undefined,
-    signal: AbortSignal,
-  ): Promise<Dispatcher.ResponseData> {
-    const dispatcher = await this.#dispatcher(url);
-    try {
-      const { request } = await undici();
-      return await request(url, {
-        method,
-        headers: { "user-agent": "bulkhead", ...headers },
-        body: content ?? null,
-        dispatcher,
+    const { endpoint, path, credentials, trust, namespace } = source;
+    const url = new URL(`${endpoint.api}/${path}/${resource}`);
+    if (namespace !== undefined) url.searchParams.set("ns", namespace);
+    const whom = { base: endpoint.base, path, credentials, trust };
+    const all = { ...endpoint.headers, ...headers };
+    const ask = (authorization: string | undefined) =>
+      this.#transport.get(
+        { url, headers: authorization === undefined ? all : { ...all, authorization }, trust },
         signal,
-      });
-    } catch (cause) {
-      signal.throwIfAborted();
-      throw new EndpointError("unavailable", `${url.origin}: ${reasonOf(cause)}`, { cause });
+      );
+    const known = this.#tokens.known(whom);
+    let { response, origin } = await ask(known);
+    if (response.statusCode === 401 && origin === url.origin) {
+      const challenge = headerOf(response, "www-authenticate") ?? "";
+      await discard(response);
+      const authorization = await this.#tokens.answer(whom, challenge, known, signal);
+      if (authorization === undefined) {
+        throw new EndpointError("denied", `${endpoint.base} answered 401 for ${what} of ${path}`);
+      }
+      ({ response, origin } = await ask(authorization));
     }
-  }
-
-  /** A connection made under other certificates is not used again. */
-  #setTrust(origin: string, trust: Trust | undefined): void {
-    if (isDeepStrictEqual(this.#trust.get(origin), trust)) return;
-    if (trust) this.#trust.set(origin, trust);
-    else this.#trust.delete(origin);
-    const old = this.#dispatchers.get(origin);
-    this.#dispatchers.delete(origin);
-    old?.then((dispatcher) => dispatcher.close()).catch(() => {});
-  }
-
-  #dispatcher(url: URL): Promise<Dispatcher> {
-    const known = this.#dispatchers.get(url.origin);
-    if (known !== undefined) return known;
-    const made = this.#connect(url);
-    this.#dispatchers.set(url.origin, made);
-    made.catch(() => this.#dispatchers.delete(url.origin));
-    return made;
-  }
-
-  async #connect(url: URL): Promise<Dispatcher> {
-    const trust =
-      url.protocol === "https:"
-        ? (this.#trust.get(url.origin) ?? (await readTrust(this.#options.certsDir, url.host)))
-        : {};
-    const options: Agent.Options = {
-      connect: { timeout: 10_000, ...trust },
-      headersTimeout: 30_000,
-      bodyTimeout: 60_000,
-      keepAliveTimeout: 15_000,
-    };
-    const proxied = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"].some(
-      (name) => process.env[name],
-    );
-    const { Agent, EnvHttpProxyAgent } = await undici();
-    return proxied ? new EnvHttpProxyAgent(options) : new Agent(options);
+    return await succeeded(response, `${endpoint.base} answered`, `for ${what} of ${path}`);
   }
 }
 
-type Source = { endpoint: Endpoint; path: string; credentials: Credentials; attempts: number };
-
-/**
- * No endpoint of a registry could be reached. The kubelet tells this from other failures by the first word of the
- * message, which it keeps only for the code Unknown.
- */
-export class RegistryUnavailable extends RuntimeError {
-  constructor(message: string, options?: ErrorOptions) {
-    super("unknown", message, options);
+/** The response when it is a success; otherwise what its status means for the pull. */
+const succeeded = async (
+  response: Dispatcher.ResponseData,
+  before: string,
+  after: string,
+): Promise<Dispatcher.ResponseData> => {
+  const { statusCode } = response;
+  if (statusCode === 200 || statusCode === 206) return response;
+  const answer = `${before} ${statusCode}${await errorDetail(response)} ${after}`;
+  if (statusCode === 401 || statusCode === 403) throw new EndpointError("denied", answer);
+  if (statusCode === 404 || statusCode === 410) throw new EndpointError("not-found", answer);
+  if (statusCode === 408 || statusCode === 429 || statusCode >= 500) {
+    const retryAfterMs = retryAfter(headerOf(response, "retry-after"));
+    throw new EndpointError("unavailable", answer, retryAfterMs === undefined ? {} : { retryAfterMs });
   }
-}
-
-const basicOf = ({ username, password }: { username: string; password: string }): string =>
-  `Basic ${Buffer.from(`${username}:${password}`).toString("base64")}`;
-
-const headerOf = (response: Dispatcher.ResponseData, name: string): string | undefined => {
-  const value = response.headers[name];
-  return Array.isArray(value) ? value.join(", ") : value;
+  throw new EndpointError("invalid", answer);
 };
 
-/** Retry-After in milliseconds: seconds or a date (RFC 9110, section 10.2.3). */
-export const retryAfter = (value: string | undefined, now = Date.now()): number | undefined => {
-  if (value === undefined) return undefined;
-  const milliseconds = /^[0-9]+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - now;
-  return Number.isNaN(milliseconds) ? undefined : Math.max(0, milliseconds);
-};
-
-const hashOf = (digest: string) => createHash(digest.slice(0, digest.indexOf(":")));
-
-const assertDigest = (what: string, expected: string, hex: string): void => {
-  if (expected.endsWith(`:${hex}`)) return;
-  throw new EndpointError("invalid", `${what} does not have the digest ${expected} but ${hex}`);
-};
-
-const parseJson = (bytes: Uint8Array): unknown => {
-  try {
-    return JSON.parse(new TextDecoder().decode(bytes));
-  } catch {
-    return undefined;
-  }
-};
-
-const reasonOf = (cause: unknown): string => {
-  if (cause instanceof AggregateError) return cause.errors.map(messageOf).join(", ");
-  const inner = cause instanceof Error && cause.cause instanceof Error ? `: ${cause.cause.message}` : "";
-  return `${messageOf(cause)}${inner}`;
-};
-
-/** The body of a response; a connection that breaks is the endpoint's failure. */
-async function* body(response: Dispatcher.ResponseData, what: string): AsyncGenerator<Buffer> {
-  try {
-    for await (const chunk of response.body) yield chunk as Buffer;
-  } catch (cause) {
-    throw new EndpointError("unavailable", `${what}: ${reasonOf(cause)}`, { cause });
-  }
-}
-
-const collect = async (response: Dispatcher.ResponseData, limit: number, what: string): Promise<Buffer> => {
-  const chunks: Buffer[] = [];
-  let length = 0;
-  for await (const chunk of body(response, what)) {
-    length += chunk.length;
-    if (length > limit) {
+/** Fetches what is missing of a blob by one request, and checks the whole. */
+const fill = async (
+  into: BlobFile,
+  ask: (headers: Record<string, string>) => Promise<Dispatcher.ResponseData>,
+): Promise<void> => {
+  if (into.offset < into.descriptor.size) {
+    const from = into.offset;
+    const response = await ask(from > 0 ? { range: `bytes=${from}-` } : {});
+    if (from > 0 && !continues(response, from)) await into.reset();
+    try {
+      for await (const chunk of bodyOf(response, into.what)) await into.write(chunk);
+    } catch (error) {
       response.body.destroy();
-      throw new EndpointError("invalid", `${what} has more than ${limit} bytes`);
+      throw error;
     }
-    chunks.push(chunk);
   }
-  return Buffer.concat(chunks, length);
+  await into.finish();
 };
 
-const errorBody = z.object({
-  errors: z.array(z.object({ code: z.string().optional(), message: z.string().optional() })),
-});
-
-/** The registry's own words (distribution-spec, "Error Codes"), short and on one line. */
-const errorDetail = async (response: Dispatcher.ResponseData): Promise<string> => {
-  const bytes = await collect(response, 64 << 10, "error").catch(() => Buffer.alloc(0));
-  const first = errorBody.safeParse(parseJson(bytes)).data?.errors[0];
-  const words = first?.message ?? first?.code;
-  return words === undefined ? "" : ` (${words.replace(/[\p{Cc}]+/gu, " ").slice(0, 200)})`;
+/** True when the answer is the part that was asked for; anything else is taken from its beginning. */
+const continues = (response: Dispatcher.ResponseData, from: number): boolean => {
+  if (response.statusCode !== 206) return false;
+  const range = headerOf(response, "content-range");
+  if (range === undefined || new RegExp(`^bytes ${from}-`).test(range)) return true;
+  throw new EndpointError("unavailable", `a part from byte ${from} was asked for, "${range}" came`);
 };

@@ -1,17 +1,24 @@
 import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import type { Snapshotter } from "../snapshot/snapshotter.ts";
 import { syncFolder, writeDurably } from "./atomic-file.ts";
+import { BlobStage } from "./blob-stage.ts";
+import { RegistryUnavailable } from "./endpoint-error.ts";
+import { globOf } from "./glob.ts";
 import type { FsInfo, Image, Images, PullRequest } from "./images.ts";
-import { hostPlatform, type Platform } from "./manifest.ts";
-import { type LayerUsage, type Resolved, resolveImage, unpackLayers } from "./pull.ts";
+import { hostPlatform, type Platform, sha256 } from "./manifest.ts";
+import { unpackLayers } from "./pull.ts";
+import { Pulls } from "./pulls.ts";
 import { type ImageRecord, imageRecord, planSweep, refsRecord } from "./record.ts";
 import { formatReference, nameOf, parseReference, type Reference } from "./reference.ts";
-import { Registry, RegistryUnavailable } from "./registry.ts";
+import { Registry } from "./registry.ts";
+import { type Layer, type Resolved, resolveImage } from "./resolve.ts";
 import { Semaphore } from "./semaphore.ts";
+import { readKey, ruleFor, SignatureError, type SignatureRule, verifySignature } from "./signature.ts";
 import { SingleFlight } from "./single-flight.ts";
+import type { LayerUsage } from "./tar-usage.ts";
 
 export type ImagesOptions = {
   /** Folder of the store; blobs/, images/, staging/ and refs.json are in it. */
@@ -19,10 +26,19 @@ export type ImagesOptions = {
   snapshotter: Snapshotter;
   /** Host of a registry → URLs asked before it: { "registry.k8s.io": ["http://10.0.0.1:5000"] }. */
   mirrors: Readonly<Record<string, readonly string[]>>;
-  /** Folder of HOST:PORT/{*.crt,*.cert,*.key}, as in Docker's certs.d. */
+  /** Folder of HOST:PORT/{hosts.toml,*.crt,*.cert,*.key}, as in containerd's and Docker's certs.d. */
   certsDir?: string | undefined;
+  /** A docker config.json, for pulls that bring no credentials. */
+  credentialsFile?: string | undefined;
+  /** Whose signatures images need. */
+  signatures?: readonly SignatureRule[];
+  /** A pull to which nothing comes for so long fails. */
+  stallMs?: number;
+  /** How long a pull goes on for which nobody waits: longer than the kubelet's longest pause between tries. */
+  lingerMs?: number;
+  metrics?: PullMetrics;
   log: Pick<Logger, "debug" | "info" | "warn">;
-  /** References of images that are never to be collected by the kubelet. */
+  /** Globs of names (REGISTRY/REPOSITORY:TAG or @DIGEST) of images that the kubelet is never to collect. */
   pinned?: readonly string[];
   /** IDs of the images that containers stand on, removed or not. Asked whenever something is collected. */
   inUse?: () => Iterable<string>;
@@ -36,6 +52,19 @@ export interface ImageStore extends Images, AsyncDisposable {
   /** Removes what no image, pull or container needs. To be called when the last container of an image is gone. */
   collect(): Promise<void>;
 }
+
+/** What is counted of pulls. */
+export type PullMetrics = {
+  pulling(count: () => number): void;
+  received(bytes: number): void;
+  ended(result: "pulled" | "failed", seconds: number): void;
+};
+
+const minute = 60_000;
+/** How often the log says how far a pull is. */
+const progressMs = 10_000;
+/** How long layers of a pull that failed are kept for the next try. */
+const keepMs = 10 * minute;
 
 const idPrefix = /^(?:sha256:)?([0-9a-f]{12,64})$/;
 
@@ -53,7 +82,7 @@ class Store implements ImageStore {
   readonly #options: ImagesOptions;
   readonly #registry: Registry;
   readonly #platform: Platform;
-  readonly #pinned: Set<string>;
+  readonly #pinned: RegExp[];
   readonly #records = new Map<string, ImageRecord>();
   /** name:tag and name@digest → image ID. */
   #refs = new Map<string, string>();
@@ -62,23 +91,41 @@ class Store implements ImageStore {
   readonly #heldImages = new Map<string, number>();
   /** Everything that changes records, refs or removes layers goes through here, one at a time. */
   readonly #changes = new Semaphore(1);
-  readonly #downloads: Semaphore;
+  readonly #stage: BlobStage;
+  readonly #pulls: Pulls<Image>;
+  #collecting: NodeJS.Timeout | undefined;
   readonly #flights = new SingleFlight<LayerUsage | undefined>();
 
   constructor(options: ImagesOptions) {
     this.#options = options;
-    this.#registry = new Registry(options);
+    const stallMs = options.stallMs ?? 5 * minute;
+    // Long enough silent, a connection is given up and the next attempt goes on where it ended.
+    this.#registry = new Registry({ ...options, silenceMs: Math.min(30_000, stallMs / 4) });
     this.#platform = options.platform ?? hostPlatform();
-    this.#pinned = new Set((options.pinned ?? []).map((ref) => formatReference(parseReference(ref))));
-    this.#downloads = new Semaphore(options.maxDownloads ?? 6);
+    this.#pinned = (options.pinned ?? []).map(globOf);
+    this.#stage = new BlobStage({
+      folder: this.#path("staging"),
+      maxDownloads: options.maxDownloads ?? 6,
+      stallMs,
+      keepMs,
+      received: options.metrics?.received,
+    });
+    this.#pulls = new Pulls(options.lingerMs ?? 10 * minute);
+    options.metrics?.pulling(() => this.#pulls.running);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    clearTimeout(this.#collecting);
+    await this.#pulls[Symbol.asyncDispose]();
+    clearTimeout(this.#collecting);
+    await this.#stage[Symbol.asyncDispose]();
     await this.#registry[Symbol.asyncDispose]();
   }
 
   async load(): Promise<void> {
-    const { log, snapshotter } = this.#options;
+    const { log, snapshotter, signatures = [] } = this.#options;
+    // A key that cannot be read is told now, not by the first pull.
+    await Promise.all(signatures.flatMap(({ keys }) => keys.map(readKey)));
     await rm(this.#path("staging"), { recursive: true, force: true });
     for (const folder of ["", "staging", "images", "blobs", "blobs/sha256", "blobs/sha512"]) {
       await mkdir(this.#path(folder), { recursive: true, mode: 0o700 });
@@ -137,37 +184,95 @@ class Store implements ImageStore {
 
   async pull(request: PullRequest, signal: AbortSignal): Promise<Image> {
     try {
-      return await this.#pull(parseReference(request.ref), request.auth, signal);
+      const reference = parseReference(request.ref);
+      // Only who shows the same credentials may join.
+      const key = sha256(JSON.stringify([formatReference(reference), request.auth ?? {}]));
+      return await this.#pulls.run(key, (shared) => this.#attempt(reference, request.auth, shared), signal);
     } catch (error) {
       throw pullError(request.ref, error, signal);
     }
   }
 
+  /** One pull, for all who wait for it. */
+  async #attempt(reference: Reference, auth: PullRequest["auth"], signal: AbortSignal): Promise<Image> {
+    const { metrics } = this.#options;
+    const started = performance.now();
+    const seconds = (): number => (performance.now() - started) / 1000;
+    try {
+      const image = await this.#pull(reference, auth, signal);
+      metrics?.ended("pulled", seconds());
+      return image;
+    } catch (error) {
+      metrics?.ended("failed", seconds());
+      const full = isFull(error);
+      if (full) await this.#makeRoom();
+      else this.#collectLater();
+      this.#options.log.info({ ref: formatReference(reference), err: messageOf(error) }, "image pull failed");
+      throw error;
+    }
+  }
+
+  /** On a full disk nothing is kept for another try. */
+  async #makeRoom(): Promise<void> {
+    await this.#stage.forget();
+    await this.collect().catch((error) => {
+      this.#options.log.warn({ err: messageOf(error) }, "unused layers were not removed");
+    });
+  }
+
+  /** What a failed pull has unpacked serves the next try; when none comes it goes. */
+  #collectLater(): void {
+    clearTimeout(this.#collecting);
+    this.#collecting = setTimeout(() => {
+      this.collect().catch((error) => {
+        this.#options.log.warn({ err: messageOf(error) }, "unused layers were not removed");
+      });
+    }, keepMs);
+    this.#collecting.unref();
+  }
+
   async #pull(reference: Reference, auth: PullRequest["auth"], signal: AbortSignal): Promise<Image> {
-    const { snapshotter, log } = this.#options;
+    const { snapshotter, log, signatures = [] } = this.#options;
     const started = performance.now();
     const repository = this.#registry.repository(reference, auth);
     const tagOrDigest = reference.digest ?? reference.tag ?? "latest";
     const resolved = await resolveImage(repository, tagOrDigest, this.#platform, signal);
+    const rule = ruleFor(signatures, reference);
+    if (rule !== undefined)
+      await verifySignature(rule, reference, [resolved.target, resolved.manifest], repository, signal);
     const chain = resolved.layers.map(({ chainId }) => chainId);
     await using _held = await this.#hold(resolved.id, chain);
+    const missing = resolved.layers.filter(({ chainId }) => !snapshotter.has(chainId));
+    await this.#stage.assertRoom(missing.reduce((sum, { size }) => sum + size, 0));
 
     await this.#record(resolved);
+    using _told = this.#tellProgress(reference, missing);
     const usages = await unpackLayers(
       resolved.layers,
-      {
-        repository,
-        snapshotter,
-        staging: this.#path("staging"),
-        downloads: this.#downloads,
-        flights: this.#flights,
-      },
+      { repository, snapshotter, stage: this.#stage, flights: this.#flights },
       signal,
     );
     const image = await this.#commit(resolved, usages, reference);
     const ms = Math.round(performance.now() - started);
     log.info({ image: image.id, ref: formatReference(reference), layers: usages.size, ms }, "image pulled");
     return image;
+  }
+
+  /** Says now and then how far a long pull is. */
+  #tellProgress(reference: Reference, missing: readonly Layer[]): Disposable {
+    const { log, snapshotter } = this.#options;
+    const bytes = missing.reduce((sum, { size }) => sum + size, 0);
+    const timer = setInterval(() => {
+      const there = missing.filter(({ chainId }) => snapshotter.has(chainId));
+      const received = missing.reduce(
+        (sum, layer) => sum + (there.includes(layer) ? layer.size : this.#stage.received(layer)),
+        0,
+      );
+      const layers = `${there.length}/${missing.length}`;
+      log.info({ ref: formatReference(reference), received, bytes, layers }, "image pull goes on");
+    }, progressMs);
+    timer.unref();
+    return { [Symbol.dispose]: () => clearInterval(timer) };
   }
 
   /** Keeps an image's layers from being collected until disposed. Waits for a collection that is under way. */
@@ -202,6 +307,7 @@ class Store implements ImageStore {
       await this.#put({
         version: 1,
         state: known?.state ?? "partial",
+        kind: resolved.kind,
         id: resolved.id,
         size: resolved.size,
         layers: resolved.layers.map(({ chainId, digest }, n) => ({
@@ -341,7 +447,8 @@ class Store implements ImageStore {
         username: record.user.username,
         ...(record.user.uid === undefined ? {} : { uid: record.user.uid }),
       },
-      pinned: names.some((name) => this.#pinned.has(name)),
+      pinned: names.some((name) => this.#pinned.some((glob) => glob.test(name))),
+      ...(record.kind === "artifact" && { isArtifact: true }),
       layers: record.layers.map(({ chainId }) => chainId),
       config: record.config,
     };
@@ -373,24 +480,36 @@ class Store implements ImageStore {
   }
 }
 
-/** Any failure of a pull as an error that names the image. */
+/** True when an error says that a disk is full. */
+const isFull = (error: unknown): boolean =>
+  (error as NodeJS.ErrnoException | undefined)?.code === "ENOSPC" ||
+  (error as NodeJS.ErrnoException | undefined)?.code === "EDQUOT" ||
+  hasCode(error, "resource-exhausted");
+
+/** Any failure of a pull as an error that names the image. The kubelet knows two kinds by their first word. */
 const pullError = (ref: string, error: unknown, signal: AbortSignal): RuntimeError => {
   const what = `Cannot pull image "${ref}"`;
   if (signal.aborted) {
     const late = signal.reason instanceof Error && signal.reason.name === "TimeoutError";
     return new RuntimeError(
       late ? "deadline-exceeded" : "cancelled",
-      `${what}: ${late ? "it took too long" : "the pull was cancelled"}`,
+      `${what}: ${late ? "it took too long" : "the pull was cancelled"}; it goes on for a while, and another try joins it`,
       { cause: error },
     );
+  }
+  if (error instanceof SignatureError) {
+    return new RuntimeError("unknown", `SignatureValidationFailed: ${what}: ${error.message}`, {
+      cause: error,
+    });
   }
   if (error instanceof RegistryUnavailable) {
     return new RuntimeError("unknown", `RegistryUnavailable: ${what}: ${error.message}`, { cause: error });
   }
+  if (isFull(error)) {
+    const why = /no space left|ENOSPC|EDQUOT/i.test(messageOf(error)) ? "" : "no space left on device: ";
+    return new RuntimeError("resource-exhausted", `${what}: ${why}${messageOf(error)}`, { cause: error });
+  }
   if (error instanceof RuntimeError)
     return new RuntimeError(error.code, `${what}: ${error.message}`, { cause: error });
-  const full = (error as NodeJS.ErrnoException | undefined)?.code === "ENOSPC";
-  return new RuntimeError(full ? "resource-exhausted" : "unknown", `${what}: ${messageOf(error)}`, {
-    cause: error,
-  });
+  return new RuntimeError("unknown", `${what}: ${messageOf(error)}`, { cause: error });
 };

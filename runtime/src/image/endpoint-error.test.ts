@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { retryAfter } from "./registry.ts";
+import { retryAfter } from "./endpoint-error.ts";
 
 test("retryAfter() reads seconds and dates, and nothing else", () => {
   const now = Date.parse("2026-01-01T00:00:00Z");

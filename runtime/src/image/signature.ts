@@ -1,0 +1,146 @@
+import { createPublicKey, type KeyObject, verify } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import * as z from "zod";
+import { globOf } from "./glob.ts";
+import { parseManifest, sha256 } from "./manifest.ts";
+import { nameOf, parseReference, type Reference } from "./reference.ts";
+import type { Repository } from "./registry.ts";
+import { parseJson } from "./response.ts";
+
+/** Who must have signed which images: the first rule that names an image decides, one of its keys suffices. */
+export type SignatureRule = {
+  /** Globs over REGISTRY/REPOSITORY. */
+  images: readonly string[];
+  /** Files of public keys in PEM, as of cosign generate-key-pair. None: these images need no signature. */
+  keys: readonly string[];
+  /** Whether the signature must name the repository that is pulled, or may be of a copy of it. */
+  identity: "repository" | "any";
+};
+
+/** An image is not signed as the policy wants. The kubelet knows it by the first word of the pull's message. */
+export class SignatureError extends RuntimeError {
+  constructor(message: string, options?: ErrorOptions) {
+    super("unknown", message, options);
+  }
+}
+
+const payloadType = "application/vnd.dev.cosign.simplesigning.v1+json";
+const signatureAnnotation = "dev.cosignproject.cosign/signature";
+const maxPayload = 64 << 10;
+const maxSignatures = 100;
+
+/** cosign's payload (containers/image containers-signature.5, "simple signing"). */
+const payload = z.object({
+  critical: z.object({
+    type: z.string(),
+    image: z.object({ "docker-manifest-digest": z.string() }),
+    identity: z.object({ "docker-reference": z.string() }),
+  }),
+});
+
+/** The rule for an image, or undefined when none names it. */
+export const ruleFor = (rules: readonly SignatureRule[], reference: Reference): SignatureRule | undefined =>
+  rules.find(({ images }) => images.some((pattern) => globOf(pattern).test(nameOf(reference))));
+
+/** Reads a public key; what cannot verify signatures is refused. */
+export const readKey = async (file: string): Promise<KeyObject> => {
+  try {
+    const key = createPublicKey(await readFile(file));
+    if (!["ec", "rsa", "ed25519"].includes(key.asymmetricKeyType ?? ""))
+      throw new RuntimeError("invalid-argument", `a key of type ${key.asymmetricKeyType} signs no images`);
+    return key;
+  } catch (error) {
+    throw new RuntimeError("invalid-argument", `Cannot use the key ${file}: ${messageOf(error)}`, {
+      cause: error,
+    });
+  }
+};
+
+/** True when `signature` is of `bytes` by the key: ECDSA or RSA (PKCS #1 v1.5) over SHA-256, or Ed25519. */
+const isSignedBy = (key: KeyObject, bytes: Uint8Array, signature: Uint8Array): boolean => {
+  try {
+    return verify(key.asymmetricKeyType === "ed25519" ? null : "sha256", bytes, key, signature);
+  } catch {
+    return false;
+  }
+};
+
+/** Why a signed payload does not speak for the image; undefined when it does. */
+export const objection = (
+  bytes: Uint8Array,
+  digest: string,
+  reference: Reference,
+  identity: SignatureRule["identity"],
+): string | undefined => {
+  const parsed = payload.safeParse(parseJson(bytes));
+  if (!parsed.success) return "its payload is not one of cosign";
+  const { type, image, identity: named } = parsed.data.critical;
+  if (type !== "cosign container image signature")
+    return `its payload is of the type ${JSON.stringify(type)}`;
+  if (image["docker-manifest-digest"] !== digest) return "it is of another image";
+  if (identity === "any") return undefined;
+  const claimed = named["docker-reference"];
+  try {
+    if (nameOf(parseReference(claimed)) === nameOf(reference)) return undefined;
+  } catch {
+    // No reference is no right one.
+  }
+  return `it is for ${JSON.stringify(claimed.slice(0, 200))}`;
+};
+
+/**
+ * Throws a {@link SignatureError} unless the index or the manifest of an image (`digests`) is signed as its rule wants,
+ * by cosign's scheme: the tag sha256-HEX.sig of the same repository holds payloads and signatures.
+ */
+export const verifySignature = async (
+  rule: SignatureRule,
+  reference: Reference,
+  digests: readonly string[],
+  repository: Repository,
+  signal: AbortSignal,
+): Promise<void> => {
+  if (rule.keys.length === 0) return;
+  const keys = await Promise.all(rule.keys.map(readKey));
+  const objections: string[] = [];
+  for (const digest of new Set(digests)) {
+    for await (const { bytes, signature } of signaturesOf(digest, repository, signal)) {
+      const problem = keys.some((key) => isSignedBy(key, bytes, signature))
+        ? objection(bytes, digest, reference, rule.identity)
+        : "it is by another key";
+      if (problem === undefined) return;
+      objections.push(problem);
+    }
+  }
+  const found = [...new Set(objections)];
+  throw new SignatureError(
+    found.length === 0
+      ? `the image is not signed, which ${rule.images.join(", ")} must be`
+      : `no signature of the image is valid: ${found.slice(0, 5).join("; ")}`,
+  );
+};
+
+/** Payloads and signatures of a manifest. What is not of cosign's form is left out. */
+async function* signaturesOf(
+  digest: string,
+  repository: Repository,
+  signal: AbortSignal,
+): AsyncGenerator<{ bytes: Buffer; signature: Buffer }> {
+  let document: Awaited<ReturnType<Repository["manifest"]>>;
+  try {
+    document = await repository.manifest(`${digest.replace(":", "-")}.sig`, signal);
+  } catch (error) {
+    if (hasCode(error, "not-found")) return;
+    throw error;
+  }
+  const parsed = parseManifest(document.bytes, document.contentType);
+  if (parsed.kind !== "manifest") return;
+  for (const layer of parsed.manifest.layers.slice(0, maxSignatures)) {
+    const text = layer.annotations?.[signatureAnnotation];
+    if (layer.mediaType !== payloadType || text === undefined || layer.size > maxPayload) continue;
+    const bytes = await repository.blob(layer, signal);
+    // The registry client has checked it; this makes it true for every repository.
+    if (sha256(bytes) !== layer.digest) continue;
+    yield { bytes, signature: Buffer.from(text, "base64") };
+  }
+}
