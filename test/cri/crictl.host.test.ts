@@ -1,10 +1,11 @@
 import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, rmdir, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { cgroupDirs } from "../cluster/mounts.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
 import { inCache, tool } from "../tools/cache.ts";
@@ -12,6 +13,7 @@ import { createDaemon, type Daemon, remains } from "./daemon.ts";
 
 /** crictl 1.34, every command and output format, against the daemon alone: what it says, not only that it ends well. */
 const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
+const cgroups = `bh-crictl-${process.pid}`;
 const imageId = expect.stringMatching(/^sha256:[\da-f]{64}$/);
 
 let scratch: string;
@@ -33,7 +35,7 @@ const podConfig = (name: string) =>
     labels: { app: name },
     annotations: { note: "kept" },
     log_directory: scratch,
-    linux: { cgroup_parent: `/bh-crictl-${process.pid}/${name}` },
+    linux: { cgroup_parent: `/${cgroups}/${name}` },
   });
 const containerConfig = (name: string, script: string, more: object = {}) =>
   file(`${name}.json`, {
@@ -76,6 +78,9 @@ afterAll(async () => {
   await daemon?.[Symbol.asyncDispose]();
   await registry?.stop();
   await closed?.stop();
+  // The parent that a pod names is its caller's to remove.
+  for (const path of [`${cgroups}/web`, `${cgroups}/short`, cgroups])
+    for (const dir of await cgroupDirs(path)) await rmdir(dir);
   await rm(scratch, { recursive: true, force: true });
 });
 
