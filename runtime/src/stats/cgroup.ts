@@ -2,7 +2,9 @@ import { readdirSync, readFileSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Usage } from "../handler/handler.ts";
+import { V1_METRIC_FILES, V2_METRIC_FILES, v1Samples, v2Samples } from "./cgroup-metrics.ts";
 import type { CgroupLayout, CgroupPaths } from "./layout.ts";
+import type { Sample } from "./metric-catalog.ts";
 import { parseOomKills, parseV1, parseV2, type UsageFiles, V1_FILES, V2_FILES } from "./usage.ts";
 
 /**
@@ -14,14 +16,28 @@ export const readUsage = async (paths: CgroupPaths, layout: CgroupLayout): Promi
     layout.version === 1
       ? Object.entries(V1_FILES).map(([file, controller]) => [file, paths[controller]])
       : V2_FILES.map((file) => [file, paths[""]]);
-  const contents = await Promise.all(
-    named.map(async ([file, directory]) => [file, directory && (await readIfThere(join(directory, file)))]),
-  );
-  const files: UsageFiles = Object.fromEntries(contents);
+  const files = await readFiles(named);
   if (Object.values(files).every((text) => text === undefined)) return undefined;
   const figures = layout.version === 1 ? parseV1(files) : parseV2(files);
   return { timestamp: BigInt(Date.now()) * 1_000_000n, ...figures };
 };
+
+/** The metrics of a cgroup beyond its usage; none when it is gone. */
+export const readMetrics = async (paths: CgroupPaths, layout: CgroupLayout): Promise<Sample[]> =>
+  layout.version === 1
+    ? v1Samples(
+        await readFiles(
+          Object.entries(V1_METRIC_FILES).map(([file, controller]) => [file, paths[controller]]),
+        ),
+      )
+    : v2Samples(await readFiles(V2_METRIC_FILES.map((file) => [file, paths[""]])));
+
+const readFiles = async (named: readonly (readonly [string, string | undefined])[]): Promise<UsageFiles> =>
+  Object.fromEntries(
+    await Promise.all(
+      named.map(async ([file, directory]) => [file, directory && (await readIfThere(join(directory, file)))]),
+    ),
+  );
 
 /** True when the OOM killer struck in the cgroup since it was made. */
 export const wasOomKilled = (paths: CgroupPaths, layout: CgroupLayout): boolean => {

@@ -61,7 +61,7 @@ const parseNumber = (text: string | undefined): bigint => {
 };
 
 /** Flat keyed files: "KEY NUMBER" on each line. */
-const parseFlat = (text: string | undefined): Record<string, bigint> => {
+export const parseFlat = (text: string | undefined): Record<string, bigint> => {
   const values: Record<string, bigint> = {};
   for (const line of text?.split("\n") ?? []) {
     const [, key, value] = /^(\S+) (\d+)$/.exec(line) ?? [];

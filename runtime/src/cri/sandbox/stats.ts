@@ -83,7 +83,7 @@ const podStatsOf = async (runtime: Runtime, pod: Pod, signal: AbortSignal): Prom
 };
 
 /** As a process of the pod sees them: any one will do. */
-const interfacesOf = async (
+export const interfacesOf = async (
   pod: Pod,
   containers: readonly { handlerState: Record<string, unknown> }[],
 ): Promise<Awaited<ReturnType<typeof readInterfaces>>> => {
