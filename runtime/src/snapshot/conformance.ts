@@ -14,7 +14,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { type Header, pack } from "tar-stream";
-import { afterAll, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { Snapshotter } from "./snapshotter.ts";
 
 /** One entry of a layer tar: what is not said is a file of root's, 0644, of 2001. */
@@ -60,9 +60,13 @@ export const snapshotterConformance = (
       mkdirSync(root);
       snapshots = await open();
     });
+    afterEach(async () => {
+      for (const target of targets.splice(0)) await snapshots.unmount(target);
+      for (const key of readdirSync(join(root, "containers"))) await snapshots.removeContainer(key);
+    });
     afterAll(async () => {
-      for (const target of targets) await snapshots.unmount(target);
-      for (const snapshotter of opened) await snapshotter[Symbol.asyncDispose]();
+      await Promise.all(opened.map((snapshotter) => snapshotter[Symbol.asyncDispose]()));
+      // All that was mounted is gone: a mount that stays is a leak, and makes this fail.
       rmSync(base, { recursive: true });
     });
 

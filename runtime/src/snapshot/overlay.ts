@@ -1,4 +1,4 @@
-import { lstatSync, readFileSync, statSync } from "node:fs";
+import { existsSync, lstatSync, readFileSync, statSync } from "node:fs";
 import {
   chmod,
   chown,
@@ -15,12 +15,20 @@ import { dirname, isAbsolute, join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
 import { type Linux, MountFlags } from "../linux/linux.ts";
+import type { UnpackLimits } from "./apply.ts";
+import { createImageMounts, whyNoErofs } from "./erofs/mounts.ts";
 import { releaseIdMapped, withIdMapped } from "./id-mapped.ts";
-import type { Owners, Snapshotter } from "./snapshotter.ts";
-import type { UnpackLimits } from "./unpack.ts";
-import { createFileWorkers } from "./workers.ts";
+import type { Sealed } from "./layer-tree.ts";
+import type { LayerSource, LayerUsage, Owners, Snapshotter } from "./snapshotter.ts";
+import { createFileWorkers, type Unpacked } from "./workers.ts";
 
-export type OverlayOptions = { limits?: Partial<UnpackLimits> };
+export type OverlayOptions = {
+  limits?: Partial<UnpackLimits>;
+  /** What new layers become; "auto" is EROFS images where the kernel mounts them. Those that are there stay as they are. */
+  form?: "auto" | "directory" | "erofs";
+  /** Told why "auto" chose directories. */
+  onFallback?: (reason: string) => void;
+};
 
 type OverlayLinux = Pick<Linux, "mount" | "mountWith" | "umount" | "statfs" | "syncfs" | "mountIdMapped">;
 
@@ -29,6 +37,11 @@ const Layer = z.object({
   id: z.string(),
   dir: z.string().regex(/^[0-9a-z]+$/),
   parent: z.string().optional(),
+  /** Of a layer that is one image: found again before its first use in a boot. */
+  digest: z.string().optional(),
+  bytes: z.number().default(0),
+  inodes: z.number().default(0),
+  /** In which the content was written, or found to be right. */
   boot: z.string(),
   synced: z.boolean(),
 });
@@ -48,7 +61,8 @@ const LIMITS: UnpackLimits = { entries: 4_000_000, bytes: 1024 ** 4 };
 /**
  * Layers for overlayfs below `root`:
  *
- *     l/N            the files of a layer; N is short, for mount(2) has but a page for the options
+ *     l/N            a layer: a directory, or an EROFS image; N is short, for mount(2) has but a page for the options
+ *     m/N            where the image l/N is mounted
  *     layers/ID.json the record that makes l/N a layer; written last
  *     containers/KEY upper, work, stand.json
  *     staging, trash what is half made and half removed; emptied at start
@@ -68,14 +82,16 @@ export const overlay = async (
   const at = (...parts: string[]) => join(root, ...parts);
   const layers = new Map<string, Layer>();
   const stands = new Map<string, Stand>();
-  const extracting = new Map<string, { parent: string | undefined; done: Promise<void> }>();
+  const extracting = new Map<string, { parent: string | undefined; done: Promise<unknown> }>();
+  const verifying = new Map<string, Promise<void>>();
   const measured = new Map<string, { at: number; took: number; answer: Promise<Measured> }>();
   const limits = { ...LIMITS, ...options.limits };
   const workers = createFileWorkers();
   let serial = 0;
   let volatile = true;
 
-  for (const dir of ["l", "layers", "containers", "staging", "trash"])
+  const images = createImageMounts(at("m"), linux);
+  for (const dir of ["l", "m", "layers", "containers", "staging", "trash"])
     await mkdir(at(dir), { recursive: true, mode: 0o700 });
   // Below what stands on nothing: overlayfs wants one directory at least, and two when all is read-only.
   for (const dir of NOTHING) await mkdir(at("l", dir), { recursive: true, mode: 0o755 });
@@ -100,7 +116,8 @@ export const overlay = async (
         layer !== undefined &&
         name === fileOf(layer.id) &&
         (layer.synced || layer.boot === boot) &&
-        (await isDirectory(at("l", layer.dir)));
+        (await isDirectory(at("l", layer.dir))) === (layer.digest === undefined) &&
+        existsSync(at("l", layer.dir));
       if (isWhole) layers.set(layer.id, layer);
       else await rm(at("layers", name), { force: true });
     }
@@ -115,6 +132,8 @@ export const overlay = async (
       if (stand?.boot === boot) stands.set(key, stand);
       else discardLater(at("containers", key));
     }
+    const used = [...stands.values()].flatMap((stand) => stand.layers.map((id) => layers.get(id)?.dir ?? ""));
+    await images.sweep(new Set(used));
     void syncBehind();
   };
 
@@ -142,43 +161,112 @@ export const overlay = async (
     return syncing;
   };
 
-  const dirOf = (id: string): string => {
+  const layerOf = (id: string): Layer => {
     const layer = layers.get(id);
     if (layer === undefined) throw new RuntimeError("not-found", `Cannot find layer "${id}"`);
-    return at("l", layer.dir);
+    return layer;
+  };
+
+  /** Where the files of a layer are, mounted if need be. Whoever asks holds the layer: a stand, or an extraction. */
+  const dirOf = async (id: string): Promise<string> => {
+    const layer = layerOf(id);
+    if (layer.digest === undefined) return at("l", layer.dir);
+    if (layer.boot !== boot) await verify(layer);
+    return await images.mount(layer.dir, at("l", layer.dir));
+  };
+
+  /** A layer of an earlier boot: the disk may have changed it, or somebody who had the disk. */
+  const verify = (layer: Layer): Promise<void> => {
+    const known = verifying.get(layer.id);
+    if (known !== undefined) return known;
+    const found = (async () => {
+      const right = (await workers.digest(at("l", layer.dir))) === layer.digest;
+      if (layers.get(layer.id) !== layer) return;
+      if (right) {
+        const seen = { ...layer, boot };
+        layers.set(layer.id, seen);
+        await writeJson(at("layers", fileOf(layer.id)), seen);
+        return;
+      }
+      // Gone: the next pull brings it again.
+      layers.delete(layer.id);
+      await rm(at("layers", fileOf(layer.id)), { force: true });
+      discardLater(at("l", layer.dir));
+      throw new RuntimeError(
+        "failed-precondition",
+        `layer "${layer.id}" is damaged on the disk: pull its image again`,
+      );
+    })().finally(() => verifying.delete(layer.id));
+    verifying.set(layer.id, found);
+    return found;
   };
 
   /** Directories from `id` down to the lowest layer. */
-  const chainOf = (id: string | undefined): string[] => {
+  const chainOf = async (id: string | undefined): Promise<string[]> => {
     const dirs: string[] = [];
-    for (let next = id; next !== undefined; next = layers.get(next)!.parent) dirs.push(dirOf(next));
+    for (let next = id; next !== undefined; next = layerOf(next).parent) dirs.push(await dirOf(next));
     return dirs;
   };
 
-  const lowerOf = (ids: string[]): string[] =>
-    ids.length === 0 ? [at("l", NOTHING[0])] : ids.toReversed().map(dirOf);
+  const lowerOf = async (ids: string[]): Promise<string[]> =>
+    ids.length === 0 ? [at("l", NOTHING[0])] : await Promise.all(ids.toReversed().map(dirOf));
+
+  /** Ids that something stands on, or is being put on. */
+  const isUsed = (id: string): boolean =>
+    [...extracting.values()].some((each) => chainIds(each.parent).includes(id)) ||
+    [...stands.values()].some((stand) => stand.layers.includes(id));
+
+  const chainIds = (id: string | undefined): string[] => {
+    const ids: string[] = [];
+    for (let next = id; next !== undefined; next = layers.get(next)?.parent) ids.push(next);
+    return ids;
+  };
+
+  const letGo = (ids: readonly string[]): void => {
+    for (const id of ids) {
+      const layer = layers.get(id);
+      if (layer?.digest !== undefined && !isUsed(id)) images.release(layer.dir, () => isUsed(id));
+    }
+  };
 
   const extract = async (
     id: string,
     parent: string | undefined,
-    tar: AsyncIterable<Uint8Array>,
+    source: LayerSource,
     signal: AbortSignal,
-  ): Promise<void> => {
-    const parents = chainOf(parent);
+    after: Promise<unknown> | undefined,
+  ): Promise<LayerUsage> => {
     const dir = (serial++).toString(36);
     const staging = at("staging", dir);
-    await mkdir(staging, { mode: 0o755 });
+    if (form === "directory") await mkdir(staging, { mode: 0o755 });
+    let unpacked: Unpacked | undefined;
+    let sealed: Sealed;
     try {
-      await workers.unpack({ root: staging, parents, limits }, tar, signal);
+      unpacked = await workers.unpack({ form, path: staging, limits }, source, signal);
+      if (after !== undefined) await untilAborted(after, signal);
+      if (parent !== undefined) layerOf(parent);
+      const parents = unpacked.needsBelow ? await chainOf(parent) : [];
+      const last = unpacked;
+      unpacked = undefined;
+      sealed = await last.seal(parents);
     } catch (error) {
+      await unpacked?.abandon();
       discardLater(staging);
       throw stopped(error, id, signal);
     }
     await rename(staging, at("l", dir));
-    const layer: Layer = { id, dir, boot, synced: false, ...(parent === undefined ? {} : { parent }) };
+    const layer: Layer = {
+      id,
+      dir,
+      boot,
+      synced: false,
+      ...sealed,
+      ...(parent === undefined ? {} : { parent }),
+    };
     await writeJson(at("layers", fileOf(id)), layer);
     layers.set(id, layer);
     void syncBehind();
+    return usageOf(layer);
   };
 
   const standOn = async (
@@ -188,7 +276,7 @@ export const overlay = async (
     owners: Owners | undefined,
   ): Promise<void> => {
     checkKey(key);
-    for (const id of ids) dirOf(id);
+    for (const id of ids) layerOf(id);
     const stand = { boot, layers: ids, writable };
     // In memory first: from now on the layers cannot be removed.
     stands.set(key, stand);
@@ -199,7 +287,7 @@ export const overlay = async (
     const upper = at("containers", key, "upper");
     if (await isDirectory(upper)) return;
     // The merged root has the looks of the upper one: those of the highest layer's.
-    const [like] = lowerOf(ids);
+    const [like] = await lowerOf(ids);
     const { uid, gid, mode, atime, mtime } = await stat(like!);
     await mkdir(`${upper}.new`, { recursive: true });
     await chown(`${upper}.new`, uid + (owners?.uid ?? 0), gid + (owners?.gid ?? 0));
@@ -254,22 +342,30 @@ export const overlay = async (
   };
 
   await open();
+  const why =
+    (options.form ?? "directory") === "directory" ? "it was not asked for" : await whyNoErofs(root, linux);
+  if (why !== undefined && options.form === "erofs")
+    throw new RuntimeError("failed-precondition", `Cannot keep layers as EROFS images: ${why}`);
+  if (why !== undefined && options.form === "auto") options.onFallback?.(why);
+  const form = why === undefined ? "erofs" : "directory";
 
-  return {
-    name: "overlay",
+  const snapshotter: Snapshotter & AsyncDisposable = {
+    name: form === "erofs" ? "erofs" : "overlay",
 
-    async extract(id, parent, tar, signal) {
+    async extract(id, parent, source, signal, after) {
       checkId(id);
       for (let other = extracting.get(id); other !== undefined; other = extracting.get(id))
         await other.done.catch(() => {});
-      if (layers.has(id)) return;
-      if (parent !== undefined) dirOf(parent);
-      const done = extract(id, parent, tar, signal);
+      const known = layers.get(id);
+      if (known !== undefined) return usageOf(known);
+      if (parent !== undefined && after === undefined) layerOf(parent);
+      const done = extract(id, parent, source, signal, after);
       extracting.set(id, { parent, done });
       try {
-        await done;
+        return await done;
       } finally {
         extracting.delete(id);
+        letGo(chainIds(parent));
       }
     },
 
@@ -286,13 +382,14 @@ export const overlay = async (
         throw new RuntimeError("failed-precondition", `Cannot remove layer "${id}": something stands on it`);
       layers.delete(id);
       await rm(at("layers", fileOf(id)), { force: true });
+      if (layer.digest !== undefined) await images.unmount(layer.dir);
       await discard(at("l", layer.dir));
     },
 
     async mountContainer(key, ids, target, owners) {
       if (isMounted(target)) return;
       await standOn(key, ids, true, owners);
-      await withIdMapped(lowerOf(ids), at("containers", key, "shifted"), owners, linux, (lower) =>
+      await withIdMapped(await lowerOf(ids), at("containers", key, "shifted"), owners, linux, (lower) =>
         mountUpper(key, lower, target),
       ).catch((error) => {
         throw mountFailed(target, error);
@@ -302,7 +399,8 @@ export const overlay = async (
     async mountReadonly(key, ids, target, owners) {
       if (isMounted(target)) return;
       await standOn(key, ids, false, owners);
-      const dirs = ids.length < 2 ? [...lowerOf(ids), at("l", NOTHING[1])] : lowerOf(ids);
+      const lowest = await lowerOf(ids);
+      const dirs = ids.length < 2 ? [...lowest, at("l", NOTHING[1])] : lowest;
       await withIdMapped(dirs, at("containers", key, "shifted"), owners, linux, (lower) =>
         mountStack(lower, [], target, MountFlags.RDONLY),
       ).catch((error) => {
@@ -325,7 +423,9 @@ export const overlay = async (
       await rename(dir, gone).catch((error: NodeJS.ErrnoException) => {
         if (error.code !== "ENOENT") throw error;
       });
+      const stood = stands.get(key)?.layers ?? [];
       stands.delete(key);
+      letGo(stood);
       measured.delete(key);
       void workers.remove(gone).catch(() => {});
     },
@@ -358,12 +458,30 @@ export const overlay = async (
       return await known.answer;
     },
 
+    async containersUsage() {
+      const keys = [...stands].filter(([, { writable }]) => writable).map(([key]) => key);
+      const total = { bytes: 0n, inodes: 0n };
+      for (const key of keys) {
+        // One that goes away meanwhile takes nothing.
+        const { bytes, inodes } = await snapshotter.usage(key).catch(() => ({ bytes: 0n, inodes: 0n }));
+        total.bytes += bytes;
+        total.inodes += inodes;
+      }
+      return { path: at("containers"), ...total };
+    },
+
     async [Symbol.asyncDispose]() {
       await syncing;
+      await images.close((dir) =>
+        [...layers.values()].some((layer) => layer.dir === dir && isUsed(layer.id)),
+      );
       await workers[Symbol.asyncDispose]();
     },
   };
+  return snapshotter;
 };
+
+const usageOf = ({ bytes, inodes }: Layer): LayerUsage => ({ bytes, inodes });
 
 type Measured = { bytes: bigint; inodes: bigint };
 
@@ -393,6 +511,20 @@ const stopped = (error: unknown, id: string, signal: AbortSignal): unknown =>
   signal.aborted && !(error instanceof RuntimeError)
     ? new RuntimeError("cancelled", `Cannot extract layer "${id}": it was cancelled`, { cause: error })
     : error;
+
+/** Waits for what is on its way, but not longer than the signal. */
+const untilAborted = async (wait: Promise<unknown>, signal: AbortSignal): Promise<void> => {
+  const { promise: aborted, reject } = Promise.withResolvers<never>();
+  aborted.catch(() => {});
+  const onAbort = () => reject(signal.reason);
+  signal.addEventListener("abort", onAbort, { once: true });
+  try {
+    signal.throwIfAborted();
+    await Promise.race([wait, aborted]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
+};
 
 const isDirectory = async (path: string): Promise<boolean> => {
   try {

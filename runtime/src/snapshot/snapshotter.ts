@@ -7,13 +7,17 @@
  */
 export interface Snapshotter {
   readonly name: string;
-  /** Unpacks an uncompressed layer tar; the layer exists only when this resolves. A second call for the same id is a no-op. */
+  /**
+   * Unpacks a layer, which exists only when this resolves. A second call for the same id is a no-op. With `after`
+   * the parent may still be on its way: reading does not wait, and the layer is there when the parent is.
+   */
   extract(
     id: string,
     parent: string | undefined,
-    tar: AsyncIterable<Uint8Array>,
+    source: LayerSource,
     signal: AbortSignal,
-  ): Promise<void>;
+    after?: Promise<unknown>,
+  ): Promise<LayerUsage>;
   has(id: string): boolean;
   /** Removes a layer that nothing stands on. */
   removeLayer(id: string): Promise<void>;
@@ -30,7 +34,18 @@ export interface Snapshotter {
   removeContainer(key: string): Promise<void>;
   /** Bytes and inodes of a container's writable part. */
   usage(key: string): Promise<{ bytes: bigint; inodes: bigint }>;
+  /** Of all writable parts together, and the directory that they are in. */
+  containersUsage(): Promise<{ path: string; bytes: bigint; inodes: bigint }>;
 }
 
 /** The user namespace that files are shown in: its file, and which ids of the node its root's are. */
 export type Owners = { userNamespace: string; uid: number; gid: number };
+
+/** An uncompressed layer tar, or a blob that is read, decompressed and checked off the main thread. */
+export type LayerSource = AsyncIterable<Uint8Array> | LayerBlob;
+
+/** `file` may be compressed by gzip or zstd; `diffId` is the digest of its content. */
+export type LayerBlob = { file: string; diffId: string };
+
+/** What a layer takes on disk. */
+export type LayerUsage = { bytes: number; inodes: number };

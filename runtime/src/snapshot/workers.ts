@@ -1,31 +1,51 @@
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 import { type ErrorCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import type { UnpackTarget } from "./unpack.ts";
+import type { UnpackLimits } from "./apply.ts";
+import { type Channel, channelTo } from "./channel.ts";
+import type { Sealed } from "./layer-tree.ts";
+import type { LayerBlob, LayerSource } from "./snapshotter.ts";
+
+export type UnpackTarget = {
+  /** A directory for overlayfs, or an EROFS image. */
+  form: "directory" | "erofs";
+  /** An empty directory that nobody else touches, or a file that is to be made. */
+  path: string;
+  limits: UnpackLimits;
+};
 
 export type ToWorker =
-  | { do: "unpack"; target: UnpackTarget }
-  | { do: "chunk"; bytes: Uint8Array }
-  | { do: "end" }
-  | { do: "stop" }
-  | { do: "measure"; path: string }
-  | { do: "remove"; path: string }
+  | { do: "unpack"; job: number; target: UnpackTarget }
+  | { do: "blob"; job: number; blob: LayerBlob }
+  | { do: "chunk"; job: number; bytes: Uint8Array }
+  | { do: "end"; job: number }
+  | { do: "seal"; job: number; parents: string[] }
+  | { do: "stop"; job: number }
+  | { do: "measure"; job: number; path: string }
+  | { do: "digest"; job: number; path: string }
+  | { do: "remove"; job: number; path: string }
   | { do: "quit" };
 
 export type FromWorker =
-  | { is: "taken"; bytes: number }
-  | { is: "done"; value: unknown }
-  | { is: "failed"; code: ErrorCode; message: string };
+  | { is: "taken"; job: number; bytes: number }
+  | { is: "done"; job: number; value: unknown }
+  | { is: "failed"; job: number; code: ErrorCode; message: string };
+
+/** A layer whose tar was read; it is not whole before `seal`, which may ask the layers below. */
+export type Unpacked = {
+  needsBelow: boolean;
+  seal(parents: string[]): Promise<Sealed>;
+  abandon(): Promise<void>;
+};
 
 /** Work on many files, off the main thread. */
 export interface FileWorkers extends AsyncDisposable {
-  unpack(target: UnpackTarget, tar: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<void>;
+  unpack(target: UnpackTarget, source: LayerSource, signal: AbortSignal): Promise<Unpacked>;
   measure(path: string): Promise<{ bytes: bigint; inodes: bigint }>;
+  digest(path: string): Promise<string>;
   remove(path: string): Promise<void>;
 }
 
-/** Bytes on their way to a worker: enough to keep it busy, little enough to forget. */
-const WINDOW = 1024 * 1024;
 const IDLE_MS = 10_000;
 
 /** Beside the source it is TypeScript; a bundle brings it as a program of its own. */
@@ -34,10 +54,11 @@ const program = new URL(
   import.meta.url,
 );
 
-/** Small young space: what is unpacked flows through. */
-const resourceLimits = { maxYoungGenerationSizeMb: 4 };
+/** Small young space: what is unpacked flows through. A layer of too many files ends its thread, not the daemon. */
+const resourceLimits = { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 1536 };
 
-type Thread = { worker: Worker; idle?: NodeJS.Timeout };
+/** `jobs` counts what the thread keeps, be it at work on it or not. */
+type Thread = { worker: Worker; jobs: number; idle?: NodeJS.Timeout };
 
 /** At most one thread a core, made on demand and given up when idle. */
 export const createFileWorkers = (most: number = Math.min(4, availableParallelism())): FileWorkers => {
@@ -45,6 +66,7 @@ export const createFileWorkers = (most: number = Math.min(4, availableParallelis
   const free: Thread[] = [];
   const waiting: ((thread: Thread) => void)[] = [];
   let closed = false;
+  let serial = 0;
 
   const acquire = async (): Promise<Thread> => {
     if (closed) throw new RuntimeError("cancelled", "Cannot work on files: the snapshotter is closed");
@@ -58,8 +80,10 @@ export const createFileWorkers = (most: number = Math.min(4, availableParallelis
   };
 
   const start = (): Thread => {
-    const thread: Thread = { worker: new Worker(program, { resourceLimits }) };
+    const thread: Thread = { worker: new Worker(program, { resourceLimits }), jobs: 0 };
     thread.worker.unref();
+    // Each job has a listener, for messages and errors.
+    thread.worker.setMaxListeners(0);
     // A job that runs gets the error by its own listener; this one keeps an idle thread's from ending the daemon.
     thread.worker.on("error", () => {});
     thread.worker.once("exit", () => {
@@ -73,6 +97,7 @@ export const createFileWorkers = (most: number = Math.min(4, availableParallelis
     return thread;
   };
 
+  /** The thread may take another job; what it keeps of this one stays. */
   const release = (thread: Thread) => {
     if (!threads.has(thread)) return;
     const next = waiting.shift();
@@ -81,51 +106,73 @@ export const createFileWorkers = (most: number = Math.min(4, availableParallelis
       return;
     }
     free.push(thread);
+    rest(thread);
+  };
+
+  const rest = (thread: Thread) => {
+    if (closed || thread.jobs > 0 || !free.includes(thread)) return;
+    clearTimeout(thread.idle);
     thread.idle = setTimeout(() => quit(thread), IDLE_MS).unref();
   };
 
-  /** Runs one job on a thread of its own; `job` talks, `settled` is the thread's last word. */
-  const withThread = async <T>(job: (channel: Channel) => Promise<T>): Promise<T> => {
+  const openJob = async (): Promise<{ thread: Thread; channel: Channel; close: () => void }> => {
     const thread = await acquire();
-    thread.worker.ref();
-    const channel = channelTo(thread.worker);
+    if (thread.jobs++ === 0) thread.worker.ref();
+    const channel = channelTo(thread.worker, serial++);
+    return {
+      thread,
+      channel,
+      close() {
+        channel.close();
+        if (--thread.jobs > 0) return;
+        thread.worker.unref();
+        rest(thread);
+      },
+    };
+  };
+
+  /** A job of one question and one answer. */
+  const ask = async <T>(message: (job: number) => ToWorker): Promise<T> => {
+    const { thread, channel, close } = await openJob();
     try {
-      return await job(channel);
+      return (await channel.ask(message(channel.job))) as T;
     } finally {
-      channel.close();
-      thread.worker.unref();
-      // A thread that failed may have more of the job on its way to it: the next job gets a new one.
-      if (channel.failed()) quit(thread);
-      else release(thread);
+      release(thread);
+      close();
     }
   };
 
   return {
-    unpack: (target, tar, signal) =>
-      withThread(async (channel) => {
-        channel.send({ do: "unpack", target });
+    async unpack(target, source, signal) {
+      const { thread, channel, close } = await openJob();
+      const { job } = channel;
+      let needsBelow: boolean;
+      try {
+        channel.send({ do: "unpack", job, target });
+        const answer = await channel.read(source, signal);
+        ({ needsBelow } = answer as { needsBelow: boolean });
+      } catch (error) {
+        close();
+        throw error;
+      } finally {
+        release(thread);
+      }
+      const last = async <T>(message: ToWorker): Promise<T> => {
         try {
-          for await (const chunk of untilAborted(tar, signal)) await channel.sendBytes(chunk);
-        } catch (error) {
-          if (!channel.failed()) {
-            channel.send({ do: "stop" });
-            await channel.settled;
-          }
-          throw error;
+          return (await channel.ask(message)) as T;
+        } finally {
+          close();
         }
-        channel.send({ do: "end" });
-        await channel.settled;
-      }),
-    measure: (path) =>
-      withThread(async (channel) => {
-        channel.send({ do: "measure", path });
-        return (await channel.settled) as { bytes: bigint; inodes: bigint };
-      }),
-    remove: (path) =>
-      withThread(async (channel) => {
-        channel.send({ do: "remove", path });
-        await channel.settled;
-      }),
+      };
+      return {
+        needsBelow,
+        seal: (parents) => last<Sealed>({ do: "seal", job, parents }),
+        abandon: () => last<void>({ do: "stop", job }).catch(() => {}),
+      };
+    },
+    measure: (path) => ask((job) => ({ do: "measure", job, path })),
+    digest: (path) => ask((job) => ({ do: "digest", job, path })),
+    remove: (path) => ask((job) => ({ do: "remove", job, path })),
     async [Symbol.asyncDispose]() {
       closed = true;
       await Promise.all(
@@ -144,80 +191,4 @@ export const createFileWorkers = (most: number = Math.min(4, availableParallelis
 const quit = (thread: Thread): void => {
   thread.worker.ref();
   thread.worker.postMessage({ do: "quit" } satisfies ToWorker);
-};
-
-/** The same chunks; ends with the signal's reason even when the source never says another word. */
-async function* untilAborted(
-  tar: AsyncIterable<Uint8Array>,
-  signal: AbortSignal,
-): AsyncGenerator<Uint8Array> {
-  const source = tar[Symbol.asyncIterator]();
-  const { promise: aborted, reject } = Promise.withResolvers<never>();
-  aborted.catch(() => {});
-  const onAbort = () => reject(signal.reason);
-  signal.addEventListener("abort", onAbort, { once: true });
-  let isOver = false;
-  try {
-    signal.throwIfAborted();
-    for (;;) {
-      const { done, value } = await Promise.race([source.next(), aborted]);
-      signal.throwIfAborted();
-      if (done) {
-        isOver = true;
-        return;
-      }
-      yield value;
-    }
-  } finally {
-    signal.removeEventListener("abort", onAbort);
-    if (!isOver) source.return?.().catch(() => {});
-  }
-}
-
-type Channel = {
-  send(message: ToWorker): void;
-  /** Resolves when the worker can take more; rejects when it failed. */
-  sendBytes(chunk: Uint8Array): Promise<void>;
-  settled: Promise<unknown>;
-  failed(): boolean;
-  close(): void;
-};
-
-const channelTo = (worker: Worker): Channel => {
-  const { promise: settled, resolve, reject } = Promise.withResolvers<unknown>();
-  settled.catch(() => {});
-  let outstanding = 0;
-  let failed = false;
-  let wake = () => {};
-  const fail = (error: unknown) => {
-    failed = true;
-    reject(error);
-    wake();
-  };
-  const onMessage = (message: FromWorker) => {
-    if (message.is === "taken") {
-      outstanding -= message.bytes;
-      if (outstanding < WINDOW) wake();
-    } else if (message.is === "done") resolve(message.value);
-    else fail(new RuntimeError(message.code, message.message));
-  };
-  const onExit = () => fail(new RuntimeError("internal", "Cannot work on files: the thread ended"));
-  worker.on("message", onMessage).on("error", fail).on("exit", onExit);
-  return {
-    send: (message) => worker.postMessage(message),
-    async sendBytes(chunk) {
-      // A copy of exact size: the chunk may be a view of memory that its owner goes on using.
-      const bytes = new Uint8Array(chunk);
-      outstanding += bytes.byteLength;
-      worker.postMessage({ do: "chunk", bytes } satisfies ToWorker, [bytes.buffer]);
-      while (outstanding >= WINDOW && !failed)
-        await new Promise<void>((resume) => {
-          wake = resume;
-        });
-      if (failed) await settled;
-    },
-    settled,
-    failed: () => failed,
-    close: () => void worker.off("message", onMessage).off("error", fail).off("exit", onExit),
-  };
 };

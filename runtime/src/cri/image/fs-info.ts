@@ -1,17 +1,33 @@
+import { statSync } from "node:fs";
 import { create } from "@bufbuild/protobuf";
 import { ImageFsInfoResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { type ImageMethods, now, type Runtime } from "../runtime.ts";
 
-/** ImageFsInfo: images and containers are on one file system. */
+/**
+ * ImageFsInfo: what images take, and what containers have written. They are named apart only where they are on two
+ * file systems, for kubelet takes two mount points for two disks and collects garbage on each.
+ */
 export const imageFsInfo =
-  (runtime: Pick<Runtime, "images">): ImageMethods["imageFsInfo"] =>
+  (runtime: Pick<Runtime, "images" | "snapshotter">): ImageMethods["imageFsInfo"] =>
   async () => {
-    const { mountpoint, usedBytes, inodesUsed } = await runtime.images.fsInfo();
-    const usage = {
+    const [images, containers] = await Promise.all([
+      runtime.images.fsInfo(),
+      runtime.snapshotter.containersUsage(),
+    ]);
+    const isOneDisk = deviceOf(images.mountpoint) === deviceOf(containers.path);
+    const usage = (mountpoint: string, usedBytes: bigint, inodesUsed: bigint) => ({
       timestamp: now(),
       fsId: { mountpoint },
       usedBytes: { value: usedBytes },
       inodesUsed: { value: inodesUsed },
-    };
-    return create(ImageFsInfoResponseSchema, { imageFilesystems: [usage], containerFilesystems: [usage] });
+    });
+    return create(ImageFsInfoResponseSchema, {
+      imageFilesystems: [usage(images.mountpoint, images.usedBytes, images.inodesUsed)],
+      containerFilesystems: [
+        usage(isOneDisk ? images.mountpoint : containers.path, containers.bytes, containers.inodes),
+      ],
+    });
   };
+
+const deviceOf = (path: string): bigint | undefined =>
+  statSync(path, { bigint: true, throwIfNoEntry: false })?.dev;

@@ -1,0 +1,101 @@
+import { statSync } from "node:fs";
+import { mkdir, readdir, rm, rmdir } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { type Linux, MountFlags } from "../../linux/linux.ts";
+import { MAGIC } from "./format.ts";
+import { createErofsTree } from "./tree.ts";
+
+type MountLinux = Pick<Linux, "mount" | "umount" | "statfs">;
+
+/** Images stay mounted for so long after the last use: pods of one image come and go. */
+const IDLE_MS = 30_000;
+
+/**
+ * Where layers that are images are mounted: `dir`/N, once for all containers, so that they share the page cache. A
+ * container's overlay keeps its layers alive by itself; these mounts only say that there is one to share.
+ */
+export const createImageMounts = (dir: string, linux: MountLinux) => {
+  const idle = new Map<string, NodeJS.Timeout>();
+  const at = (name: string) => join(dir, name);
+
+  const isMounted = (name: string): boolean => {
+    const stat = statSync(at(name), { throwIfNoEntry: false });
+    return (
+      stat !== undefined &&
+      stat.dev !== statSync(dirname(at(name))).dev &&
+      linux.statfs(at(name)).type === MAGIC
+    );
+  };
+
+  const unmount = async (name: string): Promise<void> => {
+    clearTimeout(idle.get(name));
+    idle.delete(name);
+    await linux
+      .umount(at(name), MountFlags.DETACH | MountFlags.NOFOLLOW)
+      .catch((error: NodeJS.ErrnoException) => {
+        if (error.code !== "EINVAL" && error.code !== "ENOENT") throw error;
+      });
+    await rmdir(at(name)).catch(() => {});
+  };
+
+  return {
+    /** The directory that shows the image `file`. */
+    async mount(name: string, file: string): Promise<string> {
+      clearTimeout(idle.get(name));
+      idle.delete(name);
+      if (isMounted(name)) return at(name);
+      await mkdir(at(name), { recursive: true, mode: 0o700 });
+      await linux.mount(file, at(name), "erofs", MountFlags.RDONLY, "");
+      return at(name);
+    },
+    /** Nothing uses it now; `isUsed` is asked once more when the time has come. */
+    release(name: string, isUsed: () => boolean): void {
+      if (idle.has(name)) return;
+      const timer = setTimeout(() => {
+        idle.delete(name);
+        if (!isUsed()) void unmount(name).catch(() => {});
+      }, IDLE_MS);
+      idle.set(name, timer.unref());
+    },
+    unmount,
+    /** Takes down what waits to be, at once; what is used stays. */
+    async close(isUsed: (name: string) => boolean): Promise<void> {
+      for (const name of idle.keys()) {
+        clearTimeout(idle.get(name));
+        if (!isUsed(name)) await unmount(name);
+      }
+      idle.clear();
+    },
+    /** Takes down what is not among `used`. */
+    async sweep(used: ReadonlySet<string>): Promise<void> {
+      for (const name of await readdir(dir)) if (!used.has(name)) await unmount(name);
+    },
+  };
+};
+
+/**
+ * Why layers cannot be EROFS images below `root` on this machine, found out by making, mounting and stacking one;
+ * undefined when they can. Images are mounted as files: Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE.
+ */
+export const whyNoErofs = async (root: string, linux: MountLinux): Promise<string | undefined> => {
+  const dir = join(root, "staging", "probe");
+  await rm(dir, { recursive: true, force: true });
+  for (const name of ["image", "upper", "work", "merged"]) await mkdir(join(dir, name), { recursive: true });
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() => rm(dir, { recursive: true, force: true }));
+  try {
+    const file = join(dir, "file");
+    const tree = createErofsTree(file);
+    tree.mkdir("seen");
+    tree.seal();
+    await linux.mount(file, join(dir, "image"), "erofs", MountFlags.RDONLY, "");
+    undo.defer(() => linux.umount(join(dir, "image"), MountFlags.DETACH));
+    const data = `lowerdir=${dir}/image,upperdir=${dir}/upper,workdir=${dir}/work`;
+    await linux.mount("overlay", join(dir, "merged"), "overlay", 0, data);
+    undo.defer(() => linux.umount(join(dir, "merged"), MountFlags.DETACH));
+    return statSync(join(dir, "merged", "seen")).isDirectory() ? undefined : "an image shows something else";
+  } catch (error) {
+    return messageOf(error);
+  }
+};
