@@ -3,6 +3,8 @@ import { join } from "node:path";
 import { type Linux, MountFlags } from "../../linux/linux.ts";
 import { identify, isAlive, type ProcessId } from "../../monitor/process.ts";
 import type { Process, Spec } from "../../spec/oci.ts";
+import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
+import { readLayout } from "../../stats/layout.ts";
 import { mustRun, type RuntimeCommand, run } from "./command.ts";
 
 /** Files of a pod's holder in the pod's state directory. */
@@ -109,7 +111,7 @@ export const stopHolder = async (
 export const removeHolder = async (
   id: string,
   stateDir: string,
-  { command, linux }: Pick<HolderDeps, "command"> & { linux: Pick<Linux, "umount"> },
+  { command, linux }: Pick<HolderDeps, "command"> & { linux: Pick<Linux, "umount" | "kill"> },
   signal: AbortSignal,
 ): Promise<void> => {
   const files = holderFiles(stateDir);
@@ -123,5 +125,6 @@ export const removeHolder = async (
     () => false,
   );
   if (exists) await run(command, ["delete", "--force", id], signal);
+  await removeCgroup(await specCgroup(join(files.bundle, "config.json"), id, readLayout()), linux);
   await rm(files.bundle, { recursive: true, force: true });
 };

@@ -12,6 +12,7 @@ import { type ExitRecord, ExitWatch, readExit } from "../../monitor/exits.ts";
 import { identify, isAlive, type ProcessId, readProcess } from "../../monitor/process.ts";
 import type { Network } from "../../network/network.ts";
 import { killCgroup, processesOf, readUsage, wasOomKilled } from "../../stats/cgroup.ts";
+import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
 import { type CgroupLayout, type CgroupPaths, cgroupAt, parentOf, readCgroups } from "../../stats/layout.ts";
 import type { ContainerRef, Exit, Handler, HandlerEvents, Recovered } from "../handler.ts";
 import { checkpointTo } from "./checkpoint.ts";
@@ -19,6 +20,7 @@ import { failureInLog, failureOf, globalOptions, mustRun, type RuntimeCommand, r
 import { startExec } from "./exec.ts";
 import { parseFeatures } from "./features.ts";
 import { removeHolder, startHolder, stopHolder } from "./holder.ts";
+import { pastInit } from "./init.ts";
 import { moveMonitor } from "./monitor-cgroup.ts";
 import { fromRecord, parseContainerState, parseSandboxState, refusalOf, toRecord } from "./state.ts";
 import { ownStdio } from "./stdio-owner.ts";
@@ -189,6 +191,8 @@ export const createOciHandler = async (
     await endMonitor(stateDir, signal);
     // A runtime that hung and went with its monitor may have got this far meanwhile.
     await runDelete(command, id, signal);
+    // One that was killed between its first cgroup and its first record knows of neither.
+    await removeCgroup(await specCgroup(join(stateDir, "config.json"), id, layout), linux);
     await exits.check(id);
     exits.forget(id);
     watched.delete(id);
@@ -310,6 +314,7 @@ export const createOciHandler = async (
       }
       if (all) return killAll(state.cgroup, signo);
       const { pid, startTime } = fromRecord(state.process);
+      if (signo !== 9) await pastInit(pid, signal);
       linux.kill(pid, startTime, signo);
     },
 

@@ -10,6 +10,8 @@ import type { Linux } from "../../linux/linux.ts";
 import { identify } from "../../monitor/process.ts";
 import type { Network } from "../../network/network.ts";
 import type { Resources } from "../../spec/oci.ts";
+import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
+import { readLayout } from "../../stats/layout.ts";
 import type {
   AttachSession,
   ContainerLaunch,
@@ -82,6 +84,7 @@ export async function createShimHandler(
     eventsAddress: config.runsc ? "" : host.eventsAddress,
   };
   const options = createOptions(config);
+  const layout = readLayout();
   const pods = new Map<string, ShimPod>();
   const createMs = config.deadlines.create * 1000;
   const startMs = config.deadlines.start * 1000;
@@ -353,6 +356,7 @@ export async function createShimHandler(
         killProcess(shimStateOf(ref)?.shim);
         await deleteLeftovers(context, ref.id, bundleOf(ref.stateDir, ref.id), within(signal, stopMs));
       }
+      await removeCgroupOf(ref.id, bundleOf(ref.stateDir, ref.id));
       // Without it a second stop finds nothing to do.
       rmSync(bundleOf(ref.stateDir, ref.id), { recursive: true, force: true });
     },
@@ -441,6 +445,7 @@ export async function createShimHandler(
         live?.output.close();
         live?.input?.[Symbol.dispose]();
       } else await deleteLeftovers(context, ref.id, bundle, within(signal, stopMs));
+      await removeCgroupOf(ref.id, bundle);
       killProcess(containerStateOf(ref).keeper);
       removeStdio(join(ref.stateDir, files.io));
       rmSync(bundle, { recursive: true, force: true });
@@ -544,6 +549,10 @@ export async function createShimHandler(
       pods.clear();
     },
   };
+
+  /** A shim that was killed half-way leaves a cgroup that nobody else knows of. */
+  const removeCgroupOf = async (id: string, bundle: string): Promise<void> =>
+    removeCgroup(await specCgroup(join(bundle, "config.json"), id, layout), linux);
 
   /** Kata shares a directory that it finds mounted in the bundle; the others go where root.path says. */
   const rootfsMounts = (rootfs: string) =>

@@ -33,15 +33,26 @@ export const openWriter = (path: string): number => openSync(path, O_WRONLY | O_
  * other and no reader takes the missing writer for the end of the output.
  */
 export function holdOpen(stdio: Stdio): Disposable {
-  const fds = Object.values(stdio)
-    .filter((path) => path !== "")
-    .map((path) => openSync(path, O_RDWR | O_NONBLOCK));
-  return {
-    [Symbol.dispose]: () => {
-      for (const fd of fds.splice(0)) closeSync(fd);
-    },
-  };
+  return openAll([stdio.stdin, stdio.stdout, stdio.stderr], (path) => openSync(path, O_RDWR | O_NONBLOCK));
 }
+
+/** All of them or none: the second may fail where the first was the last file that we may open. */
+const openAll = (
+  paths: readonly string[],
+  open: (path: string) => number,
+): Disposable & { fds: number[] } => {
+  const fds: number[] = [];
+  const close = (): void => {
+    for (const fd of fds.splice(0)) closeSync(fd);
+  };
+  try {
+    for (const path of paths) if (path !== "") fds.push(open(path));
+  } catch (error) {
+    close();
+    throw error;
+  }
+  return { fds, [Symbol.dispose]: close };
+};
 
 /**
  * A writer of our own for the input, taken while it is held open. A shim opens its ends after it has answered, the
@@ -63,22 +74,18 @@ export function holdInput(stdio: Stdio): Disposable {
  * container said last outlives a daemon that is down.
  */
 export function startKeeper(program: string, stdio: Stdio): ProcessId {
-  const outputs = [stdio.stdout, stdio.stderr].filter((path) => path !== "").map(openReader);
-  try {
-    const child = spawn(program, [], {
-      cwd: "/",
-      env: {},
-      detached: true,
-      stdio: ["ignore", ...outputs, ...(outputs.length < 2 ? (["ignore"] as const) : [])],
-    });
-    child.on("error", () => {});
-    child.unref();
-    const keeper = child.pid === undefined ? undefined : identify(child.pid);
-    if (!keeper) throw new RuntimeError("failed-precondition", `Cannot run ${program}`);
-    return keeper;
-  } finally {
-    for (const fd of outputs) closeSync(fd);
-  }
+  using outputs = openAll([stdio.stdout, stdio.stderr], openReader);
+  const child = spawn(program, [], {
+    cwd: "/",
+    env: {},
+    detached: true,
+    stdio: ["ignore", ...outputs.fds, ...(outputs.fds.length < 2 ? (["ignore"] as const) : [])],
+  });
+  child.on("error", () => {});
+  child.unref();
+  const keeper = child.pid === undefined ? undefined : identify(child.pid);
+  if (!keeper) throw new RuntimeError("failed-precondition", `Cannot run ${program}`);
+  return keeper;
 }
 
 export const removeStdio = (directory: string): void => rmSync(directory, { recursive: true, force: true });

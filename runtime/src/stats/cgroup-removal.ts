@@ -1,0 +1,52 @@
+import { readdir, readFile, rmdir } from "node:fs/promises";
+import { basename, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Linux } from "../linux/linux.ts";
+import { readProcess } from "../monitor/process.ts";
+import { processesOf } from "./cgroup.ts";
+import { type CgroupLayout, type CgroupPaths, cgroupAt } from "./layout.ts";
+
+/**
+ * The cgroup that the specification in `file` asks for, {} when it is not one of `id` alone. A runtime that was
+ * killed half-way has made it and knows nothing of it: the specification does. systemd's scopes go by themselves.
+ */
+export const specCgroup = async (file: string, id: string, layout: CgroupLayout): Promise<CgroupPaths> => {
+  try {
+    const spec = JSON.parse(await readFile(file, "utf8")) as { linux?: { cgroupsPath?: unknown } };
+    const path = spec.linux?.cgroupsPath;
+    return typeof path === "string" && path.startsWith("/") && basename(path) === id
+      ? cgroupAt(path, layout)
+      : {};
+  } catch {
+    return {};
+  }
+};
+
+/** Ends what is left in a cgroup and removes it, with those below it. One that is gone is no failure. */
+export const removeCgroup = async (paths: CgroupPaths, linux: Pick<Linux, "kill">): Promise<void> => {
+  // The directories may be of different hierarchies, each with processes of its own.
+  for (const [controller, path] of Object.entries(paths))
+    for (let pass = 0; pass < 20 && !(await removeTree(path)); pass++) {
+      for (const pid of processesOf({ [controller]: path })) {
+        const startTime = readProcess(pid)?.startTime;
+        if (startTime !== undefined) linux.kill(pid, startTime, 9);
+      }
+      await sleep(5 * pass);
+    }
+};
+
+/** True when the cgroup is gone. */
+const removeTree = async (path: string): Promise<boolean> => {
+  try {
+    await rmdir(path);
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return true;
+  }
+  const below = await readdir(path, { withFileTypes: true }).catch(() => []);
+  for (const entry of below) if (entry.isDirectory()) await removeTree(join(path, entry.name));
+  return await rmdir(path).then(
+    () => true,
+    (error: NodeJS.ErrnoException) => error.code === "ENOENT",
+  );
+};
