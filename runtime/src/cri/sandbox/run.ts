@@ -18,7 +18,7 @@ import { sysctlsOf } from "../../spec/sysctl.ts";
 import { podIdsOf } from "../../spec/user-namespace.ts";
 import { notify } from "../notify.ts";
 import { cleanup, now, podDir, type Runtime, type RuntimeMethods } from "../runtime.ts";
-import { networkPod } from "./network-pod.ts";
+import { networkPod, requirePortMappings } from "./network-pod.ts";
 import { releasePod, removePod } from "./release.ts";
 
 /**
@@ -51,6 +51,7 @@ const checked = (config: PodSandboxConfig | undefined): PodSandboxConfig => {
   if (!config?.metadata?.name || !config.metadata.uid)
     throw new RuntimeError("invalid-argument", "Cannot run a pod sandbox without a name and a uid");
   podIdsOf(config);
+  requirePortMappings(config);
   const own = podNamespaces(config);
   sysctlsOf(config.linux?.sysctls ?? {}, { net: own.net === "pod", ipc: own.ipc === "pod" });
   if (config.hostname.length > 64 || /[^A-Za-z0-9._-]/.test(config.hostname))
