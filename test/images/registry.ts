@@ -13,6 +13,8 @@ export type RegistryOptions = {
   address?: string;
   /** An htpasswd file (bcrypt); without one everybody may pull and push. */
   htpasswd?: string;
+  /** Files of a certificate and its key: it speaks TLS. */
+  tls?: { cert: string; key: string };
 };
 
 export type RunningRegistry = AsyncDisposable & {
@@ -41,8 +43,9 @@ log: { level: warn, accesslog: { disabled: true } }
 storage:
   filesystem: { rootdirectory: ${join(options.dir, "content")} }
   delete: { enabled: true }
-http: { addr: "${host}" }
-${auth}`,
+http:
+  addr: "${host}"
+${options.tls === undefined ? "" : `  tls: { certificate: ${options.tls.cert}, key: ${options.tls.key} }\n`}${auth}`,
   );
   await using log = await open(join(options.dir, "registry.log"), "a");
   const child = spawn(program, ["serve", config], { cwd: "/", stdio: ["ignore", log.fd, log.fd] });
@@ -52,9 +55,9 @@ ${auth}`,
     process.off("exit", end);
     await ended(child);
   };
-  const url = `http://${host}`;
+  const url = `${options.tls === undefined ? "http" : "https"}://${host}`;
   try {
-    await answers(url, child, join(options.dir, "registry.log"));
+    await answers(host, child, join(options.dir, "registry.log"));
   } catch (error) {
     await stop();
     throw error;
@@ -81,14 +84,16 @@ const ended = async (child: ChildProcess): Promise<void> => {
   clearTimeout(hard);
 };
 
-const answers = async (url: string, child: ChildProcess, log: string): Promise<void> => {
+const answers = async (host: string, child: ChildProcess, log: string): Promise<void> => {
   for (let attempt = 0; attempt < 200; attempt++) {
     if (child.exitCode !== null) break;
-    // 401 is an answer too: a registry that wants a password.
-    const response = await fetch(`${url}/v2/`, { signal: AbortSignal.timeout(2000) }).catch(() => undefined);
-    if (response?.status === 200 || response?.status === 401) return;
+    // Under TLS too this is HTTP: 400 and 401 are answers of a registry that wants more.
+    const response = await fetch(`http://${host}/v2/`, { signal: AbortSignal.timeout(2000) }).catch(
+      () => undefined,
+    );
+    if (response !== undefined && [200, 400, 401].includes(response.status)) return;
     await sleep(50);
   }
   const said = (await readFile(log, "utf8")).trim().split("\n").slice(-5).join("\n");
-  throw new RuntimeError("unavailable", `Cannot start the registry at ${url}:\n${said}`);
+  throw new RuntimeError("unavailable", `Cannot start the registry at ${host}:\n${said}`);
 };

@@ -159,6 +159,14 @@ export const steps: readonly Step[] = [
     ],
   },
   {
+    // Of one test, and as large as the control plane: made by `./dev setup` alone, and the test runs where it is.
+    id: "cosign",
+    do: "go",
+    after: [],
+    module: "cosign",
+    builds: [{ output: "cosign", package: "github.com/sigstore/cosign/v2/cmd/cosign" }],
+  },
+  {
     id: "cni",
     do: "go",
     after: [],

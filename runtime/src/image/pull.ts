@@ -1,13 +1,9 @@
-import { createHash } from "node:crypto";
-import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import type { Snapshotter } from "../snapshot/snapshotter.ts";
+import type { LayerUsage, Snapshotter } from "../snapshot/snapshotter.ts";
 import { fileAsTar } from "./artifact.ts";
 import type { BlobStage } from "./blob-stage.ts";
-import { decompressed } from "./decompress.ts";
 import type { Repository } from "./registry.ts";
 import type { Layer } from "./resolve.ts";
 import type { SingleFlight } from "./single-flight.ts";
-import { type LayerUsage, tarUsage } from "./tar-usage.ts";
 
 export type UnpackOptions = {
   repository: Repository;
@@ -19,8 +15,8 @@ export type UnpackOptions = {
 };
 
 /**
- * Fetches and unpacks the layers that are not there yet, side by side; they come to stand upwards from the lowest. A layer becomes visible only when the digest of its blob and the diff ID of its content were right.
- * Returns what each layer unpacked by this call takes.
+ * Fetches and unpacks the layers that are not there yet, side by side; they come to stand upwards from the lowest. A
+ * layer becomes visible only when the digest of its blob and the diff ID of its content were right. Returns what each layer unpacked by this call takes.
  */
 export const unpackLayers = async (
   layers: readonly Layer[],
@@ -68,54 +64,11 @@ const unpackLayer = async (
   const { snapshotter } = options;
   if (snapshotter.has(layer.chainId)) return undefined;
   await using blob = await options.stage.fetch(layer, options.repository, signal);
-  await parent;
-  signal.throwIfAborted();
-  const count = tarUsage();
-  let complete = false;
-  const tar = async function* (): AsyncGenerator<Uint8Array> {
-    const content =
-      layer.file === undefined
-        ? decompressed(blob.path, signal)
-        : fileAsTar(blob.path, layer.file, layer.size);
-    yield* verified(content, layer, count.add);
-    complete = true;
-  };
-  await snapshotter.extract(layer.chainId, parentId, tar(), signal);
-  if (!complete && !snapshotter.has(layer.chainId)) {
-    throw new RuntimeError("internal", `layer ${layer.chainId} was not unpacked to its end`);
-  }
-  if (!complete) {
-    await snapshotter.removeLayer(layer.chainId);
-    throw new RuntimeError("internal", `layer ${layer.chainId} was unpacked without being checked`);
-  }
-  return count.total();
+  // Read beside the layers below, off the main thread, where the diff ID of the content is checked.
+  const { diffId } = layer;
+  const source =
+    layer.file !== undefined
+      ? fileAsTar(blob.path, layer.file, layer.size)
+      : { file: blob.path, ...(diffId === undefined ? {} : { diffId }) };
+  return await snapshotter.extract(layer.chainId, parentId, source, signal, parent);
 };
-
-/** Passes a layer's content through and throws at its end unless it has the diff ID. */
-async function* verified(
-  chunks: AsyncIterable<Uint8Array>,
-  layer: Layer,
-  count: (chunk: Uint8Array) => void,
-): AsyncGenerator<Uint8Array> {
-  if (layer.diffId === undefined) {
-    for await (const chunk of chunks) {
-      count(chunk);
-      yield chunk;
-    }
-    return;
-  }
-  const algorithm = layer.diffId.slice(0, layer.diffId.indexOf(":"));
-  const hash = createHash(algorithm);
-  for await (const chunk of chunks) {
-    hash.update(chunk);
-    count(chunk);
-    yield chunk;
-  }
-  const found = `${algorithm}:${hash.digest("hex")}`;
-  if (found !== layer.diffId) {
-    throw new RuntimeError(
-      "failed-precondition",
-      `the content of layer ${layer.digest} has the digest ${found}, its image says ${layer.diffId}`,
-    );
-  }
-}

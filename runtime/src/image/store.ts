@@ -2,7 +2,7 @@ import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
-import type { Snapshotter } from "../snapshot/snapshotter.ts";
+import type { LayerUsage, Snapshotter } from "../snapshot/snapshotter.ts";
 import { syncFolder, writeDurably } from "./atomic-file.ts";
 import { BlobStage } from "./blob-stage.ts";
 import { RegistryUnavailable } from "./endpoint-error.ts";
@@ -18,7 +18,6 @@ import { type Layer, type Resolved, resolveImage } from "./resolve.ts";
 import { Semaphore } from "./semaphore.ts";
 import { readKey, ruleFor, SignatureError, type SignatureRule, verifySignature } from "./signature.ts";
 import { SingleFlight } from "./single-flight.ts";
-import type { LayerUsage } from "./tar-usage.ts";
 
 export type ImagesOptions = {
   /** Folder of the store; blobs/, images/, staging/ and refs.json are in it. */

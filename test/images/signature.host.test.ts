@@ -1,0 +1,163 @@
+import { execFileSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { beforeAll, describe, expect, test } from "vitest";
+import { inCache } from "../tools/cache.ts";
+import { run } from "../tools/run.ts";
+import { mediaTypes } from "./image.ts";
+import { blobOf, descriptorOf, pushBlob, pushManifest } from "./push.ts";
+import { gzipLayer, never, push, text, useStore } from "./store-fixture.ts";
+
+const use = useStore();
+let keys: { own: string; ownPublic: string; other: string };
+
+beforeAll(async () => {
+  const make = async (name: string): Promise<string> => {
+    const file = join(use.scratch, name);
+    await run(["openssl", "ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", file]);
+    return file;
+  };
+  const own = await make("own.key");
+  const ownPublic = join(use.scratch, "own.pub");
+  await run(["openssl", "ec", "-in", own, "-pubout", "-out", ownPublic]);
+  keys = { own, ownPublic, other: await make("other.key") };
+});
+
+/** Signs as cosign does, by openssl: ECDSA over the payload of simple signing, under the tag sha256-HEX.sig. */
+const sign = async (
+  repository: string,
+  digest: string,
+  key: string,
+  claims: { repository?: string; digest?: string } = {},
+) => {
+  const target = { url: use.registry.url, repository };
+  const payload = blobOf(
+    "application/vnd.dev.cosign.simplesigning.v1+json",
+    Buffer.from(
+      JSON.stringify({
+        critical: {
+          identity: { "docker-reference": claims.repository ?? `${use.registry.host}/${repository}` },
+          image: { "docker-manifest-digest": claims.digest ?? digest },
+          type: "cosign container image signature",
+        },
+        optional: null,
+      }),
+    ),
+  );
+  const signature = execFileSync("openssl", ["dgst", "-sha256", "-sign", key], { input: payload.bytes });
+  const config = blobOf(mediaTypes.config, {
+    architecture: "",
+    os: "",
+    rootfs: { type: "layers", diff_ids: [] },
+  });
+  for (const blob of [payload, config]) await pushBlob(target, blob);
+  const manifest = blobOf(mediaTypes.manifest, {
+    schemaVersion: 2,
+    mediaType: mediaTypes.manifest,
+    config: descriptorOf(config),
+    layers: [
+      {
+        ...descriptorOf(payload),
+        annotations: { "dev.cosignproject.cosign/signature": signature.toString("base64") },
+      },
+    ],
+  });
+  await pushManifest(target, `${digest.replace(":", "-")}.sig`, manifest);
+};
+
+describe("Image signature policy", () => {
+  const pushed = async (repository: string) => {
+    const layer = gzipLayer(text("signed", repository));
+    const { manifest } = await push({ url: use.registry.url, repository }, "1", [layer]);
+    return { digest: manifest.digest, layer, ref: `${use.registry.host}/${repository}:1` };
+  };
+  const withPolicy = (identity: "repository" | "any" = "repository") =>
+    use.reopen({
+      signatures: [
+        { images: [`${use.registry.host}/prod/free/*`], keys: [], identity },
+        { images: [`${use.registry.host}/prod/**`], keys: [keys.ownPublic], identity },
+      ],
+    });
+  const refused = async (ref: string, layer: { diffId: string }, why: RegExp) => {
+    await expect(use.images.pull({ ref }, never)).rejects.toMatchObject({
+      code: "unknown",
+      message: expect.stringMatching(
+        new RegExp(`^SignatureValidationFailed: Cannot pull image .*${why.source}`),
+      ),
+    });
+    expect(use.snapshotter.has(layer.diffId)).toBe(false);
+    expect(use.images.list()).toEqual([]);
+  };
+
+  test("takes what the right key signed, and what no rule or an exception names", async () => {
+    await withPolicy();
+    const { digest, ref } = await pushed("prod/signed");
+    await sign("prod/signed", digest, keys.own);
+    expect((await use.images.pull({ ref }, never)).repoTags).toEqual([ref]);
+    for (const name of ["dev/unsigned", "prod/free/one"]) {
+      const { ref } = await pushed(name);
+      expect((await use.images.pull({ ref }, never)).repoTags).toEqual([ref]);
+    }
+  });
+
+  test("refuses before anything is unpacked: unsigned, of another key, image or repository, or changed", async () => {
+    await withPolicy();
+    const cases: [string, RegExp, (name: string, digest: string) => Promise<void>][] = [
+      ["prod/unsigned", /the image is not signed/, async () => {}],
+      ["prod/other-key", /it is by another key/, (name, digest) => sign(name, digest, keys.other)],
+      [
+        "prod/other-image",
+        /it is of another image/,
+        (name, digest) => sign(name, digest, keys.own, { digest: `sha256:${"0".repeat(64)}` }),
+      ],
+      [
+        "prod/other-repository",
+        /it is for ".*prod.signed"/,
+        (name, digest) => sign(name, digest, keys.own, { repository: `${use.registry.host}/prod/signed` }),
+      ],
+    ];
+    for (const [name, why, how] of cases) {
+      const { digest, layer, ref } = await pushed(name);
+      await how(name, digest);
+      await refused(ref, layer, why);
+    }
+    await withPolicy("any");
+    const ref = `${use.registry.host}/prod/other-repository:1`;
+    expect((await use.images.pull({ ref }, never)).repoTags).toEqual([ref]);
+  });
+
+  test("a key that cannot be read stops the daemon's start, by name", async () => {
+    const file = join(use.root, "no.pub");
+    await writeFile(file, "no key");
+    const rule = { images: ["**"], keys: [file], identity: "any" as const };
+    await expect(use.reopen({ signatures: [rule] })).rejects.toThrow(`Cannot use the key ${file}`);
+    await use.reopen({});
+  });
+
+  const cosign = inCache("bin", "cosign");
+  test.runIf(existsSync(cosign))(
+    `takes what cosign itself signed${existsSync(cosign) ? "" : " (skipped: ./dev setup makes cosign)"}`,
+    async () => {
+      const { digest, ref } = await pushed("prod/by-cosign");
+      const env = { COSIGN_PASSWORD: "x", HOME: use.root };
+      const own = { cwd: use.root, env };
+      await run([cosign, "generate-key-pair"], own);
+      await use.reopen({
+        signatures: [
+          {
+            images: [`${use.registry.host}/**`],
+            keys: [join(use.root, "cosign.pub")],
+            identity: "repository",
+          },
+        ],
+      });
+      expect(await readFile(join(use.root, "cosign.pub"), "utf8")).toMatch(/PUBLIC KEY/);
+      await expect(use.images.pull({ ref }, never)).rejects.toThrow(/^SignatureValidationFailed/);
+      const image = `${use.registry.host}/prod/by-cosign@${digest}`;
+      const flags = ["--yes", "--tlog-upload=false", "--use-signing-config=false", "--allow-http-registry"];
+      await run([cosign, "sign", ...flags, "--key", join(use.root, "cosign.key"), image], own);
+      expect((await use.images.pull({ ref }, never)).repoTags).toEqual([ref]);
+    },
+  );
+});

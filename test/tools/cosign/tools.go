@@ -1,0 +1,6 @@
+//go:build tools
+
+// Package tools pins the programs that the test estate builds from this module.
+package tools
+
+import _ "github.com/sigstore/cosign/v2/cmd/cosign"
