@@ -79,6 +79,11 @@ const createIn = async (
       "not-found",
       `Cannot create container "${config.metadata?.name}": image "${ref}" is not there`,
     );
+  if (image.isArtifact === true)
+    throw new RuntimeError(
+      "invalid-argument",
+      `Cannot create container "${config.metadata?.name}": "${ref}" is an artifact for volumes, not a container image`,
+    );
   checkPrivileges(config, pod);
   requireSameIds(
     pod.config.linux?.securityContext?.namespaceOptions,
