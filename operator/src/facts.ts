@@ -48,7 +48,8 @@ export const serves = (reported: ProfileStatus | undefined): boolean =>
   reported.revision !== "" &&
   reported.phase !== "Failed" &&
   reported.phase !== "Removing" &&
-  reported.canary?.passed !== false;
+  // After a rollback the canary that failed was the other revision's.
+  (reported.phase === "RolledBack" || reported.canary?.passed !== false);
 
 /** The node tried this revision and it did not work there. */
 export const failedOn = (reported: ProfileStatus | undefined, revision: string): boolean =>
