@@ -38,9 +38,10 @@ export default defineConfig({
       },
       {
         test: {
-          // One node's whole life, each step on the one before; by its own command (docs/ROADMAP.md says why).
+          // Bulkhead's whole life on a node: on a cluster of its own, because it comes, goes and is killed there.
           name: "lifecycle",
           include: ["test/lifecycle/*.cluster.test.ts"],
+          globalSetup: ["test/lifecycle/global-setup.ts"],
           fileParallelism: false,
           testTimeout: 240_000,
           hookTimeout: 600_000,

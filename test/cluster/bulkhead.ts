@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { ensureTestImages } from "../images/build.ts";
 import { type Cluster, type Progress, until } from "./cluster.ts";
 import { pushImages } from "./push-images.ts";
+import { agentsSettled } from "./settled.ts";
 import { sharedCluster } from "./shared.ts";
 
 const repository = join(import.meta.dirname, "../..");
@@ -42,7 +43,7 @@ export async function installChart(cluster: Cluster, tag: string, signal?: Abort
   );
 }
 
-/** Applies the profiles of examples/ and waits until each is Ready. */
+/** Applies the profiles of examples/ and waits until each is Ready, with the agents that run now. */
 export async function applyProfiles(
   cluster: Cluster,
   names: readonly string[] = profiles,
@@ -53,6 +54,7 @@ export async function applyProfiles(
       input: await readFile(join(repository, "examples", `${name}.yaml`), "utf8"),
     });
   await Promise.all(names.map((name) => profileReady(cluster, name, signal)));
+  await agentsSettled(cluster, namespace, names, signal);
 }
 
 /** Waits until a profile is Ready for its present generation; when it is not, the error shows its conditions. */
