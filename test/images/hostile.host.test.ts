@@ -127,7 +127,8 @@ describe("A registry that misbehaves", () => {
     proxy.intercept = (_, response) => {
       response.writeHead(200, { "content-type": mediaTypes.manifest });
       const more = (): void => {
-        while (!response.destroyed && response.write(Buffer.alloc(64 << 10, " "))) sent += 64 << 10;
+        do sent += 64 << 10;
+        while (!response.destroyed && response.write(Buffer.alloc(64 << 10, " ")));
       };
       response.on("drain", more);
       more();
