@@ -1,13 +1,28 @@
+import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import { StartContainerResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { started, startFailed } from "../../container/state.ts";
+import { blockedMount } from "../../container/mount-targets.ts";
+import { type Container, started, startFailed } from "../../container/state.ts";
 import { timed } from "../../metrics.ts";
-import { requireReady } from "../../pod/state.ts";
+import { type Pod, requireReady } from "../../pod/state.ts";
 import { notify } from "../notify.ts";
-import { cleanup, containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
+import { cleanup, containerDir, containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
 
 const SIGKILL = 9;
+
+/** runsc says of a mount that cannot be made only that its helper gave up: the place is found here. */
+const explained = async (
+  runtime: Runtime,
+  { handler }: Pod,
+  { id, config }: Container,
+  failure: unknown,
+): Promise<unknown> => {
+  if (handler.kind !== "shim" || handler.runsc === undefined) return failure;
+  const mounts = config.mounts.filter(({ hostPath }) => hostPath !== "");
+  const why = await blockedMount(join(containerDir(runtime, id), "rootfs"), mounts).catch(() => undefined);
+  return why === undefined ? failure : new RuntimeError("unknown", why, { cause: failure });
+};
 
 /** StartContainer. One that cannot be started ends as exited with code 128 and reason StartError. */
 export const startContainer =
@@ -30,7 +45,8 @@ export const startContainer =
       const deadline = AbortSignal.timeout(pod.handler.deadlines.start * 1000);
       try {
         await timed(runtime.metrics, pod.handler.name, "start", () => handler.start(ref, deadline));
-      } catch (error) {
+      } catch (failure) {
+        const error = await explained(runtime, pod, container, failure);
         runtime.containers.update(id, (each) => startFailed(each, now(), messageOf(error)));
         runtime.exits.happened(id);
         notify(runtime, "stopped", id, podId);
