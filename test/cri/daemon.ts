@@ -7,6 +7,7 @@ import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { tool } from "../tools/cache.ts";
 import { type Outcome, outcome, run } from "../tools/run.ts";
+import { gvisorHandler } from "./handlers.ts";
 
 const main = join(import.meta.dirname, "../../runtime/src/main.ts");
 
@@ -48,23 +49,9 @@ export const createDaemon = async (options: { registry: string; subnet: number }
   const logFile = join(disk, "log");
   const pluginDir = join(disk, "cni");
   for (const dir of [handlersDir, confDir, pluginDir]) await mkdir(dir);
-  const runscConfig = join(disk, "runsc.toml");
-  const runscRoot = join(state, "runsc");
-  await writeFile(
-    runscConfig,
-    `binary_name = "${tool("runsc")}"\nroot = "${runscRoot}"\n\n[runsc_config]\n  platform = "systrap"\n`,
-  );
   await writeFile(
     join(handlersDir, "gvisor.yaml"),
-    JSON.stringify({
-      kind: "shim",
-      name: "gvisor",
-      binary: tool("containerd-shim-runsc-v1"),
-      optionsTypeUrl: "io.containerd.runsc.v1.options",
-      configPath: runscConfig,
-      wall: "kernel",
-      runsc: { binary: tool("runsc"), root: runscRoot },
-    }),
+    JSON.stringify(await gvisorHandler(disk, join(state, "runsc"))),
   );
   await writeFile(
     join(confDir, "10.conflist"),

@@ -13,7 +13,7 @@ import { setup } from "../tools/setup.ts";
 import { critest } from "./critest.ts";
 import { inherit, logNames, nodeOf, showLogs } from "./logs.ts";
 import { progress, reportSetup } from "./progress.ts";
-import { crictl, runtimeDown, runtimeRecord, runtimeUp } from "./runtime.ts";
+import { crictl, type RuntimeOptions, runtimeDown, runtimeRecord, runtimeUp } from "./runtime.ts";
 import { statusText } from "./status.ts";
 import { named, type Project, projects, runTests } from "./tests.ts";
 
@@ -177,8 +177,9 @@ runtime
   .option("--root <dir>", "images and container file systems")
   .option("--state <dir>", "what is valid until reboot")
   .option("--mirror <host=url>", "ask this URL before the registry HOST; may be repeated", collect, [])
-  .action(async (options: { socket?: string; root?: string; state?: string; mirror: string[] }) => {
-    await prepare("runtime");
+  .option("--test-images", "also start a registry with all test images, in place of those they are named by")
+  .action(async (options: RuntimeOptions) => {
+    await prepare(options.testImages === true ? "images" : "runtime");
     const { socket } = await progress("start the runtime", () => runtimeUp(options, signal));
     print(`unix://${socket}\n`);
   });
@@ -197,7 +198,7 @@ function collect(value: string, before: string[]): string[] {
 
 passing(
   "critest",
-  "critest against the runtime; arguments are critest's own, such as --ginkgo.focus=Basic",
+  "critest against the runtime, with --handler runc, gvisor or shim; the other arguments are critest's own",
 ).action(async (args: string[]) => {
   await prepare("critest");
   process.exitCode = await critest(args, signal);

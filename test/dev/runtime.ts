@@ -5,6 +5,10 @@ import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { until } from "../cluster/cluster.ts";
 import { cgroupDirs, unmountBelow } from "../cluster/mounts.ts";
 import { clusterProcesses, endProcesses, startDaemon } from "../cluster/process.ts";
+import { mirroredHosts } from "../cri/critest.ts";
+import { gvisorHandler, shimHandler } from "../cri/handlers.ts";
+import { ensureTestImages } from "../images/build.ts";
+import { prepareRegistry } from "../images/registry.ts";
 import { inCache, tool } from "../tools/cache.ts";
 import { outcome } from "../tools/run.ts";
 
@@ -15,6 +19,8 @@ export type RuntimeOptions = {
   state?: string;
   /** HOST=URL: ask this URL before the registry HOST. */
   mirror: readonly string[];
+  /** Start a registry with all test images too, and ask it before those that the images are named by. */
+  testImages?: boolean;
 };
 
 const home = "/run/bulkhead-dev-runtime";
@@ -23,7 +29,14 @@ const bridge = "bhdr0";
 /** Marks the daemon's processes, as clusters' ones are. */
 const marker = "dev-runtime";
 
-type RuntimeRecord = { socket: string; root: string; state: string; log: string };
+type RuntimeRecord = {
+  socket: string;
+  root: string;
+  state: string;
+  log: string;
+  /** URL of the registry with the test images, where there is one. */
+  registry?: string;
+};
 
 /** The daemon that `./dev runtime up` started, if there is one. */
 export const runtimeRecord = async (): Promise<RuntimeRecord | undefined> => {
@@ -38,7 +51,8 @@ export const runtimeUp = async (options: RuntimeOptions, signal: AbortSignal): P
     const other = (["socket", "root", "state"] as const).find(
       (key) => (options[key] ?? known[key]) !== known[key],
     );
-    if (other === undefined && options.mirror.length === 0) return known;
+    const lacksImages = options.testImages === true && known.registry === undefined;
+    if (other === undefined && options.mirror.length === 0 && !lacksImages) return known;
     throw new RuntimeError(
       "failed-precondition",
       `Cannot start the runtime: it runs on ${known.socket}; ./dev runtime down first`,
@@ -66,17 +80,42 @@ export const runtimeUp = async (options: RuntimeOptions, signal: AbortSignal): P
   ])
     await mkdir(dir, { recursive: true });
   await writeFile(join(home, "cni/10-pods.conflist"), JSON.stringify(podNetwork));
-  await writeFile(join(home, "handlers.d/gvisor.yaml"), JSON.stringify(await gvisor()));
+  const handler = await gvisorHandler(home, join(home, "runsc"));
+  await writeFile(join(home, "handlers.d/gvisor.yaml"), JSON.stringify(handler));
   await writeFile(join(home, "crictl.yaml"), `runtime-endpoint: unix://${record.socket}\ntimeout: 30\n`);
   await writeFile(join(home, "runtime.yaml"), JSON.stringify(configuration));
   await rm(record.log, { force: true });
+  const mirrors = [...options.mirror];
+  if (options.testImages === true) {
+    record.registry = await startTestImages(signal);
+    await writeFile(recordPath, JSON.stringify(record, undefined, 2));
+    for (const host of mirroredHosts) mirrors.push(`${host}=${record.registry}`);
+  }
   await startRuntime(
     record,
-    options.mirror.flatMap((each) => ["--mirror", each]),
+    mirrors.flatMap((each) => ["--mirror", each]),
     signal,
   );
   undo.move();
   return record;
+};
+
+/** A registry that outlives us, with every test image in it; returns its URL. */
+const startTestImages = async (signal: AbortSignal): Promise<string> => {
+  const { argv, url, log } = await prepareRegistry({ dir: inCache("critest") });
+  await startDaemon(marker, { component: "registry", log, argv });
+  await until(signal, 30_000, `the registry (log: ${log})`, async () => {
+    const answer = await fetch(`${url}/v2/`, { signal: AbortSignal.timeout(2000) }).catch(() => undefined);
+    return answer?.ok === true;
+  });
+  await ensureTestImages(url);
+  return url;
+};
+
+/** The handler `shim`, containerd's own shim for runc: a running daemon takes it up at once. */
+export const addShimHandler = async (): Promise<void> => {
+  const file = join(home, "handlers.d/shim.yaml");
+  if (!existsSync(file)) await writeFile(file, JSON.stringify(shimHandler()));
 };
 
 /** Down removes these directories as they are, so they must hold nothing of anybody else's. */
@@ -157,25 +196,6 @@ const configuration = {
   cni: { binDirs: [tool("cni")], confDir: join(home, "cni") },
   runtimes: [{ kind: "oci", name: "runc", binary: tool("runc") }],
   defaultHandler: "runc",
-};
-
-/** The gVisor handler, as the node agent writes it for a profile: its shim with a configuration file. */
-const gvisor = async (): Promise<unknown> => {
-  const configPath = join(home, "runsc.toml");
-  const root = join(home, "runsc");
-  await writeFile(
-    configPath,
-    `binary_name = "${tool("runsc")}"\nroot = "${root}"\n\n[runsc_config]\n  platform = "systrap"\n`,
-  );
-  return {
-    kind: "shim",
-    name: "gvisor",
-    binary: tool("containerd-shim-runsc-v1"),
-    optionsTypeUrl: "io.containerd.runsc.v1.options",
-    configPath,
-    wall: "kernel",
-    runsc: { binary: tool("runsc"), root },
-  };
 };
 
 /** CNI network configuration list 1.0.0. */

@@ -26,8 +26,11 @@ export type RunningRegistry = AsyncDisposable & {
   stop(): Promise<void>;
 };
 
-/** Starts Debian's docker-registry (distribution 2.8) and waits until it answers. It ends with `stop()` or with us. */
-export const startRegistry = async (options: RegistryOptions): Promise<RunningRegistry> => {
+/** What serves the folder: the command, where it will answer, and its log. */
+export type RegistryCommand = { argv: [string, ...string[]]; host: string; url: string; log: string };
+
+/** Writes a registry's configuration. */
+export const prepareRegistry = async (options: RegistryOptions): Promise<RegistryCommand> => {
   const { pkg, path } = debianPrograms["docker-registry"];
   const program = await debianProgram(pkg, path);
   const [name = "127.0.0.1", port] = (options.address ?? "127.0.0.1").split(":");
@@ -47,17 +50,32 @@ http:
   addr: "${host}"
 ${options.tls === undefined ? "" : `  tls: { certificate: ${options.tls.cert}, key: ${options.tls.key} }\n`}${auth}`,
   );
-  await using log = await open(join(options.dir, "registry.log"), "a");
-  const child = spawn(program, ["serve", config], { cwd: "/", stdio: ["ignore", log.fd, log.fd] });
+  return {
+    argv: [program, "serve", config],
+    host,
+    url: `${options.tls === undefined ? "http" : "https"}://${host}`,
+    log: join(options.dir, "registry.log"),
+  };
+};
+
+/** Starts Debian's docker-registry (distribution 2.8) and waits until it answers. It ends with `stop()` or with us. */
+export const startRegistry = async (options: RegistryOptions): Promise<RunningRegistry> => {
+  const {
+    argv: [program, ...args],
+    host,
+    url,
+    log: logPath,
+  } = await prepareRegistry(options);
+  await using log = await open(logPath, "a");
+  const child = spawn(program, args, { cwd: "/", stdio: ["ignore", log.fd, log.fd] });
   const end = (): void => void child.kill("SIGKILL");
   process.on("exit", end);
   const stop = async (): Promise<void> => {
     process.off("exit", end);
     await ended(child);
   };
-  const url = `${options.tls === undefined ? "http" : "https"}://${host}`;
   try {
-    await answers(host, child, join(options.dir, "registry.log"));
+    await answers(host, child, logPath);
   } catch (error) {
     await stop();
     throw error;

@@ -141,7 +141,11 @@ export const steps: readonly Step[] = [
     do: "go",
     after: [],
     module: "cri-tools",
-    builds: [{ output: "critest", package: "sigs.k8s.io/cri-tools/cmd/critest", test: true }],
+    builds: [
+      { output: "critest", package: "sigs.k8s.io/cri-tools/cmd/critest", test: true },
+      // critest --parallel finds it by its name; the end-to-end suite has its own.
+      { output: "critest-parallel/ginkgo", package: "github.com/onsi/ginkgo/v2/ginkgo" },
+    ],
   },
   {
     id: "runc",
@@ -199,7 +203,9 @@ export const needs = {
   up: cluster,
   demo: [...cluster, "gvisor"],
   runtime: ["packages", "runc", "cni", "gvisor", "crictl"],
-  critest: ["packages", "runc", "cni", "gvisor", "crictl", "critest", "programs"],
+  /** The registry of the test images, and the programs that build them. */
+  images: ["packages", "runc", "cni", "gvisor", "crictl", "programs"],
+  critest: ["packages", "runc", "cni", "gvisor", "containerd", "crictl", "critest", "programs"],
   bench: [...cluster, "gvisor"],
   "e2e-upstream": [...cluster, "gvisor", "e2e"],
   /** Unit tests and checks run on Node.js alone. */

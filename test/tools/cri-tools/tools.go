@@ -9,5 +9,6 @@ import (
 	_ "sigs.k8s.io/cri-tools/pkg/validate"
 	_ "sigs.k8s.io/cri-tools/pkg/benchmark"
 	_ "github.com/onsi/ginkgo/v2"
+	_ "github.com/onsi/ginkgo/v2/ginkgo"
 	_ "github.com/onsi/gomega"
 )

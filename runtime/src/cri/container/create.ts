@@ -207,7 +207,7 @@ const runscOf = (pod: Pod) => (pod.handler.kind === "shim" ? pod.handler.runsc :
 /** The first process as the handler tells it. */
 export const pidIn = (state: HandlerState): number | undefined => {
   if (typeof state.pid === "number") return state.pid;
-  for (const key of ["process", "task", "shim"]) {
+  for (const key of ["process", "task"]) {
     const inner = state[key];
     if (typeof inner === "object" && inner !== null && "pid" in inner && typeof inner.pid === "number")
       return inner.pid;

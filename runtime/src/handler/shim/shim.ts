@@ -317,6 +317,8 @@ export async function createShimHandler(
             { id: launch.id, bundle, rootfs: rootfsMounts(launch.rootfs), ...(options ? { options } : {}) },
             { signal: deadline, timeoutMs: createMs },
           );
+          const process = processState(pid);
+          if (process) state.process = process;
           const cgroups = cgroupsOf(pid);
           if (cgroups) state.cgroups = cgroups;
           await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs });

@@ -21,6 +21,8 @@ export const ShimState = z.object({
   /** Of the task service, 2 or 3. */
   version: z.int(),
   shim: ProcessState.optional(),
+  /** The holder's: its namespaces are the pod's. Not the shim's, which are the node's. */
+  process: ProcessState.optional(),
   /** False: the pod has no container of its own. */
   holder: z.boolean(),
   /** Pinned network namespace, "" for the host's. */
