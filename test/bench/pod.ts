@@ -27,7 +27,7 @@ export async function startPod(engine: Engine, image: string): Promise<Started> 
     metadata: { name: `bench-${uid.slice(0, 8)}`, namespace: "bench", uid },
     hostname: "bench",
     logDirectory: `/tmp/bh-bench-logs/${uid}`,
-    linux: { cgroupParent: "/bulkhead-bench", securityContext: { namespaceOptions: { pid: 1 } } },
+    linux: { cgroupParent: `${engine.cpu.pods}/${uid}`, securityContext: { namespaceOptions: { pid: 1 } } },
   });
   const t0 = performance.now();
   const { podSandboxId: pod } = await engine.cri.runtime.runPodSandbox(

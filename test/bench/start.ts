@@ -1,174 +1,72 @@
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
-import { cpus } from "node:os";
-import { join } from "node:path";
-import { parseArgs } from "node:util";
-import { ensureTestImages } from "../images/build.ts";
-import { startRegistry } from "../images/registry.ts";
-import { run } from "../tools/run.ts";
-import { type Engine, type Machine, startBulkhead, startContainerd } from "./engines.ts";
-import { pss } from "./memory.ts";
-import { endPod, pull, startPod } from "./pod.ts";
+import type { Engine } from "./engines.ts";
+import { quantile, type Row } from "./figures.ts";
+import type { Bench } from "./machine.ts";
+import { endPod, startPod } from "./pod.ts";
 
-/**
- * `./dev bench start`: the same pod under containerd and under our runc handler, in turns in one run, over the CRI.
- * Figures of one machine say nothing to another: what counts are the ratios.
- */
-const { values } = parseArgs({
-  options: {
-    rounds: { type: "string", default: "20" },
-    pods: { type: "string", default: "0,10,40" },
-    json: { type: "string" },
-  },
-});
-const rounds = Number(values.rounds);
-const levels = values.pods.split(",").map(Number);
+const phases = ["start", "sandbox", "create", "start container", "stop"] as const;
+type Phase = (typeof phases)[number];
+type Taken = Record<Phase, number[]> & { wall: number; cpu: number };
 
-const quantile = (values: number[], q: number): number => {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))] ?? Number.NaN;
-};
-
-type Times = {
-  start: number[];
-  sandbox: number[];
-  create: number[];
-  startContainer: number[];
-  stop: number[];
-};
-const noTimes = (): Times => ({ start: [], sandbox: [], create: [], startContainer: [], stop: [] });
-
-async function batch(engine: Engine, image: string, concurrency: number, times: Times): Promise<void> {
+/** Pods of `concurrency` clients at once, each started, then stopped and removed. */
+const batch = async (engine: Engine, image: string, concurrency: number, taken: Taken): Promise<void> => {
+  const [began, cpu] = [performance.now(), await engine.cpu.seconds()];
   await Promise.all(
     Array.from({ length: concurrency }, async () => {
-      const began = performance.now();
+      const from = performance.now();
       const { pod, milliseconds } = await startPod(engine, image);
-      times.start.push(performance.now() - began);
-      times.sandbox.push(milliseconds.sandbox);
-      times.create.push(milliseconds.create);
-      times.startContainer.push(milliseconds.start);
-      const ending = performance.now();
+      const started = performance.now();
+      taken.start.push(started - from);
+      taken.sandbox.push(milliseconds.sandbox);
+      taken.create.push(milliseconds.create);
+      taken["start container"].push(milliseconds.start);
       await endPod(engine, pod);
-      times.stop.push(performance.now() - ending);
+      taken.stop.push(performance.now() - started);
     }),
   );
-}
+  taken.wall += performance.now() - began;
+  taken.cpu += (await engine.cpu.seconds()) - cpu;
+};
 
-await using undo = new AsyncDisposableStack();
-const dir = await mkdtemp("/var/tmp/bh-bench-");
-undo.defer(() => rm(dir, { recursive: true, force: true }));
-undo.defer(() => rm("/tmp/bh-bench-logs", { recursive: true, force: true }));
-const registry = await startRegistry({ dir: join(dir, "registry"), address: "127.0.0.1" });
-undo.defer(() => registry.stop());
-await ensureTestImages(registry.url, ["bulkhead/test:1", "pause:3.10"]);
-const host = new URL(registry.url).host;
-
-const bridge = "bhbench0";
-const cniConf = join(dir, "net.d");
-await mkdir(cniConf);
-await writeFile(
-  join(cniConf, "10-bench.conflist"),
-  JSON.stringify({
-    cniVersion: "1.0.0",
-    name: "bench",
-    plugins: [
-      {
-        type: "bridge",
-        bridge,
-        isGateway: true,
-        ipMasq: true,
-        ipam: { type: "host-local", dataDir: join(dir, "ipam"), ranges: [[{ subnet: "10.231.0.0/16" }]] },
-      },
-      { type: "portmap", capabilities: { portMappings: true } },
-    ],
-  }),
-);
-undo.defer(async () => {
-  await run(["ip", "link", "delete", bridge]).catch(() => "");
+const nothing = (): Taken => ({
+  ...{ start: [], sandbox: [], create: [], "start container": [], stop: [] },
+  ...{ wall: 0, cpu: 0 },
 });
 
-const machine: Machine = { dir, registry: host, cniConf };
-const engines: Engine[] = [];
-for (const start of [startContainerd, startBulkhead]) {
-  const engine = await start(machine);
-  undo.defer(() => engine.stop());
-  engines.push(engine);
-}
-const images = new Map<Engine, string>();
-for (const engine of engines) images.set(engine, await pull(engine, `${host}/bulkhead/test:1`));
-const image = (engine: Engine): string => images.get(engine) ?? "";
-
-const times = new Map<string, Times>();
-for (const concurrency of [1, 8]) {
-  for (const engine of engines) {
-    times.set(`${engine.name}-${concurrency}`, noTimes());
-    await batch(engine, image(engine), 1, noTimes());
+/** Pod start and stop, pods per second, and CPU for each, at concurrency 1, 8 and 32. */
+export const start = async ({ engines, image, rounds, say }: Bench): Promise<Row[]> => {
+  const rows: Row[] = [];
+  for (const concurrency of [1, 8, 32]) {
+    const taken: [Taken, Taken] = [nothing(), nothing()];
+    // What is made at first use is not measured.
+    for (const engine of engines) await batch(engine, image(engine), 1, nothing());
+    const times = concurrency === 1 ? rounds : Math.max(1, Math.ceil(rounds / (concurrency / 2)));
+    for (let round = 0; round < times; round++)
+      for (const [index, engine] of engines.entries())
+        await batch(engine, image(engine), concurrency, taken[index]!);
+    const [theirs, ours] = taken;
+    say(`start ×${concurrency}: ${ours.start.length} pods each`);
+    const goals: Partial<Record<string, number>> = { "start 0.5": 0.5, "start 0.99": 0.6 };
+    for (const q of [0.5, 0.99])
+      for (const phase of phases) {
+        if (phase !== "start" && phase !== "stop" && (concurrency > 1 || q > 0.5)) continue;
+        const goal = goals[`${phase} ${q}`];
+        rows.push({
+          name: `${phase} p${q * 100} ×${concurrency}`,
+          unit: "ms",
+          containerd: quantile(theirs[phase], q),
+          bulkhead: quantile(ours[phase], q),
+          ...(goal === undefined ? {} : { goal }),
+        });
+      }
+    const perSecond = ({ start, wall }: Taken): number => start.length / (wall / 1000);
+    rows.push({
+      ...{ name: `pods per second ×${concurrency}`, unit: "pods/s", more: true, goal: 1.8 },
+      ...{ containerd: perSecond(theirs), bulkhead: perSecond(ours) },
+    });
+    rows.push({
+      ...{ name: `CPU per pod ×${concurrency}`, unit: "s", goal: 0.8 },
+      ...{ containerd: theirs.cpu / theirs.start.length, bulkhead: ours.cpu / ours.start.length },
+    });
   }
-  for (let round = 0; round < rounds; round++) {
-    for (const engine of engines)
-      await batch(
-        engine,
-        image(engine),
-        concurrency,
-        times.get(`${engine.name}-${concurrency}`) ?? noTimes(),
-      );
-  }
-}
-
-const memory: Record<string, Record<number, { daemon: number; others: number }>> = {};
-for (const engine of engines) {
-  const table: Record<number, { daemon: number; others: number }> = {};
-  memory[engine.name] = table;
-  const pods: string[] = [];
-  for (const level of levels) {
-    while (pods.length < level) pods.push((await startPod(engine, image(engine))).pod);
-    await new Promise((resolve) => setTimeout(resolve, 2000));
-    table[level] = await pss(engine);
-  }
-  for (const pod of pods) await endPod(engine, pod);
-}
-
-const ms = (value: number): string => value.toFixed(1).padStart(9);
-const lines = ["", "                            containerd  bulkhead   ratio"];
-const results: Record<string, number> = {};
-const row = (name: string, theirs: number, ours: number): void => {
-  results[name] = ours / theirs;
-  lines.push(`${name.padEnd(28)}${ms(theirs)} ${ms(ours)}  ${(ours / theirs).toFixed(2)}`);
+  return rows;
 };
-for (const concurrency of [1, 8]) {
-  const [theirs, ours] = ["containerd", "bulkhead"].map(
-    (name) => times.get(`${name}-${concurrency}`) ?? noTimes(),
-  );
-  if (!theirs || !ours) continue;
-  for (const q of [0.5, 0.99]) {
-    for (const phase of ["start", "sandbox", "create", "startContainer", "stop"] as const)
-      row(`${phase} p${q * 100} ×${concurrency}, ms`, quantile(theirs[phase], q), quantile(ours[phase], q));
-  }
-}
-const top = Math.max(...levels);
-const perPod = (name: string): number => {
-  const table = memory[name] ?? {};
-  const of = (level: number) => (table[level]?.daemon ?? 0) + (table[level]?.others ?? 0);
-  return (of(top) - of(0)) / top;
-};
-for (const level of levels) {
-  const of = (name: string) => (memory[name]?.[level]?.daemon ?? 0) + (memory[name]?.[level]?.others ?? 0);
-  row(`PSS at ${level} pods, KiB`, of("containerd"), of("bulkhead"));
-}
-row("PSS per pod, KiB", perPod("containerd"), perPod("bulkhead"));
-process.stdout.write(`${lines.join("\n")}\n`);
-if (values.json)
-  await writeFile(
-    values.json,
-    JSON.stringify(
-      {
-        date: new Date().toISOString(),
-        cpu: cpus()[0]?.model,
-        rounds,
-        ratios: results,
-        times: Object.fromEntries(times),
-        memory,
-      },
-      null,
-      1,
-    ),
-  );

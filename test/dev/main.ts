@@ -1,5 +1,3 @@
-import { existsSync } from "node:fs";
-import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { Command, Option } from "commander";
@@ -229,31 +227,27 @@ function each(value: string, before: string[]): string[] {
   return [...before, value];
 }
 
-const benches = join(import.meta.dirname, "../bench");
-passing("bench", "a benchmark of test/bench by name; none lists them").action(
-  async ([name, ...args]: string[]) => {
-    const files = (await readdir(benches)).filter(
-      (file) => file.endsWith(".ts") && !file.endsWith(".test.ts"),
-    );
-    const path = join(benches, `${name}.ts`);
-    if (name === undefined || !existsSync(path))
-      throw new RuntimeError("not-found", `Cannot find benchmark "${name ?? ""}" in ${files.join(", ")}`);
+for (const [name, file, description] of [
+  [
+    "bench",
+    "bench/main.ts",
+    "Bulkhead beside containerd: start, exec, many, pull, or all of them: [NAME…] [--rounds N] [--pods 0,40,100] [--json F] [--svg F]",
+  ],
+  [
+    "faults",
+    "faults/main.ts",
+    "random work with things going wrong, compared with the truth: [--rounds N] [--seed S] [--round K] [--minutes M]",
+  ],
+  [
+    "soak",
+    "soak/main.ts",
+    "10,000 containers in one life of the daemon, memory and descriptors flat: [--containers N]",
+  ],
+] as const)
+  passing(name, description).action(async (args: string[]) => {
     await prepare("bench");
-    process.exitCode = await inherit([process.execPath, path, ...args]);
-  },
-);
-
-passing(
-  "faults",
-  "random work with things going wrong, compared with the truth: [--rounds N] [--seed S] [--round K] [--minutes M]",
-).action(async (args: string[]) => {
-  await prepare("bench");
-  process.exitCode = await inherit([
-    process.execPath,
-    join(import.meta.dirname, "../faults/main.ts"),
-    ...args,
-  ]);
-});
+    process.exitCode = await inherit([process.execPath, join(import.meta.dirname, "..", file), ...args]);
+  });
 
 program
   .command("tools")

@@ -73,7 +73,6 @@ const prepare = async (registry: string): Promise<{ node: Node; baseline: Traces
       await worker.sync();
       await removePods(node);
     }
-    await pullSpare(node);
     await removeSpare(node);
     await sleep(1500);
     await removePodCgroups(node);
@@ -233,6 +232,8 @@ const pullSpare = async (node: Node): Promise<void> => {
 };
 
 const removeSpare = async (node: Node): Promise<void> => {
+  // What a pull that was cut short leaves for the next try goes with the next image that goes.
+  await pullSpare(node);
   for (let index = 0; index < spareImages; index++)
     await node.cri.image.removeImage(
       create(cri.RemoveImageRequestSchema, { image: { image: spareImage(index) } }),

@@ -46,6 +46,7 @@ export class Worker {
     await this.#runPod({});
     for (const step of this.#actor.steps) {
       await sleep(step.pause);
+      if (this.#pod === "") await this.#runPod({});
       await this.#take(step);
     }
   }
@@ -135,6 +136,8 @@ export class Worker {
         return await ask(AbortSignal.timeout(how.cancel ?? patienceMs));
       } catch {
         this.failures++;
+        // A daemon that is away refuses at once: the rest of the plan shall still meet one that is back.
+        if (how.cancel === undefined) await sleep(250);
         return undefined;
       }
     };
