@@ -40,7 +40,7 @@ const undoSignal = (): AbortSignal => AbortSignal.timeout(120_000);
 const unitDirectories = /^\/(etc|run|usr\/lib|lib)\/systemd\//;
 
 /** What the runtime says of its handlers in the verbose Status. */
-const LoadedHandlers = z.array(z.object({ as: z.string(), revision: z.string().default("") }));
+const LoadedHandlers = z.record(z.string(), z.object({ revision: z.string().default("") }));
 const HandlerProblems = z.record(z.string(), z.string());
 
 /** Thrown while polling: waiting longer cannot help. */
@@ -165,8 +165,8 @@ export function executors(context: StepContext): Executors {
       const begun = performance.now();
       await poll(what, 15_000, signal, async (each) => {
         const { info } = await runtime.status({ verbose: true }, each);
-        const loaded = LoadedHandlers.parse(JSON.parse(info.handlers ?? "[]"));
-        const found = loaded.find((candidate) => candidate.as === handler);
+        const loaded = LoadedHandlers.parse(JSON.parse(info.handlers ?? "{}"));
+        const found = loaded[handler];
         if (present ? found?.revision === revision : found === undefined) return true;
         const problems = HandlerProblems.parse(JSON.parse(info.handlerProblems ?? "{}"));
         const problem = problems[`${handler}.yaml`];
