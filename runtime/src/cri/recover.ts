@@ -4,7 +4,7 @@ import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { exited, isVisible, started, stateLost } from "../container/state.ts";
 import { podFiles, unmountShm } from "../pod/files.ts";
 import { lost, type Pod } from "../pod/state.ts";
-import { discardContainer } from "./container/remove.ts";
+import { discardContainer, releaseMounts } from "./container/remove.ts";
 import { containerDir, containerRef, now, podDir, type Runtime, sandboxRef } from "./runtime.ts";
 
 const perPod = 30_000;
@@ -80,15 +80,12 @@ const recoverPod = async (runtime: Runtime, pod: Pod): Promise<void> => {
 
 /** Directories that no record knows: the record is written first and deleted last, so these are mere remains. */
 const removeStrays = async (runtime: Runtime): Promise<void> => {
-  const { pods, containers, log, network, snapshotter, linux } = runtime;
+  const { pods, containers, log, network, linux } = runtime;
   for (const id of await readdir(join(runtime.stateDir, "containers")).catch(() => [])) {
     if (containers.get(id)) continue;
     const dir = containerDir(runtime, id);
     try {
-      await snapshotter.unmount(join(dir, "rootfs"));
-      for (const name of await readdir(dir))
-        if (name.startsWith("image-")) await snapshotter.unmount(join(dir, name));
-      await snapshotter.removeContainer(id);
+      await releaseMounts(runtime, id);
       await rm(dir, { recursive: true, force: true });
     } catch (err) {
       log.warn({ container: id, err }, "remains of a container could not be removed");

@@ -1,4 +1,4 @@
-import { rm } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import { RemoveContainerResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
@@ -29,6 +29,24 @@ export const removeContainerById = (runtime: Runtime, id: string, signal: AbortS
       runtime.images.collect().catch((err) => runtime.log.warn({ err }, "unused layers were not removed"));
   });
 
+/**
+ * Unmounts a container's root and the images that are its volumes, and lets go of their layers. By what is there, not
+ * by the record: a creation that failed half-way has noted nothing yet.
+ */
+export const releaseMounts = async (
+  runtime: Pick<Runtime, "stateDir" | "snapshotter">,
+  id: string,
+): Promise<void> => {
+  const dir = containerDir(runtime, id);
+  await runtime.snapshotter.unmount(join(dir, "rootfs"));
+  for (const name of await readdir(dir).catch(() => [])) {
+    if (!name.startsWith("image-")) continue;
+    await runtime.snapshotter.unmount(join(dir, name));
+    await runtime.snapshotter.removeContainer(`${id}-${name}`);
+  }
+  await runtime.snapshotter.removeContainer(id);
+};
+
 /** Takes away everything of a container that does not run: the way down of create, remove and recovery. */
 export const discardContainer = async (runtime: Runtime, id: string): Promise<void> => {
   const container = runtime.containers.get(id);
@@ -36,10 +54,7 @@ export const discardContainer = async (runtime: Runtime, id: string): Promise<vo
   if (container && pod)
     await runtime.handlers.running(pod.handler).remove(containerRef(runtime, pod, container), cleanup());
   const dir = containerDir(runtime, id);
-  await runtime.snapshotter.unmount(join(dir, "rootfs"));
-  if (container && container.state !== "creating")
-    for (const place of container.imageMounts) await runtime.snapshotter.unmount(place);
-  await runtime.snapshotter.removeContainer(id);
+  await releaseMounts(runtime, id);
   await rm(dir, { recursive: true, force: true });
   runtime.containers.delete(id);
 };
