@@ -28,6 +28,8 @@ export type Selection = {
   skip?: readonly string[];
   /** Processes side by side. Specs wait more than they work. */
   procs: number;
+  /** How long the whole run may take, as ginkgo writes it: what runs then fails, what did not begin is left out. */
+  timeout?: string;
   /** Where ginkgo's own report (JSON) is kept; nowhere without. */
   report?: string;
   /** Where its output goes: a file, or this terminal. */
@@ -65,12 +67,21 @@ const registryList = (registry: string): string =>
 
 const ginkgo = (
   cluster: Cluster,
-  { focus, skip = [], procs, log }: Selection,
+  { focus, skip = [], procs, timeout = "3h", log }: Selection,
   { registries, report }: { registries: string; report: string },
   signal: AbortSignal,
 ): Promise<number> => {
   const argv = [
-    ...["--procs", `${procs}`, "--no-color", "--timeout", "3h", "--silence-skips", "--json-report", report],
+    ...[
+      "--procs",
+      `${procs}`,
+      "--no-color",
+      "--timeout",
+      timeout,
+      "--silence-skips",
+      "--json-report",
+      report,
+    ],
     ...focus.flatMap((each) => ["--focus", each]),
     ...skip.flatMap((each) => ["--skip", each]),
     tool("e2e.test"),

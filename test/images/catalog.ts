@@ -1,4 +1,4 @@
-import { agnhostFiles } from "./e2e.ts";
+import { agnhostFiles, e2eShellFiles } from "./e2e.ts";
 import type { RunConfig } from "./image.ts";
 import { busybox, compiled, withLibraries } from "./programs.ts";
 import { httpdConfig, nginxConfig, nonewprivsSource, pauseSource } from "./sources.ts";
@@ -127,6 +127,7 @@ export const layers = {
       ]),
     ),
   ],
+  "e2e-shell": e2eShellFiles,
   agnhost: agnhostFiles,
 } as const satisfies Record<string, () => Promise<Entry[]>>;
 

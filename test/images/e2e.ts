@@ -1,9 +1,10 @@
 import { readFile } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { tool } from "../tools/cache.ts";
+import { debianProgram } from "../tools/debian.ts";
 import type { ImageSpec } from "./catalog.ts";
 import { imageOf, type Layer, mediaTypes } from "./image.ts";
-import { compiled, withLibraries } from "./programs.ts";
+import { busybox, compiled, localhostPair, withLibraries } from "./programs.ts";
 import { type Blob, blobOf, descriptorOf } from "./push.ts";
 import { pauseSource } from "./sources.ts";
 import { type Entry, tarOf } from "./tar.ts";
@@ -16,6 +17,20 @@ const curlLibraries = [
   ...["libssh2-1", "libssl3", "libtasn1-6", "libunistring2", "libzstd1", "zlib1g"],
 ];
 
+/**
+ * What the suite expects of its busybox beyond ours: every applet in /bin, and a shell that hands on variables whose
+ * names no shell can say (data-1), which busybox's own drops and bash keeps.
+ */
+export const e2eShellFiles = async (): Promise<Entry[]> => {
+  const { applets } = await busybox();
+  const elsewhere = applets.filter((path) => !path.startsWith("bin/")).map((path) => basename(path));
+  const shell = await readFile(await debianProgram("bash-static", "bin/bash-static"));
+  return [
+    { type: "file", path: "bin/sh", data: shell, mode: 0o755 },
+    ...elsewhere.sort().map((name): Entry => ({ type: "symlink", path: `bin/${name}`, to: "busybox" })),
+  ];
+};
+
 /** agnhost, as upstream's Containerfile lays it out (k8s.io/kubernetes/test/images/agnhost). */
 export const agnhostFiles = async (): Promise<Entry[]> => {
   const file = (path: string, data: Uint8Array | string, mode = 0o644): Entry => ({
@@ -24,7 +39,10 @@ export const agnhostFiles = async (): Promise<Entry[]> => {
     data,
     mode,
   });
+  const { key, certificate } = await localhostPair();
   return [
+    file("localhost.key", key),
+    file("localhost.crt", certificate),
     file("agnhost", await readFile(tool("agnhost")), 0o755),
     { type: "symlink", path: "agnhost-2", to: "agnhost" },
     { type: "folder", path: "uploads" },
@@ -71,12 +89,13 @@ const e2e = (...names: string[]): string[] => names.map((name) => `e2e-test-imag
 export const e2eCatalog: readonly ImageSpec[] = [
   {
     names: e2e("agnhost:2.63.0", "agnhost:2.55"),
-    layers: ["busybox", "e2e-users", "agnhost"],
+    layers: ["busybox", "e2e-shell", "e2e-users", "agnhost"],
     config: { Entrypoint: ["/agnhost"], Cmd: ["pause"] },
   },
   {
-    names: e2e("busybox:1.37.0-1", "busybox:1.36.1-1", "ipc-utils:1.4"),
-    layers: ["busybox"],
+    // Of glibc-dns-testing specs of this kind call hostname alone; dig and what else is in it is not here.
+    names: e2e("busybox:1.37.0-1", "busybox:1.36.1-1", "ipc-utils:1.4", "glibc-dns-testing:2.0.0"),
+    layers: ["busybox", "e2e-shell"],
     config: { Cmd: ["sh"] },
   },
   {
@@ -89,6 +108,6 @@ export const e2eCatalog: readonly ImageSpec[] = [
     layers: ["busybox", "nonewprivs"],
     config: { Entrypoint: ["/usr/local/bin/nnp"], User: "1000" },
   },
-  { names: e2e("nonroot:1.5"), layers: ["busybox"], config: { User: "1234", Cmd: ["sh"] } },
+  { names: e2e("nonroot:1.5"), layers: ["busybox", "e2e-shell"], config: { User: "1234", Cmd: ["sh"] } },
   { names: ["pause:3.10.2"], layers: ["pause"], config: { Entrypoint: ["/pause"] } },
 ];

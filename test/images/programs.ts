@@ -48,6 +48,32 @@ export const compiled = async (name: string, source: string): Promise<Buffer> =>
   return await readFile(join(home, name));
 };
 
+/** A key and a certificate of its own for localhost; kept, so that an image is the same each time. */
+export const localhostPair = async (): Promise<{ key: Buffer; certificate: Buffer }> => {
+  const home = await madeOnce("localhost-tls", async (folder) => {
+    await run([
+      ...[
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "36500",
+        "-subj",
+        "/CN=localhost",
+      ],
+      ...["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+      ...["-keyout", join(folder, "key"), "-out", join(folder, "certificate")],
+    ]);
+  });
+  const [key, certificate] = await Promise.all(
+    ["key", "certificate"].map((name) => readFile(join(home, name))),
+  );
+  return { key: key!, certificate: certificate! };
+};
+
 /**
  * Options of busybox that differ from its defaults. Its shell must run /bin/ls as a program: one that runs its own ls
  * whatever is mounted over /bin/ls hides what masked paths do. Debian's busybox-static does that and has no pgrep.

@@ -1,0 +1,231 @@
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import { type Cluster, startCluster, stopCluster } from "../cluster/cluster.ts";
+import { sharedDescription } from "../cluster/shared.ts";
+import { ensureTestImages } from "../images/build.ts";
+import { first, inNamespace, type Namespace, podOf, ready } from "../pods/kube.ts";
+
+/**
+ * What a kubelet leaves to the runtime when its feature gates say so: a node whose engine is Bulkhead alone, with the
+ * gates on that are not yet, and what a pod and its owner see of it.
+ */
+
+const name = `${sharedDescription.name}-gates`;
+const groups = "k8s-staging-cri-tools/test-image-predefined-group:latest";
+let cluster: Cluster;
+let ns: Namespace;
+let image: string;
+const pod = (name: string, container = {}, spec = {}) => podOf(name, undefined, image, container, spec);
+/** What the kubelet answers at a path, through the API server. */
+const kubelet = (path: string): Promise<string> =>
+  cluster.kubectl(["get", "--raw", `/api/v1/nodes/node-1/proxy${path}`]);
+
+beforeAll(async () => {
+  cluster = await startCluster({
+    name,
+    nodes: [
+      {
+        name: "node-1",
+        engine: "bulkhead",
+        kubelet: {
+          // Wrong here; the runtime knows better (KubeletCgroupDriverFromCRI).
+          cgroupDriver: "systemd",
+          featureGates: { PodAndContainerStatsFromCRI: true, EventedPLEG: true },
+        },
+      },
+    ],
+  });
+  image = `${cluster.registry}/bulkhead/test:1`;
+  await ensureTestImages(cluster.registry, ["bulkhead/test:1", groups]);
+  ns = inNamespace(cluster, "gates");
+  await ns.create();
+});
+afterAll(() => stopCluster(name));
+
+test("KubeletCgroupDriverFromCRI: pods lie where the runtime's driver puts them, whatever the file says", async () => {
+  await ns.apply(pod("driver"));
+  const { metadata } = await ns.until("driver", ready);
+  const found = await cluster
+    .node("node-1")
+    .exec(["find", "/sys/fs/cgroup/memory", "-name", `*${metadata.uid}*`]);
+  expect(found.trim()).toBe(`/sys/fs/cgroup/memory/kubepods/besteffort/pod${metadata.uid}`);
+});
+
+test("UserNamespacesSupport: root of a pod with hostUsers: false is nobody on the node", async () => {
+  await ns.apply(pod("userns", {}, { hostUsers: false }));
+  await ns.until("userns", ready);
+  const [inside, outside, length] = (await ns.exec("userns", "cat", "/proc/self/uid_map"))
+    .trim()
+    .split(/\s+/);
+  expect([inside, length]).toEqual(["0", "65536"]);
+  expect(Number(outside)).toBeGreaterThanOrEqual(65_536);
+});
+
+test("ImageVolume: an image's files are a volume, read-only, by sub path too", async () => {
+  const volume = { name: "files", image: { reference: `${cluster.registry}/${groups}` } };
+  await ns.apply(
+    pod(
+      "volume",
+      {
+        volumeMounts: [
+          { name: "files", mountPath: "/whole" },
+          { name: "files", mountPath: "/part", subPath: "etc" },
+        ],
+      },
+      { volumes: [volume] },
+    ),
+  );
+  await ns.until("volume", ready);
+  expect(await ns.exec("volume", "cat", "/part/group")).toContain("group-defined-in-image:x:50000:");
+  expect(await ns.exec("volume", "sh", "-c", "touch /whole/new 2>&1 || true")).toContain(
+    "Read-only file system",
+  );
+});
+
+test("InPlacePodVerticalScaling: a container gets more without a restart", async () => {
+  const resources = (cpu: string, memory: string) => ({
+    requests: { cpu, memory },
+    limits: { cpu, memory },
+  });
+  await ns.apply(pod("resize", { resources: resources("100m", "64Mi") }));
+  const before = await ns.until("resize", ready);
+  const patch = { spec: { containers: [{ name: "main", resources: resources("200m", "96Mi") }] } };
+  await cluster.kubectl([
+    ...["-n", "gates", "patch", "pod", "resize", "--subresource", "resize"],
+    ...["--patch", JSON.stringify(patch)],
+  ]);
+  await vi.waitFor(
+    async () => {
+      const limits = await ns.exec(
+        "resize",
+        ...["cat", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/memory/memory.limit_in_bytes"],
+      );
+      expect(limits.trim().split("\n")).toEqual(["20000", `${96 * 2 ** 20}`]);
+    },
+    { timeout: 60_000, interval: 500 },
+  );
+  const after = await ns.get("resize");
+  expect(first(after)?.restartCount).toBe(0);
+  expect(first(after)?.containerID).toBe(first(before)?.containerID);
+});
+
+test("RecursiveReadOnlyMounts: what is mounted below is read-only too, and the status says so", async () => {
+  await ns.apply(
+    pod(
+      "readonly",
+      {
+        volumeMounts: [{ name: "data", mountPath: "/data", readOnly: true, recursiveReadOnly: "Enabled" }],
+      },
+      { volumes: [{ name: "data", hostPath: { path: "/run" } }] },
+    ),
+  );
+  await ns.until("readonly", ready);
+  // A tmpfs of the node below the volume.
+  const said = await ns.exec("readonly", "sh", "-c", "touch /data/lock/new 2>&1; touch /data/new 2>&1; true");
+  expect(said.match(/Read-only file system/g)).toHaveLength(2);
+  const status = await cluster.kubectl([
+    ...["-n", "gates", "get", "pod", "readonly", "-o"],
+    'jsonpath={.status.containerStatuses[0].volumeMounts[?(@.mountPath=="/data")].recursiveReadOnly}',
+  ]);
+  expect(status).toBe("Enabled");
+});
+
+describe("SupplementalGroupsPolicy", () => {
+  test.each([
+    ["Merge", "1000 50000 60000", "[1000,50000,60000]"],
+    ["Strict", "1000 60000", "[1000,60000]"],
+  ])(
+    "%s: the process has the groups that the policy gives, and the status names them",
+    async (policy, of, told) => {
+      const security = { runAsUser: 1000, runAsGroup: 1000, supplementalGroups: [60000] };
+      const name = `groups-${policy.toLowerCase()}`;
+      await ns.apply(
+        pod(
+          name,
+          { image: `${cluster.registry}/${groups}` },
+          { securityContext: { ...security, supplementalGroupsPolicy: policy } },
+        ),
+      );
+      await ns.until(name, ready);
+      expect((await ns.exec(name, "id", "-G")).trim()).toBe(of);
+      const status = await cluster.kubectl([
+        ...["-n", "gates", "get", "pod", name, "-o"],
+        "jsonpath={.status.containerStatuses[0].user.linux.supplementalGroups}",
+      ]);
+      expect(status).toBe(told);
+    },
+  );
+});
+
+test("EventedPLEG: the kubelet follows the runtime's events", async () => {
+  const events = /^kubelet_evented_pleg_connection_success_count(?:\{.*\})? ([1-9]\d*)/m;
+  await vi.waitFor(async () => expect(await kubelet("/metrics")).toMatch(events), { timeout: 30_000 });
+});
+
+describe("PodAndContainerStatsFromCRI", () => {
+  /** 20 MiB that stay. */
+  const hold = "head -c 20971520 /dev/zero > /dev/shm/held; sleep 3600; true";
+  let uid: string;
+  beforeAll(async () => {
+    await ns.apply(pod("stats", { command: ["sh", "-c", hold] }));
+    ({ uid } = (await ns.until("stats", ready)).metadata);
+  });
+  const cgroupFile = async (controller: string, file: string): Promise<number> =>
+    Number(
+      await cluster
+        .node("node-1")
+        .exec(["cat", `/sys/fs/cgroup/${controller}/kubepods/besteffort/pod${uid}/${file}`]),
+    );
+
+  test("/stats/summary says what the pod's cgroup says", async () => {
+    type Summary = {
+      pods: {
+        podRef: { uid: string };
+        cpu?: { usageCoreNanoSeconds: number };
+        memory?: { usageBytes: number; workingSetBytes: number };
+        network?: { rxBytes: number };
+        containers: { name: string; memory?: { workingSetBytes: number } }[];
+      }[];
+    };
+    await vi.waitFor(
+      async () => {
+        const summary = JSON.parse(await kubelet("/stats/summary")) as Summary;
+        const found = summary.pods.find(({ podRef }) => podRef.uid === uid);
+        const usage = await cgroupFile("memory", "memory.usage_in_bytes");
+        expect(usage).toBeGreaterThan(20 * 2 ** 20);
+        expect(Math.abs((found?.memory?.usageBytes ?? 0) - usage)).toBeLessThan(2 * 2 ** 20);
+        expect(found?.containers[0]?.memory?.workingSetBytes).toBeGreaterThan(20 * 2 ** 20);
+        const cpu = await cgroupFile("cpuacct", "cpuacct.usage");
+        expect(found?.cpu?.usageCoreNanoSeconds).toBeGreaterThan(0);
+        expect(found?.cpu?.usageCoreNanoSeconds).toBeLessThanOrEqual(cpu);
+        expect(found?.network?.rxBytes).toBeGreaterThanOrEqual(0);
+      },
+      { timeout: 60_000, interval: 1000 },
+    );
+  });
+
+  test("/metrics/cadvisor has the runtime's figures by cAdvisor's names", async () => {
+    const text = await kubelet("/metrics/cadvisor");
+    const value = (metric: string, container: string): number =>
+      Number(
+        text
+          .split("\n")
+          .find(
+            (line) =>
+              line.startsWith(`${metric}{`) &&
+              line.includes(`container="${container}"`) &&
+              line.includes('pod="stats"'),
+          )
+          ?.split("} ")[1]
+          ?.split(" ")[0],
+      );
+    const usage = await cgroupFile("memory", "memory.usage_in_bytes");
+    expect(Math.abs(value("container_memory_usage_bytes", "") - usage)).toBeLessThan(2 * 2 ** 20);
+    expect(value("container_memory_working_set_bytes", "main")).toBeGreaterThan(20 * 2 ** 20);
+    // The shell and its sleep.
+    expect(value("container_processes", "main")).toBe(2);
+    expect(value("container_spec_cpu_shares", "main")).toBe(2);
+    expect(value("container_start_time_seconds", "main")).toBeGreaterThan(1.7e9);
+    expect(value("container_network_receive_bytes_total", "")).toBeGreaterThan(0);
+    expect(value("container_fs_usage_bytes", "main")).toBeGreaterThan(0);
+  });
+});
