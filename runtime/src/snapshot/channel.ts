@@ -86,7 +86,7 @@ export const channelTo = (worker: Worker, job: number): Channel => {
     ask,
     async read(source, signal) {
       try {
-        if ("diffId" in source) return await readBlob(source, signal);
+        if ("file" in source) return await readBlob(source, signal);
         for await (const chunk of untilAborted(source, signal)) await sendBytes(chunk);
         return await ask({ do: "end", job });
       } catch (error) {

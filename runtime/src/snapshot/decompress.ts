@@ -7,6 +7,9 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 
 const gzipMagic = Buffer.from([0x1f, 0x8b]);
 const zstdMagic = Buffer.from([0x28, 0xb5, 0x2f, 0xfd]);
+/** A frame that decoders skip (RFC 8878, section 3.1.2); zstd:chunked and parallel compressors write some. */
+const isZstd = (head: Buffer): boolean =>
+  head.equals(zstdMagic) || (head.readUInt32LE() & 0xff_ff_ff_f0) >>> 0 === 0x18_4d_2a_50;
 const CHUNK = 256 << 10;
 
 /** The content of a layer blob: gzip and zstd are known by their first bytes, since media types are often wrong. */
@@ -19,7 +22,7 @@ export async function* decompressed(path: string, signal: AbortSignal): AsyncGen
   const source = createReadStream(path, { highWaterMark: CHUNK });
   const codec: Transform | undefined = head.subarray(0, 2).equals(gzipMagic)
     ? createGunzip({ chunkSize: CHUNK })
-    : head.equals(zstdMagic)
+    : isZstd(head)
       ? createZstdDecompress({ chunkSize: CHUNK })
       : undefined;
   if (codec === undefined) {

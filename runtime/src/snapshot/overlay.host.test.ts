@@ -12,7 +12,8 @@ import {
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { createLinux } from "../linux/linux-ffi.ts";
-import { layerTar, snapshotterConformance } from "./conformance.ts";
+import { snapshotterConformance } from "./conformance.ts";
+import { layerTar } from "./conformance-tar.ts";
 import { overlay } from "./overlay.ts";
 
 const linux = createLinux();

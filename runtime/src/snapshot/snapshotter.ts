@@ -44,8 +44,8 @@ export type Owners = { userNamespace: string; uid: number; gid: number };
 /** An uncompressed layer tar, or a blob that is read, decompressed and checked off the main thread. */
 export type LayerSource = AsyncIterable<Uint8Array> | LayerBlob;
 
-/** `file` may be compressed by gzip or zstd; `diffId` is the digest of its content. */
-export type LayerBlob = { file: string; diffId: string };
+/** `file` may be compressed by gzip or zstd; `diffId` is the digest that its content must have. */
+export type LayerBlob = { file: string; diffId?: string };
 
 /** What a layer takes on disk. */
 export type LayerUsage = { bytes: number; inodes: number };

@@ -38,15 +38,15 @@ const read = (job: number): void => {
 
 const readBlob = async (job: number, { file, diffId }: LayerBlob): Promise<void> => {
   const { reader, stop } = jobs.get(job)!;
-  const algorithm = diffId.slice(0, diffId.indexOf(":"));
-  const hash = createHash(algorithm);
+  const algorithm = diffId?.slice(0, diffId.indexOf(":"));
+  const hash = algorithm === undefined ? undefined : createHash(algorithm);
   for await (const chunk of decompressed(file, stop.signal)) {
     stop.signal.throwIfAborted();
-    hash.update(chunk);
+    hash?.update(chunk);
     reader.push(chunk);
   }
   stop.signal.throwIfAborted();
-  const found = `${algorithm}:${hash.digest("hex")}`;
+  const found = hash && `${algorithm}:${hash.digest("hex")}`;
   if (found !== diffId)
     throw new RuntimeError(
       "failed-precondition",

@@ -19,14 +19,14 @@ export const Layout = { plain: 0, inline: 2, chunks: 4 } as const;
 
 export const S_IFMT = 0o170000;
 /** Type bits of a mode → type of a directory entry. */
-const FILE_TYPES: Record<number, number> = {
-  16807: 1,
-  9604: 2,
-  4802: 3,
-  14406: 4,
-  2401: 5,
-  21609: 7,
-};
+const FILE_TYPES: ReadonlyMap<number, number> = new Map([
+  [0o100000, 1],
+  [0o040000, 2],
+  [0o020000, 3],
+  [0o060000, 4],
+  [0o010000, 5],
+  [0o120000, 7],
+]);
 
 export const superblock = (of: {
   root: number;
@@ -142,7 +142,7 @@ export const directoryBlock = (
   for (const [n, { name, nid, mode }] of entries.entries()) {
     block.writeBigUInt64LE(BigInt(nid), n * DIRENT);
     block.writeUInt16LE(nameAt, n * DIRENT + 8);
-    block.writeUInt8(FILE_TYPES[mode & S_IFMT] ?? 0, n * DIRENT + 10);
+    block.writeUInt8(FILE_TYPES.get(mode & S_IFMT) ?? 0, n * DIRENT + 10);
     nameAt += block.write(name, nameAt, "latin1");
   }
   return block;

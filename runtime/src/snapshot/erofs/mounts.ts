@@ -96,6 +96,8 @@ export const whyNoErofs = async (root: string, linux: MountLinux): Promise<strin
     undo.defer(() => linux.umount(join(dir, "merged"), MountFlags.DETACH));
     return statSync(join(dir, "merged", "seen")).isDirectory() ? undefined : "an image shows something else";
   } catch (error) {
-    return messageOf(error);
+    // ENOTBLK, which Node has no name for: an older kernel, or a file system such as tmpfs whose files it does not take.
+    const isNoBlock = (error as NodeJS.ErrnoException).errno === -15;
+    return isNoBlock ? "the kernel mounts no image that is a file there" : messageOf(error);
   }
 };
