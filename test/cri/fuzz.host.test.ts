@@ -1,4 +1,4 @@
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readdir, rm, rmdir } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
@@ -34,6 +34,7 @@ const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 const seed = Number(process.env.BULKHEAD_FUZZ_SEED ?? Math.floor(Math.random() * 2 ** 31));
 const runs = Number(process.env.BULKHEAD_FUZZ_RUNS ?? 15);
 
+const cgroupParent = "/bulkhead-fuzz";
 let scratch: string;
 let registry: RunningRegistry;
 let daemon: Daemon;
@@ -53,6 +54,9 @@ afterAll(async () => {
   await daemon?.[Symbol.asyncDispose]();
   await registry?.stop();
   await rm(scratch, { recursive: true, force: true });
+  // A pod's parent is kubelet's to make and to remove.
+  for (const mounted of ["", ...(await readdir("/sys/fs/cgroup"))])
+    await rmdir(join("/sys/fs/cgroup", mounted, cgroupParent)).catch(() => {});
 });
 
 const nasty = ["", "..", "../../x", "a\0b", "a\nb", "/", "-1", "%s", "☃", "x".repeat(5000), "__proto__"];
@@ -66,8 +70,7 @@ const number = fc.oneof(
 
 const scalarOf = (field: DescField): fc.Arbitrary<unknown> => {
   if (field.localName === "hostPath" || field.localName === "logDirectory") return place;
-  if (field.localName === "cgroupParent")
-    return fc.constantFrom("", "/bulkhead-fuzz", "../../x", "a/../../b");
+  if (field.localName === "cgroupParent") return fc.constantFrom("", cgroupParent, "../../x", "a/../../b");
   if (field.enum) return fc.constantFrom(...field.enum.values.map((value) => value.number), 99);
   if (field.scalar === undefined) return fc.constant(undefined);
   const scalars: Record<number, fc.Arbitrary<unknown>> = {
