@@ -66,7 +66,7 @@ export const chartOf = (rows: readonly Row[], title: string): string => {
     const bound = row.goal === undefined ? undefined : row.more ? 1 / row.goal : row.goal;
     return [
       `<text x="${left - 8}" y="${y + 12}" text-anchor="end">${escaped(row.name)}</text>`,
-      `<rect x="${left}" y="${y}" width="${(at(cost(row)) - left).toFixed(1)}" height="15" fill="${cost(row) <= 1 ? "#2f7d5b" : "#b5543c"}"/>`,
+      `<rect x="${left}" y="${y}" width="${Math.max(0, at(cost(row)) - left).toFixed(1)}" height="15" fill="${cost(row) <= 1 ? "#2f7d5b" : "#b5543c"}"/>`,
       `<text x="${at(cost(row)) + 5}" y="${y + 12}">${cost(row).toFixed(2)}</text>`,
       bound === undefined
         ? ""
