@@ -79,7 +79,13 @@ export const serve = async (
   const containers = openContainers(join(config.state, "records", "containers"));
   containers.load(report);
 
-  const snapshotter = stack.use(await overlay(join(config.root, "snapshots"), linux));
+  const snapshotter = stack.use(
+    await overlay(join(config.root, "snapshots"), linux, {
+      form: config.layers,
+      onFallback: (reason) =>
+        log.info({ reason }, "layers are directories: this kernel mounts no EROFS images"),
+    }),
+  );
   const metrics = createMetrics(() =>
     pods
       .list()

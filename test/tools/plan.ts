@@ -51,6 +51,8 @@ const packages = {
   "libcap2-bin": "setcap: layers with file capabilities",
   conmon: "the runtime's monitor of OCI containers",
   skopeo: "a second opinion on images and registries",
+  umoci: "a second opinion on what a layer unpacks to",
+  "erofs-utils": "fsck.erofs judges the images that we write",
   socat: "crictl port-forward of the engines we compare with",
 } as const;
 
@@ -99,6 +101,8 @@ export const steps: readonly Step[] = [
       { output: "ginkgo", package: "github.com/onsi/ginkgo/v2/ginkgo" },
     ],
   },
+  // Large, and of the tests inside virtual machines alone.
+  { id: "emulator", do: "apt", after: ["packages"], packages: ["qemu-system-x86"] },
   { id: "kubectl", do: "kubectl", after: ["packages"] },
   { id: "programs", do: "debian", after: ["packages"], programs: ["etcd", "docker-registry"] },
   { id: "rootfs", do: "rootfs", after: ["packages"] },
@@ -211,6 +215,7 @@ export const needs = {
   /** Unit tests and checks run on Node.js alone. */
   unit: [],
   host: [...cluster, "gvisor", "critest"],
+  vm: [...cluster, "gvisor", "emulator"],
   all: steps.map(({ id }) => id),
 } as const satisfies Record<string, readonly string[]>;
 
