@@ -27,6 +27,7 @@ export const e2eShellFiles = async (): Promise<Entry[]> => {
   const shell = await readFile(await debianProgram("bash-static", "bin/bash-static"));
   return [
     { type: "file", path: "bin/sh", data: shell, mode: 0o755 },
+    { type: "symlink", path: "bin/bash", to: "sh" },
     ...elsewhere.sort().map((name): Entry => ({ type: "symlink", path: `bin/${name}`, to: "busybox" })),
   ];
 };
