@@ -6,7 +6,7 @@ test("critest under gVisor: what does not pass is what SPECIFICATION.md says gVi
   timeout: 600_000,
 }, async () => {
   await using stack = new AsyncDisposableStack();
-  const daemon = await daemonForCritest(stack, 94);
+  const daemon = await daemonForCritest(stack, 92);
   const specs = await critestOn(daemon, ["-runtime-handler=gvisor", ...leftOut]);
   expect(await differences(specs, "gvisor")).toEqual([]);
   expect(await remains(daemon)).toEqual([]);

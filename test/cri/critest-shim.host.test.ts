@@ -9,7 +9,7 @@ test("critest through containerd's own shim for runc, four specs at a time: what
   timeout: 300_000,
 }, async () => {
   await using stack = new AsyncDisposableStack();
-  const daemon = await daemonForCritest(stack, 93);
+  const daemon = await daemonForCritest(stack, 91);
   // Handlers are loaded as soon as their file is there.
   await writeFile(join(daemon.handlersDir, "shim.yaml"), JSON.stringify(shimHandler()));
   const specs = await critestOn(daemon, ["-runtime-handler=shim", "-parallel=4", ...leftOut]);
@@ -21,7 +21,7 @@ test("the containers of a pod behind a shim share the pod's PID namespace, not t
   timeout: 120_000,
 }, async () => {
   await using stack = new AsyncDisposableStack();
-  const daemon = await daemonForCritest(stack, 93);
+  const daemon = await daemonForCritest(stack, 91);
   await writeFile(join(daemon.handlersDir, "shim.yaml"), JSON.stringify(shimHandler()));
   const file = async (name: string, value: object): Promise<string> => {
     const path = join(daemon.handlersDir, "..", name);
