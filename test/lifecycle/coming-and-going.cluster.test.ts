@@ -37,6 +37,8 @@ beforeAll(async () => {
     ...["delete", "crd", "--ignore-not-found"],
     ...["runtimeprofiles.bulkhead.dev", "noderuntimes.bulkhead.dev"],
   ]);
+  // What the kubelet has yet to take away of what was there is not what the node was.
+  await eventually(async () => expect(await life.node.exec(["ls", "/var/log/pods"])).toBe(""), 120);
   await life.ns.apply(life.counter("old"));
   // Fails once and then runs: its restart count is one.
   await life.ns.apply(

@@ -32,7 +32,7 @@ set +f
 for p in /proc/[0-9]*; do
   # Not ourselves, and no process that ended meanwhile.
   if [ $p = /proc/$$ ] || grep -qs "^PPid:.$$\\$" $p/status; then continue; fi
-  tr '\\0' ' ' <$p/cmdline 2>/dev/null | sed 's/^/process /; s/$/\\n/' || true
+  tr '\\0' ' ' <$p/cmdline 2>/dev/null | sed 's/^/process /; s/$/\\n/' | sed '/^process sleep /d' || true
 done
 for kind in net pid ipc uts mnt; do
   for each in /proc/[0-9]*/ns/$kind; do readlink $each 2>/dev/null || true; done | sort -u | sed 's/^/namespace /'
