@@ -28,10 +28,15 @@ export const openCpuAccount = async (name: string): Promise<CpuAccount> => {
       return Number(/^usage_usec (\d+)/m.exec(stat)?.[1]) / 1e6;
     },
     async [Symbol.asyncDispose]() {
-      // Pods' parents were made in every hierarchy.
-      for (const tree of ["", ...(await readdir("/sys/fs/cgroup"))])
-        for (const each of ["pods", "engine", ""])
-          await rmdir(join("/sys/fs/cgroup", tree, name, each)).catch(() => {});
+      // Pods' parents were made in every hierarchy; removing them is kubelet's work, and here ours.
+      for (const tree of ["", ...(await readdir("/sys/fs/cgroup"))]) {
+        const own = join("/sys/fs/cgroup", tree, name);
+        const below = await readdir(own, { recursive: true, withFileTypes: true }).catch(() => []);
+        const dirs = below
+          .filter((each) => each.isDirectory())
+          .map((each) => join(each.parentPath, each.name));
+        for (const dir of [own, ...dirs].sort().reverse()) await rmdir(dir).catch(() => {});
+      }
     },
   };
 };
