@@ -5,7 +5,7 @@ import { faultRun } from "./run.ts";
 test("nothing is lost and nothing leaked over rounds of random work with faults", async () => {
   const said: string[] = [];
   const { bad } = await faultRun({
-    ...{ seed: 4, first: 0, rounds: 6, minutes: 1, keepLogs: false },
+    ...{ seed: 3, first: 0, rounds: 6, minutes: 1, keepLogs: false },
     say: (line) => void said.push(line),
     signal: new AbortController().signal,
   });
