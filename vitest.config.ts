@@ -11,7 +11,7 @@ export default defineConfig({
         test: {
           name: "unit",
           include: ["{lib,operator,node-agent,runtime,test}/**/*.test.ts"],
-          exclude: ["**/*.{host,cluster}.test.ts", "**/node_modules/**"],
+          exclude: ["**/*.{host,cluster,vm}.test.ts", "**/node_modules/**"],
         },
       },
       {
@@ -22,6 +22,17 @@ export default defineConfig({
           retry,
           testTimeout: 60_000,
           hookTimeout: 120_000,
+        },
+      },
+      {
+        test: {
+          // Inside a virtual machine under emulation: another kernel than this machine's.
+          name: "vm",
+          include: ["test/vm/*.vm.test.ts"],
+          fileParallelism: false,
+          retry,
+          testTimeout: 240_000,
+          hookTimeout: 900_000,
         },
       },
       {

@@ -150,7 +150,9 @@ program
         ? "all"
         : wanted.includes("host")
           ? "host"
-          : "unit",
+          : wanted.includes("vm")
+            ? "vm"
+            : "unit",
     );
     process.exitCode = await runTests(wanted, filters, signal);
   });

@@ -7,7 +7,7 @@ import { inherit } from "./logs.ts";
 const root = join(import.meta.dirname, "../..");
 
 /** Projects of vitest.config.ts, in the order in which it is cheapest to fail. */
-export const projects = ["unit", "host", "cluster"] as const;
+export const projects = ["unit", "host", "vm", "cluster"] as const;
 
 /** Projects that run only when they are named. */
 export const named = ["lifecycle"] as const;

@@ -1,6 +1,6 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import type { Usage } from "../handler/handler.ts";
 import { V1_METRIC_FILES, V2_METRIC_FILES, v1Samples, v2Samples } from "./cgroup-metrics.ts";
 import type { CgroupLayout, CgroupPaths } from "./layout.ts";
@@ -39,15 +39,30 @@ const readFiles = async (named: readonly (readonly [string, string | undefined])
     ),
   );
 
-/** True when the OOM killer struck in the cgroup since it was made. */
-export const wasOomKilled = (paths: CgroupPaths, layout: CgroupLayout): boolean => {
-  const file = layout.version === 1 ? [paths.memory, "memory.oom_control"] : [paths[""], "memory.events"];
-  if (file[0] === undefined) return false;
+/** How many processes of the cgroup the OOM killer ended since it was made; undefined when it is gone. */
+const oomKills = (directory: string | undefined, layout: CgroupLayout): bigint | undefined => {
+  if (directory === undefined) return undefined;
+  const file = layout.version === 1 ? "memory.oom_control" : "memory.events";
   try {
-    return parseOomKills(readFileSync(join(file[0], file[1]!), "latin1")) > 0n;
+    return parseOomKills(readFileSync(join(directory, file), "latin1"));
   } catch {
-    return false;
+    return undefined;
   }
+};
+
+/** Whether the OOM killer struck in the cgroup since it was made; undefined when the cgroup is gone. */
+export const wasOomKilled = (paths: CgroupPaths, layout: CgroupLayout): boolean | undefined => {
+  const kills = oomKills(layout.version === 1 ? paths.memory : paths[""], layout);
+  return kills === undefined ? undefined : kills > 0n;
+};
+
+/**
+ * Kills in the cgroup above, whose count has those below in it (v2). systemd takes a scope away as soon as it is
+ * empty, and the scope's own count with it.
+ */
+export const oomKillsAbove = (paths: CgroupPaths, layout: CgroupLayout): number => {
+  const own = paths[""];
+  return layout.version === 2 && own !== undefined ? Number(oomKills(dirname(own), layout) ?? 0n) : 0;
 };
 
 /** Every process in the cgroup and in those below it. */

@@ -11,7 +11,7 @@ import { reopenLog, resizeTerminal } from "../../monitor/control.ts";
 import { type ExitRecord, ExitWatch, readExit } from "../../monitor/exits.ts";
 import { identify, isAlive, type ProcessId, readProcess } from "../../monitor/process.ts";
 import type { Network } from "../../network/network.ts";
-import { killCgroup, processesOf, readUsage, wasOomKilled } from "../../stats/cgroup.ts";
+import { killCgroup, oomKillsAbove, processesOf, readUsage, wasOomKilled } from "../../stats/cgroup.ts";
 import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
 import { type CgroupLayout, type CgroupPaths, cgroupAt, parentOf, readCgroups } from "../../stats/layout.ts";
 import type { ContainerRef, Exit, Handler, HandlerEvents, Recovered } from "../handler.ts";
@@ -66,7 +66,10 @@ type Watched = {
   process: ProcessId;
   monitor: ProcessId;
   cgroup: CgroupPaths;
+  /** OOM kills in the pod's cgroup before there was this container; unknown of one made by an older version. */
+  killsBefore?: number | undefined;
 };
+type OomFacts = Pick<Watched, "stateDir" | "cgroup" | "killsBefore">;
 
 type Found = Recovered["containers"] extends Map<string, infer State> ? State : never;
 
@@ -92,14 +95,16 @@ export const createOciHandler = async (
   /** Containers without a process whose end was told. */
   const toldEnds = new Set<string>();
 
-  const wasOom = (stateDir: string, cgroup: CgroupPaths) =>
-    existsSync(monitorFiles(stateDir).oom) || wasOomKilled(cgroup, layout);
+  const wasOom = ({ stateDir, cgroup, killsBefore = Infinity }: OomFacts, code: number) =>
+    existsSync(monitorFiles(stateDir).oom) ||
+    // Where its cgroup is gone, and its monitor came too late to look, the pod's count tells.
+    (wasOomKilled(cgroup, layout) ?? (code === 137 && oomKillsAbove(cgroup, layout) > killsBefore));
 
   const exited = (id: string, record: ExitRecord) => {
     const container = watched.get(id);
     if (container === undefined) return;
     watched.delete(id);
-    events.containerExited(id, { ...record, oomKilled: wasOom(container.stateDir, container.cgroup) });
+    events.containerExited(id, { ...record, oomKilled: wasOom(container, record.code) });
     checkHolder(container.sandbox);
     // What the runtime keeps of it is of no more use: it goes while the pod's network is taken down.
     deleteSoon(id);
@@ -155,7 +160,7 @@ export const createOciHandler = async (
   const lostMonitor = async (id: string, container: Watched): Promise<Exit> => {
     log.warn({ container: id, monitor: container.monitor.pid }, "monitor is gone");
     await killAll(container.cgroup, 9);
-    const oomKilled = wasOom(container.stateDir, container.cgroup);
+    const oomKilled = wasOom(container, 255);
     return { code: 255, finishedAt: BigInt(Date.now()) * 1_000_000n, oomKilled };
   };
 
@@ -277,10 +282,11 @@ export const createOciHandler = async (
         process: toRecord(started.process),
         monitor: toRecord(started.monitor),
         cgroup,
+        killsBefore: oomKillsAbove(cgroup, layout),
       };
       undo.move();
       watch(id, {
-        ...{ sandbox: container.sandbox.id, stateDir, cgroup },
+        ...{ sandbox: container.sandbox.id, stateDir, cgroup, killsBefore: state.killsBefore },
         process: started.process,
         monitor: started.monitor,
       });
@@ -392,7 +398,7 @@ export const createOciHandler = async (
     const state = parseContainerState(container.state);
     if (state === undefined) return { state: "unknown" };
     const known: Watched = {
-      ...{ sandbox: container.sandbox.id, stateDir, cgroup: state.cgroup },
+      ...{ sandbox: container.sandbox.id, stateDir, cgroup: state.cgroup, killsBefore: state.killsBefore },
       process: fromRecord(state.process),
       monitor: fromRecord(state.monitor),
     };
@@ -400,7 +406,7 @@ export const createOciHandler = async (
     // After the monitor: one that has just ended has left its file.
     const exit = await readExit(deps.exitDirectory, id);
     if (exit !== undefined)
-      return { state: "exited", exit: { ...exit, oomKilled: wasOom(stateDir, state.cgroup) } };
+      return { state: "exited", exit: { ...exit, oomKilled: wasOom(known, exit.code) } };
     if (!monitorAlive) return { state: "exited", exit: await lostMonitor(id, known) };
     watch(id, known);
     return { state: (await isWaiting(id)) ? "created" : "running" };

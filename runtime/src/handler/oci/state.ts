@@ -8,6 +8,8 @@ const ContainerState = z.object({
   process: Pid,
   monitor: Pid,
   cgroup: z.record(z.string(), z.string()),
+  /** OOM kills in the pod's cgroup before there was this container. */
+  killsBefore: z.number().int().optional(),
 });
 
 /** A container that the runtime refused to create, in its own words: start is where they are told. */

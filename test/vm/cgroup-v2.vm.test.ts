@@ -1,0 +1,254 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { ensureTestImages } from "../images/build.ts";
+import { startRegistry } from "../images/registry.ts";
+import { type Machine, startMachine } from "./machine.ts";
+
+/**
+ * The runtime on a kernel with cgroup v2 alone, under systemd, as users' nodes are; this machine's own kernel has
+ * the v1 controllers. What is asserted is what the kernel's files say.
+ */
+
+const image = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
+const undo = new AsyncDisposableStack();
+let machine: Machine;
+
+beforeAll(async () => {
+  const dir = await mkdtemp(join(tmpdir(), "bulkhead-vm-registry-"));
+  undo.defer(() => rm(dir, { recursive: true, force: true }));
+  const registry = undo.use(await startRegistry({ dir }));
+  await ensureTestImages(registry.host);
+  machine = undo.use(await startMachine(registry.host, AbortSignal.timeout(900_000)));
+  await machine.sh("for i in $(seq 90); do crictl version >/dev/null 2>&1 && exit 0; sleep 1; done; exit 1");
+  await machine.sh(`crictl pull ${image}`);
+});
+afterAll(() => undo.disposeAsync());
+
+const json = async <T>(script: string): Promise<T> =>
+  JSON.parse((await machine.sh(script)).replace(/^time=.*\n/gm, "")) as T;
+const file = (path: string): Promise<string> => machine.sh(`cat '${path}'`).then((text) => text.trim());
+/** A last line of a command that says an id. */
+const idOf = (output: string): string => output.trim().split("\n").at(-1) ?? "";
+
+let serial = 0;
+/** A pod and its container, running. The cgroups are what the kubelet of a systemd node asks for. */
+const running = async (
+  resources: object,
+  options: { command?: string[]; handler?: string; parent?: string; pod?: object } = {},
+): Promise<{ pod: string; id: string; slice: string; uid: string }> => {
+  const uid = `0000000${++serial}`;
+  const slice = options.parent ?? `kubepods-burstable-pod${uid}.slice`;
+  const config = {
+    metadata: { name: `pod-${uid}`, namespace: "vm", uid, attempt: 0 },
+    log_directory: `/var/log/pods/${uid}`,
+    linux: { cgroup_parent: slice, ...options.pod },
+  };
+  const container = {
+    metadata: { name: "main", attempt: 0 },
+    image: { image },
+    command: options.command ?? ["sleep", "3600"],
+    log_path: "main.log",
+    linux: { resources },
+  };
+  const output = await machine.sh(`
+    mkdir -p /var/log/pods/${uid}
+    echo '${JSON.stringify(config)}' >/tmp/pod-${uid}.json
+    echo '${JSON.stringify(container)}' >/tmp/container-${uid}.json
+    # kubelet makes the pod's slice before it asks for the pod, and it outlives the containers in it.
+    case ${slice} in *.slice) systemctl start ${slice};; esac
+    pod=$(crictl runp --runtime='${options.handler ?? ""}' /tmp/pod-${uid}.json)
+    id=$(crictl create $pod /tmp/container-${uid}.json /tmp/pod-${uid}.json)
+    crictl start $id >/dev/null
+    echo "$pod $id"
+  `);
+  const [pod = "", id = ""] = idOf(output).split(" ");
+  return { pod, id, slice, uid };
+};
+/** The directory of a container's cgroup, by its first process. */
+const cgroupOf = async (id: string): Promise<string> => {
+  const pid = await machine.sh(
+    `crictl inspect -o go-template --template '{{.info.pid}}' ${id} 2>/dev/null | tail -1`,
+  );
+  const line = await file(`/proc/${pid.trim()}/cgroup`);
+  return `/sys/fs/cgroup${line.replace(/^0::/, "")}`;
+};
+const exec = async (id: string, command: string): Promise<string> =>
+  (await machine.sh(`crictl exec -s ${id} ${command} 2>/dev/null`)).trim();
+const remove = (pod: string): Promise<string> => machine.sh(`crictl rmp -f ${pod}`);
+
+test("the kernel has cgroup v2 alone, and the runtime tells kubelet that systemd makes the cgroups", async () => {
+  expect(await machine.sh("stat -fc %T /sys/fs/cgroup")).toBe("cgroup2fs\n");
+  const config = await json<{ linux: { cgroupDriver: string } }>(
+    "crictl runtime-config 2>/dev/null || true",
+  ).catch(() => undefined);
+  // This crictl may have no command for RuntimeConfig: then the unit of a container below says it.
+  if (config !== undefined) expect(config.linux.cgroupDriver).toBe("SYSTEMD");
+});
+
+describe("With the systemd driver", () => {
+  afterAll(() => machine.trySh("systemctl stop 'kubepods-burstable-pod*.slice'"));
+
+  test("a container is a scope in the pod's slice, with every limit where v2 has it", async () => {
+    const { pod, id, slice } = await running({
+      cpu_period: 100_000,
+      cpu_quota: 50_000,
+      cpu_shares: 512,
+      memory_limit_in_bytes: 64 << 20,
+      memory_swap_limit_in_bytes: 64 << 20,
+      cpuset_cpus: "0",
+      hugepage_limits: [{ page_size: "2MB", limit: 4 << 20 }],
+      unified: { "memory.high": `${32 << 20}`, "pids.max": "77" },
+    });
+    const cgroup = await cgroupOf(id);
+    expect(cgroup).toBe(
+      `/sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/${slice}/bulkhead-${id}.scope`,
+    );
+    const unit = cgroup.split("/").at(-1) ?? "";
+    expect((await machine.sh(`systemctl is-active ${unit}`)).trim()).toBe("active");
+    const files = [
+      "cpu.max",
+      "memory.max",
+      "memory.swap.max",
+      "memory.high",
+      "pids.max",
+      "cpuset.cpus",
+      "hugetlb.2MB.max",
+    ];
+    const values = await machine.sh(files.map((name) => `cat ${cgroup}/${name}`).join("\n"));
+    expect(values.trim().split("\n")).toEqual([
+      "50000 100000",
+      `${64 << 20}`,
+      "0",
+      `${32 << 20}`,
+      "77",
+      "0",
+      `${4 << 20}`,
+    ]);
+    // runc's own conversion of shares to a weight; 1024 shares are 39 or 100 by its version.
+    const weight = Number(await file(`${cgroup}/cpu.weight`));
+    expect(weight).toBeGreaterThan(0);
+    expect(weight).toBeLessThan(100);
+    // systemd knows the limits as well: a reload of it does not take them away.
+    await machine.sh("systemctl daemon-reload");
+    expect(await file(`${cgroup}/memory.max`)).toBe(`${64 << 20}`);
+    // The container sees its own cgroup as the root.
+    expect(await exec(id, "cat /proc/self/cgroup")).toBe("0::/");
+    expect(await exec(id, "cat /sys/fs/cgroup/memory.max")).toBe(`${64 << 20}`);
+
+    await machine.sh(`crictl update --memory ${48 << 20} --cpu-quota 20000 ${id}`);
+    expect(await file(`${cgroup}/memory.max`)).toBe(`${48 << 20}`);
+    expect(await file(`${cgroup}/cpu.max`)).toBe("20000 100000");
+
+    await remove(pod);
+    expect((await machine.trySh(`ls -d ${cgroup}`)).code).not.toBe(0);
+    expect((await machine.trySh(`systemctl is-active ${unit}`)).output.trim()).toBe("inactive");
+  });
+
+  test("stats are what the cgroup says", async () => {
+    const { pod, id } = await running(
+      { memory_limit_in_bytes: 96 << 20 },
+      {
+        command: [
+          "sh",
+          "-c",
+          "head -c 20000000 /dev/zero | tail -c 20000000 >/dev/null; dd if=/dev/zero of=/f bs=1M count=8; sleep 3600",
+        ],
+      },
+    );
+    const cgroup = await cgroupOf(id);
+    await machine.sh("sleep 5");
+    const said = await json<{
+      stats: {
+        memory: { usageBytes: { value: string }; workingSetBytes: { value: string } };
+        cpu: { usageCoreNanoSeconds: { value: string } };
+      }[];
+    }>(`crictl stats -o json --id ${id} 2>/dev/null`);
+    const [current, usage] = (
+      await machine.sh(`cat ${cgroup}/memory.current; sed -n 's/usage_usec //p' ${cgroup}/cpu.stat`)
+    )
+      .trim()
+      .split("\n")
+      .map(Number);
+    const stats = said.stats[0];
+    const within = (value: number, of: number, part: number): void => {
+      expect(value).toBeGreaterThan(of * (1 - part));
+      expect(value).toBeLessThan(of * (1 + part));
+    };
+    within(Number(stats?.memory.usageBytes.value), current ?? 0, 0.3);
+    within(Number(stats?.cpu.usageCoreNanoSeconds.value), (usage ?? 0) * 1000, 0.5);
+    expect(Number(stats?.memory.workingSetBytes.value)).toBeLessThanOrEqual(
+      Number(stats?.memory.usageBytes.value),
+    );
+    await remove(pod);
+  });
+
+  test("a container over its limit ends as OOMKilled with 137", async () => {
+    const { pod, id } = await running(
+      { memory_limit_in_bytes: 16 << 20, memory_swap_limit_in_bytes: 16 << 20 },
+      { command: ["sh", "-c", "sleep 1; tail /dev/zero"] },
+    );
+    const status = await json<{ status: { reason: string; exitCode: number; state: string } }>(
+      `for i in $(seq 60); do crictl inspect ${id} 2>/dev/null | grep -q CONTAINER_EXITED && break; sleep 1; done; crictl inspect -o json ${id} 2>/dev/null`,
+    );
+    expect(status.status).toMatchObject({ state: "CONTAINER_EXITED", reason: "OOMKilled", exitCode: 137 });
+    await remove(pod);
+  });
+
+  test("containers live through a restart of the daemon's unit and a kill -9 of it", async () => {
+    const { pod, id } = await running({});
+    const cgroup = await cgroupOf(id);
+    const before = await file(`${cgroup}/cgroup.procs`);
+    const wait = "for i in $(seq 90); do crictl version >/dev/null 2>&1 && break; sleep 1; done";
+    await machine.sh(`systemctl restart bulkhead-runtime.service; ${wait}`);
+    expect(await file(`${cgroup}/cgroup.procs`)).toBe(before);
+    await machine.sh(
+      `systemctl kill -s KILL --kill-whom=main bulkhead-runtime.service; sleep 1; systemctl start bulkhead-runtime.service; ${wait}`,
+    );
+    expect(await file(`${cgroup}/cgroup.procs`)).toBe(before);
+    expect(await exec(id, "echo alive")).toBe("alive");
+    await remove(pod);
+  });
+
+  test("a gVisor pod's sandbox is in the pod's slice and under its limit", async () => {
+    const { pod, id, slice } = await running(
+      { memory_limit_in_bytes: 256 << 20 },
+      { handler: "gvisor", pod: { resources: { memory_limit_in_bytes: 512 << 20 } } },
+    );
+    expect(await exec(id, "cat /proc/version")).toContain("-gvisor");
+    const procs = await machine.sh(
+      `find /sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/${slice} -name cgroup.procs | xargs cat | sed 's|.*|/proc/&/comm|' | xargs cat`,
+    );
+    expect(procs).toContain("exe");
+    await remove(pod);
+  });
+
+  test("nothing is left: no scope, no slice of a pod, no mount", async () => {
+    expect(await machine.sh("crictl pods -q 2>/dev/null")).toBe("");
+    expect(
+      await machine.sh("systemctl list-units --no-legend --type=scope | grep -v init.scope || true"),
+    ).toBe("");
+    expect(await machine.sh("find /sys/fs/cgroup -name '*.scope' | grep -v init.scope || true")).toBe("");
+    expect(await machine.sh("grep -c /run/bulkhead/containers /proc/self/mountinfo || true")).toBe("0\n");
+  });
+});
+
+describe("With the cgroupfs driver", () => {
+  test("a container's cgroup lies below its parent's path, with its limits", async () => {
+    await machine.sh(`
+      sed -i 's/"conmon"/"cgroupDriver":"cgroupfs","conmon"/' /etc/bulkhead/runtime.yaml
+      systemctl restart bulkhead-runtime.service
+      for i in $(seq 90); do crictl version >/dev/null 2>&1 && break; sleep 1; done`);
+    const { pod, id } = await running(
+      { memory_limit_in_bytes: 64 << 20, cpu_quota: 30_000, cpu_period: 100_000 },
+      { parent: "/kubepods/pod-fs" },
+    );
+    const cgroup = await cgroupOf(id);
+    expect(cgroup).toBe(`/sys/fs/cgroup/kubepods/pod-fs/${id}`);
+    expect(await file(`${cgroup}/memory.max`)).toBe(`${64 << 20}`);
+    expect(await file(`${cgroup}/cpu.max`)).toBe("30000 100000");
+    await remove(pod);
+    expect((await machine.trySh(`ls -d ${cgroup}`)).code).not.toBe(0);
+  });
+});

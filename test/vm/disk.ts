@@ -1,0 +1,227 @@
+import { copyFile, mkdir, realpath, rm, symlink, writeFile } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { paths } from "@bulkhead/lib/api/paths.ts";
+import { bundle, workersOf } from "../../images/bundle.ts";
+import { nodeRootfs } from "../cluster/rootfs.ts";
+import { tool } from "../tools/cache.ts";
+import { run } from "../tools/run.ts";
+import { type Kernel, modulePaths } from "./kernel.ts";
+
+/** How the guest calls the machine that runs it (QEMU's user network). */
+export const hostAddress = "10.0.2.2";
+/** The guest's shell listens here: a script comes in, what it says goes out. */
+export const shellPort = 7000;
+
+const repository = join(import.meta.dirname, "../..");
+
+/** Pinned programs of the guest, by their place in it. */
+const programs: Record<string, string> = {
+  runc: "usr/local/bin/runc",
+  runsc: "usr/local/bin/runsc",
+  "containerd-shim-runsc-v1": "usr/local/bin/containerd-shim-runsc-v1",
+  crictl: "usr/local/bin/crictl",
+  "cni/bridge": "opt/cni/bin/bridge",
+  "cni/loopback": "opt/cni/bin/loopback",
+  "cni/host-local": "opt/cni/bin/host-local",
+  "cni/portmap": "opt/cni/bin/portmap",
+};
+
+const units = {
+  "shell.service": `[Unit]
+Description=A shell for the test that started this machine
+[Service]
+ExecStart=/usr/bin/socat TCP-LISTEN:${shellPort},reuseaddr,fork EXEC:/bin/sh,stderr
+KillMode=process
+[Install]
+WantedBy=multi-user.target
+`,
+  "bulkhead-runtime.service": `[Unit]
+Description=Bulkhead container runtime
+After=network-online.target
+[Service]
+Environment=NODE_ENV=production
+ExecStart=/usr/local/bin/node /opt/bulkhead/runtime/main.mjs serve
+KillMode=process
+Delegate=yes
+[Install]
+WantedBy=multi-user.target
+`,
+  // QEMU's user network has its addresses always.
+  "uplink.service": `[Unit]
+Description=QEMU's user network
+DefaultDependencies=no
+Before=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'modprobe virtio_net; for i in 1 2 3 4 5 6 7 8 9; do link=$(ls /sys/class/net | grep -v lo | head -1); [ -n "$link" ] && break; sleep 0.3; done; ip link set "$link" up && ip address add 10.0.2.15/24 dev "$link" && ip route add default via ${hostAddress}'
+[Install]
+WantedBy=multi-user.target
+`,
+};
+
+const runtimeConfig = (registry: string): object => {
+  const mirror = [`http://${hostAddress}:${registry.split(":").at(-1)}`];
+  return {
+    registries: { mirrors: { "registry.k8s.io": mirror, "gcr.io": mirror, "k8s.gcr.io": mirror } },
+    conmon: "/usr/local/bin/conmon",
+    runtimes: [{ name: "runc", kind: "oci", binary: "/usr/local/bin/runc" }],
+    log: { level: "info", format: "text" },
+  };
+};
+
+const network = {
+  cniVersion: "1.0.0",
+  name: "pods",
+  plugins: [
+    {
+      type: "bridge",
+      bridge: "cni0",
+      isGateway: true,
+      ipMasq: true,
+      ipam: {
+        type: "host-local",
+        ranges: [[{ subnet: "10.88.0.0/16" }]],
+        routes: [{ dst: "0.0.0.0/0" }],
+      },
+    },
+    { type: "portmap", capabilities: { portMappings: true } },
+  ],
+};
+
+const gvisorHandler = {
+  kind: "shim",
+  name: "gvisor",
+  binary: "/usr/local/bin/containerd-shim-runsc-v1",
+  optionsTypeUrl: "io.containerd.runsc.v1.options",
+  configPath: "/etc/bulkhead/runsc.toml",
+  wall: "kernel",
+  runsc: { binary: "/usr/local/bin/runsc", root: "/run/bulkhead/runsc" },
+};
+
+/**
+ * Writes the guest's root disk to `file`: the root filesystem of the test nodes with systemd, the runtime as it is
+ * released, the pinned programs, and units for them. `registry` (HOST:PORT on loopback) mirrors what the tests pull.
+ */
+export const writeDisk = async (
+  file: string,
+  kernel: Kernel,
+  registry: string,
+  scratch: string,
+  signal: AbortSignal,
+): Promise<void> => {
+  const upper = join(scratch, "upper");
+  const merged = join(scratch, "merged");
+  const put = async (path: string, text: string): Promise<void> => {
+    await mkdir(dirname(join(upper, path)), { recursive: true });
+    await writeFile(join(upper, path), text);
+  };
+  const copy = async (from: string, path: string): Promise<void> => {
+    await mkdir(dirname(join(upper, path)), { recursive: true });
+    await copyFile(await realpath(from), join(upper, path));
+  };
+  const wanted = join(upper, "etc/systemd/system/multi-user.target.wants");
+  await mkdir(wanted, { recursive: true });
+  for (const [name, text] of Object.entries(units)) {
+    await put(`etc/systemd/system/${name}`, text);
+    await symlink(`../${name}`, join(wanted, name));
+  }
+  await put("etc/machine-id", `${"b".repeat(32)}\n`);
+  await put("etc/hostname", "bulkhead-vm\n");
+  await put("etc/resolv.conf", "");
+  await put("etc/fstab", "");
+  // JSON is YAML.
+  await put("etc/bulkhead/runtime.yaml", JSON.stringify(runtimeConfig(registry)));
+  await put("etc/bulkhead/handlers.d/gvisor.yaml", JSON.stringify(gvisorHandler));
+  await put(
+    "etc/bulkhead/runsc.toml",
+    'binary_name = "/usr/local/bin/runsc"\nroot = "/run/bulkhead/runsc"\n\n[runsc_config]\n  platform = "systrap"\n',
+  );
+  await put("etc/cni/net.d/10-pods.conflist", JSON.stringify(network));
+  // Two seconds, crictl's own deadline, are not enough under emulation.
+  await put("etc/crictl.yaml", `runtime-endpoint: unix://${paths.socket}\ntimeout: 120\n`);
+  for (const [name, path] of Object.entries(programs)) await copy(tool(name), path);
+  const conmon = (await run(["which", "conmon"], { signal })).trim();
+  await copy(process.execPath, "usr/local/bin/node");
+  await copy(conmon, "usr/local/bin/conmon");
+  for (const line of (await run(["ldd", process.execPath, conmon], { signal })).split("\n")) {
+    const path = / => (\/\S+)/.exec(line)?.[1];
+    if (path !== undefined) await copy(path, join("usr/lib/x86_64-linux-gnu", basename(path)));
+  }
+
+  const runtime = join(upper, "opt/bulkhead/runtime");
+  await bundle({ main: "runtime/src/main.ts", ...(await workersOf("runtime/src")) }, runtime);
+  for (const name of ["koffi", "@koromix/koffi-linux-x64"]) {
+    await mkdir(join(runtime, "node_modules", dirname(name)), { recursive: true });
+    await run(["cp", "-r", join(repository, "node_modules", name), join(runtime, "node_modules", name)], {
+      signal,
+    });
+  }
+  await put("opt/bulkhead/package.json", JSON.stringify({ version: "0.0.0-vm", type: "module" }));
+  await mkdir(join(upper, "opt/bulkhead/bin"), { recursive: true });
+  const reaper = join(repository, "runtime/src/monitor/exec/reaper.c");
+  await run(["cc", "-Os", "-static", "-o", join(upper, "opt/bulkhead/bin/bulkhead-exec-reaper"), reaper], {
+    signal,
+  });
+
+  await mkdir(join(upper, "usr/lib/modules"), { recursive: true });
+  await run(["cp", "-r", kernel.modules, join(upper, "usr/lib/modules")], { signal });
+
+  await using undo = new AsyncDisposableStack();
+  await mkdir(merged);
+  const options = `lowerdir=${await nodeRootfs(signal)},upperdir=${upper},workdir=${join(scratch, "work")}`;
+  await mkdir(join(scratch, "work"));
+  await run(["mount", "-t", "overlay", "bulkhead-vm", "-o", options, merged], { signal });
+  undo.defer(async () => void (await run(["umount", merged])));
+  await run(["chroot", merged, "depmod", kernel.version], { signal });
+  await rm(file, { force: true });
+  await run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", merged, file, "3G"], { signal });
+};
+
+/** The modules that the guest needs to find its disk, in the order of loading. */
+const early = [
+  "virtio_ring",
+  "virtio",
+  "virtio_pci_modern_dev",
+  "virtio_pci_legacy_dev",
+  "virtio_pci",
+  "virtio_blk",
+];
+
+const init = `#!/bin/sh
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+for module in ${early.join(" ")}; do insmod /modules/$module.ko; done
+for i in 1 2 3 4 5 6 7 8 9; do [ -b /dev/vda ] && break; sleep 0.2; done
+mount -t ext4 /dev/vda /root
+umount /proc
+mount --move /dev /root/dev
+exec switch_root /root /lib/systemd/systemd
+`;
+
+/** Writes the initial RAM disk: busybox, the modules of the disk, and a script. */
+export const writeInitrd = async (
+  file: string,
+  kernel: Kernel,
+  scratch: string,
+  signal: AbortSignal,
+): Promise<void> => {
+  const tree = join(scratch, "initrd");
+  for (const dir of ["bin", "dev", "proc", "root", "modules"])
+    await mkdir(join(tree, dir), { recursive: true });
+  await copyFile("/usr/bin/busybox", join(tree, "bin/busybox")).catch(() =>
+    copyFile("/bin/busybox", join(tree, "bin/busybox")),
+  );
+  for (const name of ["sh", "mount", "umount", "insmod", "sleep", "switch_root", "["])
+    await symlink("busybox", join(tree, "bin", name));
+  const modules = await modulePaths(kernel);
+  for (const name of early) {
+    const path = modules.get(name);
+    // Built into the kernel otherwise.
+    if (path !== undefined) await copyFile(path, join(tree, "modules", `${name}.ko`));
+  }
+  await writeFile(join(tree, "init"), init, { mode: 0o755 });
+  await run(["sh", "-c", `cd "$1" && find . | busybox cpio -o -H newc | gzip -1 >"$2"`, "sh", tree, file], {
+    signal,
+  });
+};
