@@ -13,7 +13,7 @@ import { inherit, logNames, nodeOf, showLogs } from "./logs.ts";
 import { progress, reportSetup } from "./progress.ts";
 import { crictl, type RuntimeOptions, runtimeDown, runtimeRecord, runtimeUp } from "./runtime.ts";
 import { statusText } from "./status.ts";
-import { named, type Project, projects, runTests } from "./tests.ts";
+import { type Project, projects, runTests } from "./tests.ts";
 
 /** Ctrl-C ends what is under way and cleans up after it; a second one does not wait for that. */
 const interrupt = new AbortController();
@@ -28,8 +28,6 @@ const { signal } = interrupt;
 const prepare = (need: Need): Promise<void> => setup(need, reportSetup, signal);
 const say = (text: string): void => void process.stderr.write(`${text}\n`);
 const print = (text: string): void => void process.stdout.write(text);
-
-const everyProject = [...projects, ...named];
 
 /** The cluster that a command means: the one it names, or the only one, or the demo's. */
 const theCluster = async (name?: string): Promise<Cluster> => {
@@ -142,7 +140,7 @@ program
   .command("test")
   .description("set everything up, run checks and tests, and end with a line that counts them")
   .argument("[filters...]", "only test files whose path has one of these in it")
-  .option("--project <name>", `only these tests: ${everyProject.join(", ")}; may be repeated`, oneProject, [])
+  .option("--project <name>", `only these tests: ${projects.join(", ")}; may be repeated`, oneProject, [])
   .action(async (filters: string[], { project }: { project: Project[] }) => {
     const wanted = project.length > 0 ? project : projects;
     await prepare(
@@ -158,11 +156,11 @@ program
   });
 
 function oneProject(value: string, before: Project[]): Project[] {
-  const project = everyProject.find((each) => each === value);
+  const project = projects.find((each) => each === value);
   if (project === undefined)
     throw new RuntimeError(
       "invalid-argument",
-      `Cannot find project "${value}": it is one of ${everyProject.join(", ")}`,
+      `Cannot find project "${value}": it is one of ${projects.join(", ")}`,
     );
   return [...before, project];
 }

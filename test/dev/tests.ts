@@ -7,13 +7,10 @@ import { inherit } from "./logs.ts";
 const root = join(import.meta.dirname, "../..");
 
 /** Projects of vitest.config.ts, in the order in which it is cheapest to fail. */
-export const projects = ["unit", "host", "vm", "cluster"] as const;
+export const projects = ["unit", "host", "vm", "cluster", "lifecycle"] as const;
 
-/** Projects that run only when they are named. */
-export const named = ["lifecycle"] as const;
-
-/** One of {@link projects} or {@link named}. */
-export type Project = (typeof projects)[number] | (typeof named)[number];
+/** One of {@link projects}. */
+export type Project = (typeof projects)[number];
 
 type Counts = { passed: number; failed: number; skipped: number };
 

@@ -18,11 +18,14 @@ afterAll(async () => {
   await life?.[Symbol.asyncDispose]();
 });
 
-/** All that the runtime keeps on the node, without its pods' own. */
-const stored = () => life.node.exec(["sh", "-c", "cd /var/lib/bulkhead && find . ! -type d | sort"]);
+const found = (...below: string[]) =>
+  life.node.exec(["sh", "-c", `cd /var/lib/bulkhead && find ${below.join(" ")} ! -type d | sort`]);
 
-/** The layers that containers can be made of. */
-const layers = () => life.node.exec(["sh", "-c", "cd /var/lib/bulkhead/snapshots && find . | sort"]);
+/** The layers that containers can be made of. Containers and mounts beside them come and go with the canaries. */
+const layers = () => found("snapshots/l", "snapshots/layers");
+
+/** All that the runtime keeps of images. */
+const stored = () => found("images", "snapshots/l", "snapshots/layers", "snapshots/staging");
 
 /** The pod waits for its image: first with the error, then backing off. */
 const waits = async (
@@ -42,9 +45,12 @@ test.each([
   ["has no such digest", `bulkhead/test@sha256:${"0".repeat(64)}`, /NotFound.*0{64}.*404/],
 ])("An image that %s is said to, backs off, and leaves nothing", async (_why, ref, message) => {
   const before = await stored();
-  await waits("no-image", `${life.cluster.registry}/${ref}`, message);
-  expect(await stored()).toBe(before);
-  await life.ns.remove("no-image");
+  try {
+    await waits("no-image", `${life.cluster.registry}/${ref}`, message);
+    expect(await stored()).toBe(before);
+  } finally {
+    await life.ns.remove("no-image");
+  }
 });
 
 test("A layer whose bytes are not its digest's is refused by both digests' names, and comes when it is whole", async () => {
