@@ -73,7 +73,8 @@ export const chartOf = (rows: readonly Row[], title: string): string => {
         : `<line x1="${at(bound)}" y1="${y - 2}" x2="${at(bound)}" y2="${y + 17}" stroke="#111" stroke-width="2"/>`,
     ].join("");
   });
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${left + width + 60}" height="${height}" font-family="sans-serif" font-size="12">
+  return `<svg xmlns="http://www.w3.org/2000/svg" width="${left + width + 60}" height="${height}" font-family="sans-serif" font-size="12" role="img">
+<title>Bulkhead's cost beside containerd's</title>
 <rect width="100%" height="100%" fill="#fff"/>
 <text x="10" y="18" font-size="14">${escaped(title)}</text>
 <text x="10" y="34" fill="#555">Bulkhead's cost as a part of containerd's: less is better; containerd is 1, a thick mark is the goal</text>

@@ -24,6 +24,8 @@ export type LiveContainer = {
   input?: Disposable;
   /** True when this daemon started it: no need to ask. */
   started?: boolean;
+  /** Whether it started, once this daemon asked for that: settles with the answer. */
+  starting?: Promise<boolean>;
   /** Set when the end is known; reported once. */
   exit?: Exit;
   settled?: Promise<void>;
@@ -156,7 +158,9 @@ export class ShimPod {
     }
     container.output.endClients();
     container.input?.[Symbol.dispose]();
-    if (!this.#released) this.#deps.events.containerExited(container.id, exit);
+    // An exit may overtake the answer to start. One of a start that failed is told by that answer alone.
+    if ((await container.starting) === false || this.#released) return;
+    this.#deps.events.containerExited(container.id, exit);
   }
 
   get #released(): boolean {

@@ -423,8 +423,14 @@ export async function createShimHandler(
 
     async start(ref, signal) {
       const pod = await podOf(ref.sandbox, signal);
-      await pod.task.start({ id: ref.id }, { signal, timeoutMs: startMs });
       const live = pod.containers.get(ref.id);
+      const started = pod.task.start({ id: ref.id }, { signal, timeoutMs: startMs });
+      if (live)
+        live.starting = started.then(
+          () => true,
+          () => false,
+        );
+      await started;
       if (live) live.started = true;
     },
 
