@@ -1,7 +1,7 @@
 import { closeSync, constants, openSync, readFileSync, readSync, statfsSync, writeSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { isIPv6 } from "node:net";
-import { endianness, constants as os } from "node:os";
+import { endianness, networkInterfaces, constants as os } from "node:os";
 import { basename, dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import koffi from "koffi";
@@ -26,6 +26,7 @@ const O_PATH = 0o10000000;
 const SIOCGIFFLAGS = 0x8913;
 const SIOCSIFFLAGS = 0x8914;
 const SIOCGIFINDEX = 0x8933;
+const SIOCBRADDBR = 0x89a0;
 const IFF_UP = 1;
 const PR_SET_CHILD_SUBREAPER = 36;
 const SPLICE_F_NONBLOCK = 2;
@@ -189,6 +190,22 @@ export const createLinux = (): Linux => ({
     } finally {
       closeSync(netlink);
       closeSync(control);
+    }
+  },
+
+  addresses(netns, name) {
+    const found = within(netns, networkInterfaces)[name] ?? [];
+    return found.flatMap(({ cidr }) => cidr ?? []);
+  },
+
+  addBridge(netns, name) {
+    const socket = within(netns, inetSocket);
+    try {
+      // The kernel takes the first IFNAMSIZ bytes of what it is given for the name.
+      const result = libc.ioctl(socket, SIOCBRADDBR, interfaceRequest(name));
+      if (result < 0 && koffi.errno() !== os.errno.EEXIST) throw errnoError(koffi.errno(), "ioctl", name);
+    } finally {
+      closeSync(socket);
     }
   },
 

@@ -200,6 +200,26 @@ describe("addAddress()", () => {
   });
 });
 
+describe("addresses() and addBridge()", () => {
+  test("make an interface inside the namespace, once, and read what is on it", async () => {
+    const net = file("bridge");
+    await linux.pinNamespaces({ net }, "");
+    mounted.push(net);
+    const before = ownNamespaces();
+    expect(linux.addresses(net, "eth0")).toEqual([]);
+    linux.addBridge(net, "eth0");
+    linux.addBridge(net, "eth0");
+    linux.addAddress(net, "lo", "10.1.2.3/24");
+    expect(linux.addresses(net, "lo")).toContain("10.1.2.3/24");
+    expect(execFileSync("nsenter", [`--net=${net}`, "ip", "-br", "link"], { encoding: "utf8" })).toContain(
+      "eth0",
+    );
+    expect(linux.addresses("", "eth0")).not.toContain("10.1.2.3/24");
+    expect(() => linux.addBridge(net, "a name that is too long")).toThrow(/EINVAL/);
+    expect(ownNamespaces()).toEqual(before);
+  });
+});
+
 describe("dialIn()", () => {
   test("connects inside the namespace and nowhere else", async () => {
     const net = file("dial");

@@ -34,6 +34,10 @@ export interface Linux {
   linkUp(netns: string, name: string): void;
   /** Adds an address ("10.1.2.3/24") to the interface inside the network namespace; one that is there stays. */
   addAddress(netns: string, name: string, cidr: string): void;
+  /** Addresses with their prefix lengths of an interface that is up inside the network namespace; none when it is gone. */
+  addresses(netns: string, name: string): string[];
+  /** Makes an empty bridge inside the network namespace, unless it has an interface of that name. */
+  addBridge(netns: string, name: string): void;
   /** A connected, non-blocking AF_UNIX socket of type stream or seqpacket; a long path goes through /proc/self/fd. */
   connectUnix(path: string, type: "stream" | "seqpacket"): number;
   /** Kills by pidfd: true when the process with that start time got the signal. */

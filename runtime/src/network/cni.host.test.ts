@@ -159,6 +159,49 @@ describe("attach() and detach()", () => {
     await network().detach(pod, result, never);
   });
 
+  test("detach() undoes the masquerade after a DEL that was cut short, whether ADD told its result or not", async () => {
+    // A bridge plugin that dies at the first DEL, when the interface is gone and the rules are not.
+    const [killed, half] = [join(root, "killed"), join(root, "half")];
+    plugin(
+      "cut-short",
+      `if [ "$CNI_COMMAND" = DEL ] && [ ! -e ${killed} ]; then touch ${killed}
+      nsenter --net=$CNI_NETNS ip link del eth0; kill -9 $$; fi
+      out=$(${join(plugins, "bridge")}) || { echo "$out"; exit 1; }
+      if [ "$CNI_COMMAND" = ADD ] && [ -e ${half} ]; then kill -9 $$; fi
+      echo "$out"`,
+    );
+    configure([{ ...bridge(), type: "cut-short" }]);
+    for (const addIsCut of [false, true]) {
+      rmSync(killed, { force: true });
+      if (addIsCut) writeFileSync(half, "");
+      const pod = await makePod();
+      const attached = network().attach(pod, never);
+      const result = addIsCut ? undefined : await attached;
+      if (addIsCut) await expect(attached).rejects.toThrow(/SIGKILL/);
+      expect(rules().match(new RegExp(`POSTROUTING.*${pod.id}`, "g"))).toHaveLength(2);
+      await expect(network().detach(pod, result, never)).rejects.toThrow(/SIGKILL/);
+      expect(rules()).toContain(pod.id);
+      await network().detach(pod, result, never);
+      expect(rules()).not.toContain(pod.id);
+    }
+    expect(ipam()).toEqual([]);
+  });
+
+  test("detach() ends the ADD of a daemon that was killed meanwhile", async () => {
+    const pidFile = join(root, "orphan");
+    plugin("slow", `[ "$CNI_COMMAND" = ADD ] || exit 0; echo $$ > ${pidFile}; sleep 100`);
+    configure([{ type: "slow" }]);
+    const pod = await makePod();
+    const stop = new AbortController();
+    const attached = network().attach(pod, stop.signal);
+    attached.catch(() => {});
+    while (!existsSync(pidFile) || readFileSync(pidFile, "utf8") === "") await sleep(10);
+    // As another daemon, which never heard of that call.
+    await network().detach(pod, undefined, never);
+    await expect(attached).rejects.toThrow(/SIGKILL/);
+    stop.abort();
+  });
+
   test("detach() after the namespace is gone gives the address back", async () => {
     // The bridge plugin cannot find its masquerade rule without the namespace, whoever calls it.
     configure([{ ...bridge(), ipMasq: false }, portmap]);

@@ -5,8 +5,9 @@ import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
 import type { Linux } from "../linux/linux.ts";
 import { createConfig } from "./config.ts";
+import { endPlugins } from "./leftover-plugins.ts";
 import { createNamespaces, isPinned, removeNamespaces } from "./namespaces.ts";
-import type { Network, NetworkPod, NetworkResult } from "./network.ts";
+import type { Network, NetworkPod } from "./network.ts";
 import {
   addressesOf,
   type CniCommand,
@@ -36,12 +37,23 @@ export type CniOptions = {
 const PLUGIN_TIMEOUT_MS = 60_000;
 /** kubelet asks for the status every few seconds; its answer may be this old. */
 const STATUS_MS = 10_000;
-/** File in the pod's directory: the network that ADD was begun with, and its result. */
+/**
+ * File in the pod's directory: the network that ADD was begun with and its result; the addresses that an ADD without
+ * a result left on the interface, as the first DEL found them.
+ */
 const KEPT = "cni.json";
 
-const Kept = z.object({ config: z.unknown(), raw: z.unknown().optional() });
+const Kept = z.object({
+  config: z.unknown(),
+  raw: z.unknown().optional(),
+  addresses: z.array(z.string()).optional(),
+});
+type Kept = z.infer<typeof Kept>;
 
-type NetworkLinux = Pick<Linux, "statfs" | "pinNamespaces" | "umount" | "linkUp" | "addAddress" | "dialIn">;
+type NetworkLinux = Pick<
+  Linux,
+  "statfs" | "pinNamespaces" | "umount" | "linkUp" | "addAddress" | "addresses" | "addBridge" | "dialIn"
+>;
 
 /** Attaches pods by executing CNI plugins, any plugins, as the CNI specification 1.1 says. */
 export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network => {
@@ -132,12 +144,12 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
     },
 
     async detach(pod, result, signal) {
-      const kept = result ?? (await keptOf(pod));
+      const kept: Kept | undefined = result ?? (await keptOf(pod));
       // Without either, ADD never began.
       if (kept === undefined) return;
       const network = parseNetwork(kept.config);
       const netns = pod.netns !== "" && isPinned(pod.netns, linux) ? pod.netns : "";
-      if (netns !== "") restoreAddresses(netns, kept.raw, linux);
+      if (netns !== "") restoreInterface(netns, await cidrsToUndo(pod, netns, kept, linux), linux);
       const failures: unknown[] = [];
       // One plugin's failure keeps no other from giving back what it holds; the caller tries all again.
       for (const plugin of network.plugins.toReversed())
@@ -172,34 +184,57 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
 };
 
 /**
- * Puts back the addresses that ADD gave and that are no longer on the pod's interface. Plugins find by them what to
- * undo (bridge: its masquerade rule), but gVisor takes them into its own stack, and a pod with NET_ADMIN may do what
- * it likes. Mere help: the interface may be gone since an earlier DEL, or may not take an address any more.
+ * Addresses that the plugins of this pod made things for. An ADD that was cut short told none: what it left on the
+ * interface is written down before the first DEL, which takes the interface away and may be cut short as well.
  */
-const restoreAddresses = (netns: string, raw: unknown, linux: Pick<Linux, "addAddress">): void => {
-  for (const cidr of cidrsOf(keptResult(raw)))
-    try {
-      linux.addAddress(netns, POD_INTERFACE, cidr);
-    } catch {
-      // DEL is to be run whatever the interface is like.
-    }
+const cidrsToUndo = async (
+  pod: NetworkPod,
+  netns: string,
+  kept: Kept,
+  linux: Pick<Linux, "addresses">,
+): Promise<string[]> => {
+  if (kept.raw !== undefined) return cidrsOf(keptResult(kept.raw));
+  if (kept.addresses !== undefined) return kept.addresses;
+  // Those of an ADD that outlived its daemon would still be at work.
+  await endPlugins(pod.id);
+  const addresses = linux.addresses(netns, POD_INTERFACE).filter((cidr) => !cidr.startsWith("fe80:"));
+  if (addresses.length > 0) await keep(pod, { ...kept, addresses });
+  return addresses;
 };
 
-const keep = async (pod: NetworkPod, kept: { config: CniNetwork; raw?: unknown }): Promise<void> => {
+/**
+ * Puts back the addresses that ADD gave and that are no longer on the pod's interface, on an empty bridge of its name
+ * when that is gone. Plugins find by them what to undo (bridge and ptp: their masquerade rules), but a DEL that was cut
+ * short has removed the interface, gVisor takes the addresses into its own stack, and a pod with NET_ADMIN may do what
+ * it likes. Mere help: the kernel may refuse it.
+ */
+const restoreInterface = (
+  netns: string,
+  cidrs: readonly string[],
+  linux: Pick<Linux, "addAddress" | "addBridge">,
+): void => {
+  try {
+    if (cidrs.length > 0) linux.addBridge(netns, POD_INTERFACE);
+    for (const cidr of cidrs) linux.addAddress(netns, POD_INTERFACE, cidr);
+  } catch {
+    // DEL is to be run whatever the interface is like.
+  }
+};
+
+const keep = async (pod: NetworkPod, kept: Kept): Promise<void> => {
   const path = join(pod.dir, KEPT);
   await writeFile(`${path}.new`, JSON.stringify(kept), { mode: 0o600 });
   await rename(`${path}.new`, path);
 };
 
-const keptOf = async (pod: NetworkPod): Promise<Pick<NetworkResult, "config" | "raw"> | undefined> => {
+const keptOf = async (pod: NetworkPod): Promise<Kept | undefined> => {
   let text: string;
   try {
     text = await readFile(join(pod.dir, KEPT), "utf8");
   } catch {
     return undefined;
   }
-  const { config, raw } = Kept.parse(JSON.parse(text));
-  return { config, raw };
+  return Kept.parse(JSON.parse(text));
 };
 
 const reasonOf = (error: unknown): string =>

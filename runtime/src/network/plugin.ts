@@ -55,12 +55,7 @@ export const runPlugin = async (
   let why: RuntimeError | undefined;
   const kill = (reason: RuntimeError) => {
     why ??= reason;
-    if (child.pid === undefined) return;
-    try {
-      process.kill(-child.pid, "SIGKILL");
-    } catch {
-      // It has ended.
-    }
+    killGroup(child.pid);
   };
   const abort = () => kill(stopped(what, signal));
   signal.addEventListener("abort", abort, { once: true });
@@ -84,7 +79,9 @@ export const runPlugin = async (
       child.once("error", (error) =>
         reject(new RuntimeError("unavailable", `Cannot ${what}: ${error.message}`, { cause: error })),
       );
-      child.once("exit", () => {
+      child.once("exit", (_code, signalName) => {
+        // One that somebody killed: what it had just started (iptables) must not go on behind the next DEL.
+        if (signalName !== null) killGroup(child.pid);
         // What it left behind must not hold up the pod.
         drain = setTimeout(() => {
           child.stdout.destroy();
@@ -101,6 +98,15 @@ export const runPlugin = async (
   } finally {
     clearTimeout(drain);
     signal.removeEventListener("abort", abort);
+  }
+};
+
+const killGroup = (pid: number | undefined): void => {
+  if (pid === undefined) return;
+  try {
+    process.kill(-pid, "SIGKILL");
+  } catch {
+    // It has ended.
   }
 };
 
