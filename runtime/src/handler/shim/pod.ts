@@ -145,9 +145,8 @@ export class ShimPod {
 
   async #settle(container: LiveContainer, code: number, finishedAt: bigint): Promise<void> {
     const oomKilled = this.#oomKilled(container, code);
-    const { process } = container.state;
-    const lost =
-      code === 128 && process && !isAlive({ pid: process.pid, startTime: BigInt(process.startTime) });
+    // Of a sandbox that ran out of memory the process may still be on its way out.
+    const lost = code === 128 && (oomKilled || this.#processGone(container));
     const exit: Exit = { code: lost ? killedCode : code & 0xff, finishedAt, oomKilled };
     container.exit = exit;
     try {
@@ -165,6 +164,10 @@ export class ShimPod {
 
   get #released(): boolean {
     return this.#resources.disposed;
+  }
+
+  #processGone({ state: { process } }: LiveContainer): boolean {
+    return !!process && !isAlive({ pid: process.pid, startTime: BigInt(process.startTime) });
   }
 
   #oomKilled(container: LiveContainer, code: number): boolean {
