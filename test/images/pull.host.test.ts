@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { gzipSync, zstdCompress } from "node:zlib";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { type ImageStore, type ImagesOptions, openImages } from "../../runtime/src/image/store.ts";
 import { createLinux } from "../../runtime/src/linux/linux-ffi.ts";
 import { overlay } from "../../runtime/src/snapshot/overlay.ts";
@@ -579,7 +579,14 @@ describe("After a restart", () => {
     const bottom = gzipLayer(text("x", "bottom"));
     const top = { ...gzipLayer(text("x", "top")), diffId: digestOf(Buffer.from("no")) };
     await pushImage(registry.url, built("case/half:1", [bottom, top]));
-    await expect(images.pull({ ref: `${registry.host}/case/half:1` }, never)).rejects.toThrow();
+    await using proxy = await startProxy(registry.url);
+    // The wrong layer comes when the right one is there: else its failure may end the pull before anything is kept.
+    proxy.intercept = ({ path }, _, forward) => {
+      if (!path.endsWith(top.blob.digest)) return false;
+      void vi.waitUntil(() => snapshotter.has(bottom.diffId), { timeout: 10_000 }).then(forward, forward);
+      return true;
+    };
+    await expect(images.pull({ ref: `${proxy.host}/case/half:1` }, never)).rejects.toThrow();
     expect(snapshotter.has(bottom.diffId)).toBe(true);
     await writeFile(join(root, "images", "staging", "left-over"), "x");
     await images[Symbol.asyncDispose]();
