@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { statSync } from "node:fs";
 import { chmod, mkdir } from "node:fs/promises";
 import { join } from "node:path";
+import { type CriServices, connectCri } from "@bulkhead/lib/cri/client.ts";
 import type { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import type { Config } from "./config.ts";
@@ -19,7 +20,6 @@ import type { Runtime } from "./cri/runtime.ts";
 import { Sampler } from "./cri/sampler.ts";
 import { serveCri } from "./cri/server.ts";
 import { criServices } from "./cri/services.ts";
-import { type CriServices, connectEngine } from "./handler/delegate/client.ts";
 import { front } from "./handler/delegate/front.ts";
 import type { Handler, HandlerEvents } from "./handler/handler.ts";
 import { createOciHandler } from "./handler/oci/oci.ts";
@@ -239,8 +239,7 @@ const fronted = (
   stack: AsyncDisposableStack,
 ): CriServices => {
   if (config.delegate === null) return own;
-  const engine = connectEngine(config.delegate.socket);
-  stack.defer(() => engine.close());
+  const engine = stack.use(connectCri(config.delegate.socket));
   const device = (path: string): bigint | undefined =>
     statSync(path, { bigint: true, throwIfNoEntry: false })?.dev;
   return front(own, engine, {

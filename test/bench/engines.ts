@@ -4,8 +4,8 @@ import { openSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
+import { type CriClient, connectCri } from "@bulkhead/lib/cri/client.ts";
 import { RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
-import { connectEngine, type EngineClient } from "@bulkhead/runtime/handler/delegate/client.ts";
 import { inCache, tool } from "../tools/cache.ts";
 import { type CpuAccount, openCpuAccount } from "./cpu.ts";
 import { removePod } from "./pod.ts";
@@ -15,7 +15,7 @@ import { bundledRuntime } from "./program.ts";
 export type Engine = {
   name: "containerd" | "bulkhead";
   handler: string;
-  cri: EngineClient;
+  cri: CriClient;
   /** Its daemon's process; another one after {@link Engine.restart}. */
   readonly pid: number;
   /** CPU of the engine, of all that it starts, and of its pods. */
@@ -36,7 +36,7 @@ export type Machine = {
   cniConf: string;
 };
 
-const answers = async (name: string, cri: EngineClient, child: ChildProcess, log: string): Promise<void> => {
+const answers = async (name: string, cri: CriClient, child: ChildProcess, log: string): Promise<void> => {
   const end = Date.now() + 60_000;
   for (;;) {
     try {
@@ -71,7 +71,7 @@ const start = async (
     child.kill("SIGTERM");
     await ended;
   };
-  const cri = connectEngine(socket);
+  const cri = connectCri(socket);
   launch();
   await answers(own.name, cri, child!, logFile);
   return {
@@ -96,7 +96,7 @@ const start = async (
         AbortSignal.timeout(10_000),
       );
       for (const { id } of items) await removePod(cri, id);
-      cri.close();
+      cri[Symbol.dispose]();
       await end();
       await cpu[Symbol.asyncDispose]();
     },

@@ -3,6 +3,7 @@ import { mkdir, mkdtemp, readdir, rm, stat, symlink, writeFile } from "node:fs/p
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { create, fromJson, type JsonValue } from "@bufbuild/protobuf";
+import { connectCri } from "@bulkhead/lib/cri/client.ts";
 import {
   CheckpointContainerRequestSchema,
   ContainerConfigSchema,
@@ -15,7 +16,6 @@ import {
   StartContainerRequestSchema,
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
-import { connectEngine } from "@bulkhead/runtime/handler/delegate/client.ts";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { ensureTestImages, pushImage } from "../images/build.ts";
 import { imageOf, mediaTypes, type RunConfig } from "../images/image.ts";
@@ -32,8 +32,8 @@ let scratch: string;
 let registry: RunningRegistry;
 let daemon: Daemon;
 let serial = 0;
-let engine: ReturnType<typeof connectEngine>;
-let call: ReturnType<typeof connectEngine>["runtime"];
+let engine: ReturnType<typeof connectCri>;
+let call: ReturnType<typeof connectCri>["runtime"];
 
 beforeAll(async () => {
   scratch = await mkdtemp(join(tmpdir(), "bh-containers-"));
@@ -41,12 +41,12 @@ beforeAll(async () => {
   await ensureTestImages(registry.host, ["e2e-test-images/busybox:1.29-2"]);
   daemon = await createDaemon({ registry: registry.host, subnet: 96 });
   await daemon.start();
-  engine = connectEngine(daemon.socket);
+  engine = connectCri(daemon.socket);
   call = engine.runtime;
   await daemon.crictl("pull", busybox);
 });
 afterAll(async () => {
-  engine?.close();
+  engine?.[Symbol.dispose]();
   await daemon?.[Symbol.asyncDispose]();
   await registry?.stop();
   await rm(scratch, { recursive: true, force: true });

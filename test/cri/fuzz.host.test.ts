@@ -8,6 +8,7 @@ import {
   type Message,
   type MessageShape,
 } from "@bufbuild/protobuf";
+import { connectCri } from "@bulkhead/lib/cri/client.ts";
 import {
   ContainerConfigSchema,
   ContainerMetadataSchema,
@@ -22,7 +23,6 @@ import {
   RuntimeService,
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { connectEngine } from "@bulkhead/runtime/handler/delegate/client.ts";
 import fc from "fast-check";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { ensureTestImages } from "../images/build.ts";
@@ -38,7 +38,7 @@ const cgroupParent = "/bulkhead-fuzz";
 let scratch: string;
 let registry: RunningRegistry;
 let daemon: Daemon;
-let engine: ReturnType<typeof connectEngine>;
+let engine: ReturnType<typeof connectCri>;
 
 beforeAll(async () => {
   scratch = await mkdtemp(join(tmpdir(), "bh-fuzz-"));
@@ -47,10 +47,10 @@ beforeAll(async () => {
   daemon = await createDaemon({ registry: registry.host, subnet: 98 });
   await daemon.start();
   await daemon.crictl("pull", busybox);
-  engine = connectEngine(daemon.socket);
+  engine = connectCri(daemon.socket);
 });
 afterAll(async () => {
-  engine?.close();
+  engine?.[Symbol.dispose]();
   await daemon?.[Symbol.asyncDispose]();
   await registry?.stop();
   await rm(scratch, { recursive: true, force: true });

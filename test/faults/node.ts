@@ -6,8 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { create } from "@bufbuild/protobuf";
+import { type CriClient, connectCri } from "@bulkhead/lib/cri/client.ts";
 import { RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
-import { connectEngine, type EngineClient } from "@bulkhead/runtime/handler/delegate/client.ts";
 import { bundledRuntime } from "../bench/program.ts";
 import { tool } from "../tools/cache.ts";
 import { outcome, run } from "../tools/run.ts";
@@ -19,7 +19,7 @@ export type Modes = Record<string, "fail" | "hang" | "garbage" | "die" | "late">
 /** A node of its own: daemon, network, registry mirror, and the places where things can go wrong. */
 export type Node = AsyncDisposable & {
   name: string;
-  cri: EngineClient;
+  cri: CriClient;
   /** Directories that nobody else's paths have in them. */
   disk: string;
   run: string;
@@ -148,7 +148,7 @@ export const createNode = async (registry: string): Promise<Node> => {
     }),
   );
   const main = await bundledRuntime(join(disk, "program"));
-  const cri = connectEngine(socket);
+  const cri = connectCri(socket);
   const daemonLog = join(disk, "daemon.log");
   let child: ChildProcess | undefined;
   const lives = (): boolean => child !== undefined && child.exitCode === null && child.signalCode === null;
@@ -196,7 +196,7 @@ export const createNode = async (registry: string): Promise<Node> => {
     },
     async [Symbol.asyncDispose]() {
       await node.end("SIGTERM");
-      cri.close();
+      cri[Symbol.dispose]();
       await removeTraces(node);
       for (const dir of [state, root]) await outcome(["umount", "-l", dir]);
       await rm(home, { recursive: true, force: true });

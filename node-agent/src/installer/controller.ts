@@ -3,11 +3,11 @@ import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import type { DesiredProfile, NodeRuntimeStatus, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import type { Condition } from "@bulkhead/lib/api/runtime-profile.ts";
-import { PodSandboxState, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
+import { connectCri } from "@bulkhead/lib/cri/client.ts";
+import { PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { setCondition } from "@bulkhead/lib/kube/conditions.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
-import { CriConnection } from "../cri/client.ts";
 import { runCanary } from "../probe/canary.ts";
 import { judge } from "../probe/wall.ts";
 import type { Desired, Happening } from "../protocol.ts";
@@ -561,7 +561,7 @@ export class Controller {
     const { host, hostFacts, metrics, log } = this.#options;
     const { name } = profile;
     const attempt = async (): Promise<Canary> => {
-      using cri = new CriConnection(host.at(paths.socket));
+      using cri = connectCri(host.at(paths.socket));
       const at = new Date().toISOString();
       const failed = (message: string, rest: Partial<Canary> = {}): ProbeError =>
         new ProbeError(message, {
@@ -614,10 +614,11 @@ export class Controller {
 
   /** Running pods by handler. */
   async #listPods(signal: AbortSignal): Promise<Map<string, Pod[]>> {
-    using cri = new CriConnection(this.#options.host.at(paths.socket));
-    const { items } = await cri
-      .service(RuntimeService)
-      .listPodSandbox({}, AbortSignal.any([signal, AbortSignal.timeout(10_000)]));
+    using cri = connectCri(this.#options.host.at(paths.socket));
+    const { items } = await cri.runtime.listPodSandbox(
+      {},
+      AbortSignal.any([signal, AbortSignal.timeout(10_000)]),
+    );
     const pods = new Map<string, Pod[]>();
     for (const { state, runtimeHandler, metadata } of items) {
       if (metadata === undefined || metadata.namespace === canaryNamespace) continue;
@@ -634,8 +635,8 @@ export class Controller {
     const { record } = ownership;
     const deadline = (): AbortSignal => AbortSignal.any([signal, AbortSignal.timeout(5000)]);
     const version = async (socket: string) => {
-      using cri = new CriConnection(host.at(socket));
-      return await cri.service(RuntimeService).version({}, deadline());
+      using cri = connectCri(host.at(socket));
+      return await cri.runtime.version({}, deadline());
     };
     if (record.entries.length > 0) {
       this.#pods = await this.#listPods(signal);

@@ -3,11 +3,11 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
-import { PodSandboxState, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
+import { type CriClient, connectCri } from "@bulkhead/lib/cri/client.ts";
+import { PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import { z } from "zod";
-import { CriConnection } from "../cri/client.ts";
 import { type Manifest, stageBundle } from "./bundle.ts";
 import { busyVersions, findKubelet, kubeletView, mountsBelow } from "./facts.ts";
 import { versionDirectory } from "./files.ts";
@@ -99,7 +99,7 @@ export function executors(context: StepContext): Executors {
       host.run(["systemctl", ...args], { signal, timeoutMs: 100_000 }),
       `Cannot run "systemctl ${args.join(" ")}"`,
     );
-  const connect = (): CriConnection => new CriConnection(host.at(paths.socket));
+  const connect = (): CriClient => connectCri(host.at(paths.socket));
   const reload = (files: string[], signal: AbortSignal): Promise<unknown> =>
     files.some((file) => unitDirectories.test(file))
       ? systemctl(["daemon-reload"], signal)
@@ -131,7 +131,7 @@ export function executors(context: StepContext): Executors {
     },
     "await-runtime": async (_, signal) => {
       using cri = connect();
-      const runtime = cri.service(RuntimeService);
+      const { runtime } = cri;
       try {
         let looked = performance.now();
         await poll("The runtime did not become ready", 30_000, signal, async (each) => {
@@ -160,7 +160,7 @@ export function executors(context: StepContext): Executors {
     },
     "await-handler": async ({ handler, revision, present }, signal) => {
       using cri = connect();
-      const runtime = cri.service(RuntimeService);
+      const { runtime } = cri;
       const what = `The runtime did not ${present ? "load" : "drop"} handler "${handler}"`;
       const begun = performance.now();
       await poll(what, 15_000, signal, async (each) => {
@@ -236,7 +236,7 @@ export function executors(context: StepContext): Executors {
     },
     "remove-dead-pods": async ({ handlers }, signal) => {
       using cri = connect();
-      const runtime = cri.service(RuntimeService);
+      const { runtime } = cri;
       const { items } = await runtime.listPodSandbox({}, signal).catch((error: unknown) => {
         // A runtime that does not answer has nothing that could be asked to go; purge takes its files and mounts.
         context.log.warn({ err: messageOf(error) }, "cannot list pods before leaving");

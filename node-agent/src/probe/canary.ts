@@ -1,8 +1,8 @@
 import { randomUUID } from "node:crypto";
 import { canaryImage, canaryNamespace, labels } from "@bulkhead/lib/api/group.ts";
-import { ContainerState, ImageService, NamespaceMode, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
+import type { CriClient } from "@bulkhead/lib/cri/client.ts";
+import { ContainerState, NamespaceMode } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import type { CriConnection } from "../cri/client.ts";
 import { parseView, type View, viewCommand } from "./wall.ts";
 
 /**
@@ -20,13 +20,8 @@ export type CanaryResult = {
 const cleanup = (): AbortSignal => AbortSignal.timeout(30_000);
 
 /** Runs one canary under `handler`. Leaves nothing behind, whatever happens. */
-export async function runCanary(
-  cri: CriConnection,
-  handler: string,
-  signal: AbortSignal,
-): Promise<CanaryResult> {
-  const runtime = cri.service(RuntimeService);
-  const images = cri.service(ImageService);
+export async function runCanary(cri: CriClient, handler: string, signal: AbortSignal): Promise<CanaryResult> {
+  const { runtime, image: images } = cri;
   const image = { image: canaryImage, userSpecifiedImage: canaryImage, runtimeHandler: handler };
   const uid = randomUUID();
   const sandbox = {
@@ -83,12 +78,8 @@ export async function runCanary(
 }
 
 /** Stops and removes every canary of `handler`, also those of a former life of the agent. */
-export async function removeCanaries(
-  cri: CriConnection,
-  handler: string,
-  signal: AbortSignal,
-): Promise<void> {
-  const runtime = cri.service(RuntimeService);
+export async function removeCanaries(cri: CriClient, handler: string, signal: AbortSignal): Promise<void> {
+  const { runtime } = cri;
   const { items } = await runtime.listPodSandbox(
     { filter: { labelSelector: { [labels.canary]: handler } } },
     signal,

@@ -1,9 +1,9 @@
 import { join } from "node:path";
+import type { CriServices } from "@bulkhead/lib/cri/client.ts";
 import type { Logger } from "pino";
 import type { Exits } from "../container/exits.ts";
 import type { Container, Visible } from "../container/state.ts";
 import type { ContainerStore } from "../container/store.ts";
-import type { CriServices } from "../handler/delegate/client.ts";
 import type { Handler, SandboxRef } from "../handler/handler.ts";
 import type { Handlers } from "../handlers/handlers.ts";
 import type { SingleFlight } from "../image/single-flight.ts";

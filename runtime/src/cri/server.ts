@@ -1,6 +1,7 @@
 import { chmod, mkdir, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import { type DescMethod, type DescService, fromBinary, type Message, toBinary } from "@bufbuild/protobuf";
+import type { CriServices } from "@bulkhead/lib/cri/client.ts";
 import { ImageService, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import {
@@ -11,7 +12,6 @@ import {
   type ServiceDefinition,
   status,
 } from "@grpc/grpc-js";
-import type { CriServices } from "../handler/delegate/client.ts";
 import { toStatus } from "./status.ts";
 
 /** Above kubelet's 16 MiB, which ExecSync may fill. */

@@ -1,4 +1,5 @@
 import { create } from "@bufbuild/protobuf";
+import type { CriServices } from "@bulkhead/lib/cri/client.ts";
 import {
   StreamContainerStatsResponseSchema,
   StreamContainersResponseSchema,
@@ -7,7 +8,6 @@ import {
   StreamPodSandboxMetricsResponseSchema,
   StreamPodSandboxStatsResponseSchema,
 } from "@bulkhead/lib/gen/cri_pb.js";
-import type { CriServices } from "../handler/delegate/client.ts";
 import { attach } from "./container/attach.ts";
 import { checkpointContainer } from "./container/checkpoint.ts";
 import { createContainer } from "./container/create.ts";

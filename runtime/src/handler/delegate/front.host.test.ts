@@ -4,9 +4,9 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { create, type DescService } from "@bufbuild/protobuf";
+import { type CriClient, type CriServices, connectCri } from "@bulkhead/lib/cri/client.ts";
 import { ImageService, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
-import { type CriServices, connectEngine, type EngineClient } from "./client.ts";
 import { front } from "./front.ts";
 
 const bin = join(process.env.BULKHEAD_CACHE ?? join(homedir(), ".cache/bulkhead"), "bin");
@@ -23,7 +23,7 @@ const nothing = { runtime: empty(RuntimeService), image: empty(ImageService) } a
 
 let dir: string;
 let containerd: ChildProcess;
-let engine: EngineClient;
+let engine: CriClient;
 let fronted: CriServices;
 const signal = AbortSignal.timeout(120_000);
 const r = RuntimeService.method;
@@ -42,7 +42,7 @@ beforeAll(async () => {
     join(dir, "config.toml"),
     `version = 3\nroot = "${dir}/root"\nstate = "${dir}/state"\n[grpc]\naddress = "${dir}/c.sock"\n[ttrpc]\naddress = "${dir}/t.sock"\n`,
   );
-  engine = connectEngine(join(dir, "c.sock"));
+  engine = connectCri(join(dir, "c.sock"));
   fronted = front(nothing, engine, {
     hasHandler: (name) => name === "standard",
     hasPod: (id) => id === "ours",
@@ -56,7 +56,7 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  engine.close();
+  engine[Symbol.dispose]();
   containerd.kill("SIGTERM");
   await once(containerd, "exit");
   await rm(dir, { recursive: true, force: true });

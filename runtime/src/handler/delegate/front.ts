@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { create, type DescMessage, type MessageShape } from "@bufbuild/protobuf";
+import type { CriClient, CriServices } from "@bulkhead/lib/cri/client.ts";
 import {
   type ContainerEventResponse,
   type CreateContainerRequest,
@@ -17,7 +18,6 @@ import {
   StreamPodSandboxStatsResponseSchema,
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode } from "@bulkhead/lib/std/errors.ts";
-import type { CriServices, EngineClient } from "./client.ts";
 import { Credentials } from "./credentials.ts";
 import { LastKnown } from "./last-known.ts";
 import { mergeFsInfo, mergeImages, mergeStatus, mergeVersion } from "./merge.ts";
@@ -46,7 +46,7 @@ const quiet = 60_000;
  * Puts our services in front of the engine that the node had: handlers and ids that are ours are served here,
  * everything else there. The engine's absence fails the calls for its own pods and nothing else.
  */
-export function front(own: CriServices, engine: EngineClient, side: OwnSide): CriServices {
+export function front(own: CriServices, engine: CriClient, side: OwnSide): CriServices {
   const credentials = new Credentials();
   let lastWarning = 0;
   const lists = new LastKnown(side.stateDir, (method, error) => {
