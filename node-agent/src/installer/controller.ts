@@ -243,7 +243,7 @@ export class Controller {
       return;
     }
 
-    for (const profile of wanted) await this.#serve(profile, signal);
+    await this.#serve(wanted, signal);
 
     const proven = wanted.filter(({ name }) => this.#proven(name));
     if (proven.length > 0) await this.#frontKubelet(wanted, run, signal);
@@ -320,8 +320,32 @@ export class Controller {
     for (const { name } of wanted) this.#fail(name, "EngineFailed", `${message}; ${outcome}`);
   }
 
-  /** One profile: its handler loaded and proven, or the last good one put back. */
-  async #serve(profile: DesiredProfile, signal: AbortSignal): Promise<void> {
+  /**
+   * Every profile's handler loaded and proven, or its last good one put back. Handlers are loaded in turn; canaries run
+   * side by side, so that one that fails slowly holds no other profile up; and each verdict is written down alone.
+   */
+  async #serve(wanted: DesiredProfile[], signal: AbortSignal): Promise<void> {
+    const attempts: Attempt[] = [];
+    for (const profile of wanted) {
+      const attempt = await this.#load(profile, signal);
+      if (attempt !== undefined) attempts.push(attempt);
+    }
+    let turn = Promise.resolve();
+    const prove = async (attempt: Attempt): Promise<void> => {
+      const { profile, failure } = attempt;
+      const canary = failure ?? (await this.#probe(profile, signal).catch((error: unknown) => ({ error })));
+      turn = turn.then(async () => {
+        signal.throwIfAborted();
+        if ("error" in canary) await this.#failed(attempt, canary.error);
+        else await this.#passed(attempt, canary).catch((error: unknown) => this.#failed(attempt, error));
+      });
+      await turn;
+    };
+    await Promise.all(attempts.map(prove));
+  }
+
+  /** Puts a profile's handler in place. Undefined where nothing is to be done or proven now. */
+  async #load(profile: DesiredProfile, signal: AbortSignal): Promise<Attempt | undefined> {
     const { name } = profile;
     const { log, ownership, host, bundle, manifest } = this.#options;
     const run = executors({
@@ -338,66 +362,68 @@ export class Controller {
     const due = performance.now() >= (this.#due.get(name) ?? 0);
     const state = this.#states.get(name);
     const settled = state?.phase === "Failed" || state?.phase === "RolledBack";
-    if (!due && (settled || steps.length === 0)) return;
+    if (!due && (settled || steps.length === 0)) return undefined;
     const known = ownership.record.profiles[name];
-    const isNew = known?.revision !== profile.revision;
+    const attempt: Attempt = { profile, plan, facts, run, known };
     try {
       if (steps.length > 0) {
         this.#apply(name, { on: "installing" });
         const changed = Object.entries(known?.files ?? {}).filter(
           ([path, body]) => facts.files.get(path) !== body,
         );
-        if (!isNew && changed.length > 0) {
+        if (known?.revision === profile.revision && changed.length > 0) {
           const paths = changed.map(([path]) => path).join(", ");
           this.#note("Drifted", `Files were changed and are put back: ${paths}`, "Warning", name);
         }
         await execute(steps, run, signal, log);
       }
       this.#apply(name, { on: "verifying" });
-      const canary = await this.#probe(profile, signal);
-      await ownership.update({
-        profiles: {
-          ...ownership.record.profiles,
-          [name]: { revision: profile.revision, files: plan.files },
-        },
-      });
-      this.#passed(profile, canary, facts);
+      return attempt;
     } catch (error) {
       signal.throwIfAborted();
-      const canary = error instanceof ProbeError ? error.canary : undefined;
-      const reason = error instanceof ProbeError ? "CanaryFailed" : "InstallFailed";
-      const message = messageOf(error);
-      const failed = { reason, message, ...(canary === undefined ? {} : { canary }) };
-      if (!isNew) {
-        // It served well before: pods of it run. The handler stays, and the next canary decides.
-        this.#fail(name, reason, message, canary, true);
-      } else {
-        const rollback = planProfileRollback(facts, plan);
-        await execute(rollback, run, AbortSignal.timeout(60_000), log).catch((failure: unknown) => {
-          failed.message = `${message}; putting the former state back failed too: ${messageOf(failure)}`;
-        });
-        if (known === undefined) {
-          this.#fail(name, failed.reason, failed.message, canary);
-        } else {
-          this.#apply(name, { on: "rolled-back", good: known.revision, ...failed });
-          this.#condition("RolledBack", true, reason, `Profile "${name}": ${failed.message}`);
-          this.#note(
-            "RolledBack",
-            `Revision ${profile.revision} failed and ${known.revision} serves again: ${failed.message}`,
-            "Warning",
-            name,
-          );
-        }
-      }
-      const after = this.#states.get(name);
-      const failures = after !== undefined && "failures" in after ? after.failures : 1;
-      this.#due.set(name, performance.now() + retryDelay(failures));
-      this.#options.metrics.ready.set({ profile: name }, 0);
+      return { ...attempt, failure: { error } };
     }
   }
 
-  #passed(profile: DesiredProfile, canary: Canary, facts: Facts): void {
+  async #failed({ profile, plan, facts, run, known }: Attempt, error: unknown): Promise<void> {
     const { name } = profile;
+    const { log } = this.#options;
+    const canary = error instanceof ProbeError ? error.canary : undefined;
+    const reason = error instanceof ProbeError ? "CanaryFailed" : "InstallFailed";
+    const failed = { reason, message: messageOf(error), ...(canary === undefined ? {} : { canary }) };
+    if (known?.revision === profile.revision) {
+      // It served well before: pods of it run. The handler stays, and the next canary decides.
+      this.#fail(name, reason, failed.message, canary, true);
+    } else {
+      const rollback = planProfileRollback(facts, plan);
+      await execute(rollback, run, AbortSignal.timeout(60_000), log).catch((failure: unknown) => {
+        failed.message = `${failed.message}; putting the former state back failed too: ${messageOf(failure)}`;
+      });
+      if (known === undefined) {
+        this.#fail(name, failed.reason, failed.message, canary);
+      } else {
+        this.#apply(name, { on: "rolled-back", good: known.revision, ...failed });
+        this.#condition("RolledBack", true, reason, `Profile "${name}": ${failed.message}`);
+        this.#note(
+          "RolledBack",
+          `Revision ${profile.revision} failed and ${known.revision} serves again: ${failed.message}`,
+          "Warning",
+          name,
+        );
+      }
+    }
+    const after = this.#states.get(name);
+    const failures = after !== undefined && "failures" in after ? after.failures : 1;
+    this.#due.set(name, performance.now() + retryDelay(failures));
+    this.#options.metrics.ready.set({ profile: name }, 0);
+  }
+
+  async #passed({ profile, plan, facts }: Attempt, canary: Canary): Promise<void> {
+    const { ownership } = this.#options;
+    const { name, revision } = profile;
+    await ownership.update({
+      profiles: { ...ownership.record.profiles, [name]: { revision, files: plan.files } },
+    });
     const before = this.#states.get(name);
     const samples = [...(this.#samples.get(name) ?? []), canary.startSeconds].slice(-keptSamples);
     this.#samples.set(name, samples);
@@ -748,6 +774,16 @@ export class Controller {
 }
 
 type Pod = { namespace: string; name: string };
+
+/** One try at a profile: what is put in place, what was there, what served before, and why it could not be loaded. */
+type Attempt = {
+  profile: DesiredProfile;
+  plan: ProfilePlan;
+  facts: Facts;
+  run: ReturnType<typeof executors>;
+  known: { revision: string; files: Record<string, string> } | undefined;
+  failure?: { error: unknown };
+};
 
 /** A canary that did not pass, with what it had seen. */
 class ProbeError extends Error {
