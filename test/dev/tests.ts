@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { inherit } from "./logs.ts";
 
 const root = join(import.meta.dirname, "../..");
@@ -14,9 +14,23 @@ export type Project = (typeof projects)[number];
 
 type Counts = { passed: number; failed: number; skipped: number };
 
+/** What one run of vitest reports, as far as it is used here. */
+type Report = {
+  numPassedTests: number;
+  numFailedTests: number;
+  numPendingTests: number;
+  numTodoTests: number;
+  testResults: {
+    name: string;
+    status: string;
+    message: string;
+    assertionResults: { status: string; fullName: string; failureMessages: string[] }[];
+  }[];
+};
+
 /**
- * Runs checks and tests: all, or those of some projects, or those whose path matches a filter. The last line that it
- * prints has the counts. Returns the exit code.
+ * Runs checks and tests: all, or those of some projects, or those whose path matches a filter. It ends by naming what
+ * failed once more, since a log may be cut to its end, and with a line of the counts. Returns the exit code.
  */
 export const runTests = async (
   wanted: readonly Project[],
@@ -24,16 +38,19 @@ export const runTests = async (
   signal: AbortSignal,
 ): Promise<number> => {
   const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
+  const failures: string[] = [];
   let code = 0;
   if (wanted.length === projects.length && filters.length === 0) {
     // The gate counts as one. It has the unit tests in it, but not their numbers: they run once more for these.
     code = await inherit([process.execPath, join(root, "test/dev/ok.ts")]);
     counts[code === 0 ? "passed" : "failed"] += 1;
+    if (code !== 0) failures.push("the gate, npm run ok: see the top of this log");
   }
   for (const project of wanted) {
     if (signal.aborted) break;
-    code = (await runProject(project, filters, counts, signal)) || code;
+    code = (await runProject(project, filters, counts, failures, signal)) || code;
   }
+  for (const failure of failures) process.stdout.write(`FAILED ${failure}\n`);
   process.stdout.write(`${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped\n`);
   return code;
 };
@@ -42,6 +59,7 @@ const runProject = async (
   project: Project,
   filters: readonly string[],
   counts: Counts,
+  failures: string[],
   signal: AbortSignal,
 ): Promise<number> => {
   const dir = await mkdtemp(join(tmpdir(), "bulkhead-tests-"));
@@ -69,25 +87,32 @@ const runProject = async (
     const text = await readFile(report, "utf8").catch(() => undefined);
     if (text === undefined) {
       // It died before it could count: that is a failure, whatever it was.
-      if (!signal.aborted) counts.failed += 1;
+      if (!signal.aborted) {
+        counts.failed += 1;
+        failures.push(`vitest of ${project} ended before it could report`);
+      }
       return code || 1;
     }
-    const result = JSON.parse(text) as {
-      numPassedTests: number;
-      numFailedTests: number;
-      numPendingTests: number;
-      numTodoTests: number;
-      testResults: { status: string; assertionResults: unknown[] }[];
-    };
+    const result = JSON.parse(text) as Report;
     counts.passed += result.numPassedTests;
     // A file that fails before its first test has none to count.
     const broken = result.testResults.filter(
       ({ status, assertionResults }) => status === "failed" && assertionResults.length === 0,
     );
     counts.failed += result.numFailedTests + broken.length;
+    failures.push(...failuresOf(project, result));
     counts.skipped += result.numPendingTests + result.numTodoTests;
     return code;
   } finally {
     await rm(dir, { recursive: true, force: true });
   }
 };
+
+const failuresOf = (project: Project, { testResults }: Report): string[] =>
+  testResults.flatMap(({ name, status, message, assertionResults }) => {
+    const file = `${project} ${relative(root, name)}`;
+    if (status === "failed" && assertionResults.length === 0) return [`${file}: ${message.slice(0, 2000)}`];
+    return assertionResults
+      .filter((test) => test.status === "failed")
+      .map((test) => `${file} > ${test.fullName}: ${test.failureMessages.join("\n").slice(0, 2000)}`);
+  });
