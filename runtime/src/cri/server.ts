@@ -12,6 +12,7 @@ import {
   type ServiceDefinition,
   status,
 } from "@grpc/grpc-js";
+import { listSerializer } from "./list-serializer.ts";
 import { toStatus } from "./status.ts";
 
 /** Above kubelet's 16 MiB, which ExecSync may fill. */
@@ -83,7 +84,7 @@ const bind = (service: DescService, methods: Record<string, Call>, observe: Obse
       responseStream: method.methodKind === "server_streaming",
       requestSerialize: (message: Message) => Buffer.from(toBinary(method.input, message)),
       requestDeserialize: (bytes: Buffer) => fromBinary(method.input, bytes),
-      responseSerialize: (message: Message) => Buffer.from(toBinary(method.output, message)),
+      responseSerialize: serializer(method),
       responseDeserialize: (bytes: Buffer) => fromBinary(method.output, bytes),
     };
     implementation[method.name] =
@@ -93,6 +94,14 @@ const bind = (service: DescService, methods: Record<string, Call>, observe: Obse
   }
   return { definition: definition as ServiceDefinition, implementation };
 };
+
+/** Lists that are asked for every second, of messages that stay the same while nothing happens. */
+const listed = /^List(Containers|PodSandbox)$/;
+
+const serializer = (method: DescMethod): ((message: Message) => Buffer) =>
+  listed.test(method.name)
+    ? listSerializer(method.output)
+    : (message) => Buffer.from(toBinary(method.output, message));
 
 const unary =
   (method: DescMethod, run: Call, observe: Observer): handleUnaryCall<Message, Message> =>

@@ -9,6 +9,7 @@ import {
 import type { Visible } from "../../container/state.ts";
 import type { Images } from "../../image/images.ts";
 import { criStopSignal } from "../../spec/stop-signal.ts";
+import { oncePerRecord } from "../once-per-record.ts";
 
 const states = {
   created: ContainerState.CONTAINER_CREATED,
@@ -19,19 +20,21 @@ const states = {
 export const containerState = (container: Visible): ContainerState => states[container.state];
 
 /** A container as a list shows it. */
-export const containerMessage = (container: Visible): Listed =>
-  create(ContainerSchema, {
-    id: container.id,
-    podSandboxId: container.podId,
-    ...(container.config.metadata && { metadata: container.config.metadata }),
-    ...(container.config.image && { image: container.config.image }),
-    imageRef: container.imageId,
-    imageId: container.imageId,
-    state: containerState(container),
-    createdAt: container.createdAt,
-    labels: container.config.labels,
-    annotations: container.config.annotations,
-  });
+export const containerMessage = oncePerRecord(
+  (container: Visible): Listed =>
+    create(ContainerSchema, {
+      id: container.id,
+      podSandboxId: container.podId,
+      ...(container.config.metadata && { metadata: container.config.metadata }),
+      ...(container.config.image && { image: container.config.image }),
+      imageRef: container.imageId,
+      imageId: container.imageId,
+      state: containerState(container),
+      createdAt: container.createdAt,
+      labels: container.config.labels,
+      annotations: container.config.annotations,
+    }),
+);
 
 /** A container as its status shows it. Mounts are those that kubelet asked for, nothing of our own. */
 export const containerStatusMessage = (container: Visible, images: Pick<Images, "get">): ContainerStatus => {

@@ -7,21 +7,24 @@ import {
   PodSandboxStatusSchema,
 } from "@bulkhead/lib/gen/cri_pb.js";
 import type { Pod } from "../../pod/state.ts";
+import { oncePerRecord } from "../once-per-record.ts";
 
 export const podState = (pod: Pod): PodSandboxState =>
   pod.state === "ready" ? PodSandboxState.SANDBOX_READY : PodSandboxState.SANDBOX_NOTREADY;
 
 /** A pod as a list shows it. */
-export const podMessage = (pod: Pod): PodSandbox =>
-  create(PodSandboxSchema, {
-    id: pod.id,
-    ...(pod.config.metadata && { metadata: pod.config.metadata }),
-    state: podState(pod),
-    createdAt: pod.createdAt,
-    labels: pod.config.labels,
-    annotations: pod.config.annotations,
-    runtimeHandler: pod.runtimeHandler,
-  });
+export const podMessage = oncePerRecord(
+  (pod: Pod): PodSandbox =>
+    create(PodSandboxSchema, {
+      id: pod.id,
+      ...(pod.config.metadata && { metadata: pod.config.metadata }),
+      state: podState(pod),
+      createdAt: pod.createdAt,
+      labels: pod.config.labels,
+      annotations: pod.config.annotations,
+      runtimeHandler: pod.runtimeHandler,
+    }),
+);
 
 /** A pod as its status shows it. Addresses are there while the pod is on the network. */
 export const podStatusMessage = (pod: Pod): PodSandboxStatus => {
