@@ -24,6 +24,7 @@ import { pastInit } from "./init.ts";
 import { moveMonitor } from "./monitor-cgroup.ts";
 import { fromRecord, parseContainerState, parseSandboxState, refusalOf, toRecord } from "./state.ts";
 import { ownStdio } from "./stdio-owner.ts";
+import { cgroupWarmer } from "./warm-cgroups.ts";
 
 export type OciHandlerConfig = {
   name: string;
@@ -89,6 +90,7 @@ export const createOciHandler = async (
   await mkdir(deps.stateRoot, { recursive: true, mode: 0o700 });
   const asked = await run(command, ["features"], AbortSignal.timeout(10_000));
   const features = parseFeatures(asked.stdout);
+  const warmCgroups = cgroupWarmer(layout);
 
   const watched = new Map<string, Watched>();
   const holders = new Map<string, ProcessId>();
@@ -251,6 +253,7 @@ export const createOciHandler = async (
       const { id, stateDir, spec, tty, stdin, stdinOnce, logPath } = container;
       await using undo = new AsyncDisposableStack();
       undo.defer(() => discard(id, stateDir, AbortSignal.timeout(15_000)));
+      warmCgroups();
       const { process, ...rest } = spec;
       const terminal = process && { process: { ...process, terminal: tty } };
       await writeFile(join(stateDir, "config.json"), JSON.stringify({ ...rest, ...terminal }));
@@ -357,6 +360,7 @@ export const createOciHandler = async (
       const state = assertRunning(container, "execute");
       const { cgroup, process } = state;
       const target = { id: container.id, stateDir: container.stateDir, cgroup, pid: process.pid };
+      warmCgroups();
       return startExec(target, request, { command, reaper: programs.reaper, linux }, signal);
     },
 
