@@ -26,6 +26,7 @@ export const libc = {
   prctl: lib.func("int prctl(int, ulong, ulong, ulong, ulong)"),
   mallopt: lib.func("int mallopt(int, int)"),
   malloc_trim: lib.func("int malloc_trim(size_t)"),
+  madvise: lib.func("int madvise(uintptr_t, size_t, int)"),
   tee: lib.func("intptr_t tee(int, int, size_t, uint)"),
   /** For calls younger than the oldest glibc we run on. */
   syscall: lib.func("long syscall(long, ...)"),
