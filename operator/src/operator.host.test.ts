@@ -458,7 +458,11 @@ describe("The operator", () => {
     expect(conditionOf(waiting, "Progressing")?.message).toBe(
       `12 pods use RuntimeClass "sandboxed": ${Array.from({ length: 10 }, (_, n) => `default/user-0${n}`).join(", ")} and 2 more`,
     );
-    const told = (await client.list(events, { namespace })).items.find((e) => e.reason === "InUse");
+    const told = await eventually(
+      "told", // the Event follows the status
+      async () => (await client.list(events, { namespace })).items.find((e) => e.reason === "InUse"),
+      (is) => is !== undefined,
+    );
     expect(told).toMatchObject({ type: "Warning", regarding: { kind: "RuntimeProfile", name: "sandboxed" } });
     await sleep(1_000);
     expect((await runtimeOf("node-a")).spec.profiles).toHaveLength(1);
