@@ -11,6 +11,7 @@ import { first, inNamespace, type Namespace, podOf, ready } from "../pods/kube.t
 
 const name = `${sharedDescription.name}-gates`;
 const groups = "k8s-staging-cri-tools/test-image-predefined-group:latest";
+const unused = "k8s-staging-cri-tools/test-image-user-uid";
 let cluster: Cluster;
 let ns: Namespace;
 let image: string;
@@ -18,6 +19,8 @@ const pod = (name: string, container = {}, spec = {}) => podOf(name, undefined, 
 /** What the kubelet answers at a path, through the API server. */
 const kubelet = (path: string): Promise<string> =>
   cluster.kubectl(["get", "--raw", `/api/v1/nodes/node-1/proxy${path}`]);
+
+const imagesOfNode = (): Promise<string> => cluster.node("node-1").exec(["crictl", "images"]);
 
 beforeAll(async () => {
   cluster = await startCluster({
@@ -30,14 +33,20 @@ beforeAll(async () => {
           // Wrong here; the runtime knows better (KubeletCgroupDriverFromCRI).
           cgroupDriver: "systemd",
           featureGates: { PodAndContainerStatsFromCRI: true, EventedPLEG: true },
+          imageMinimumGCAge: "30s",
+          imageMaximumGCAge: "1m",
         },
       },
     ],
   });
   image = `${cluster.registry}/bulkhead/test:1`;
-  await ensureTestImages(cluster.registry, ["bulkhead/test:1", groups]);
+  await ensureTestImages(cluster.registry, ["bulkhead/test:1", groups, `${unused}:latest`]);
   ns = inNamespace(cluster, "gates");
   await ns.create();
+  await ns.apply(pod("passing", { image: `${cluster.registry}/${unused}:latest` }));
+  await ns.until("passing", ready);
+  expect(await imagesOfNode()).toContain(unused);
+  await cluster.kubectl(["-n", "gates", "delete", "pod", "passing", "--grace-period=1"]);
 });
 afterAll(() => stopCluster(name));
 
@@ -104,6 +113,44 @@ test("InPlacePodVerticalScaling: a container gets more without a restart", async
     { timeout: 60_000, interval: 500 },
   );
   const after = await ns.get("resize");
+  expect(first(after)?.restartCount).toBe(0);
+  expect(first(after)?.containerID).toBe(first(before)?.containerID);
+});
+
+test("InPlacePodLevelResourcesVerticalScaling: a pod as a whole gets more without a restart", async () => {
+  const resources = (cpu: string, memory: string) => ({
+    requests: { cpu, memory },
+    limits: { cpu, memory },
+  });
+  await ns.apply(pod("resize-pod", {}, { resources: resources("100m", "64Mi") }));
+  const before = await ns.until("resize-pod", ready);
+  const limits = async (): Promise<string[]> => {
+    const files = ["cpu/DIR/cpu.cfs_quota_us", "memory/DIR/memory.limit_in_bytes"];
+    const dir = `kubepods/pod${before.metadata.uid}`;
+    const said = await cluster
+      .node("node-1")
+      .exec(["cat", ...files.map((file) => `/sys/fs/cgroup/${file.replace("DIR", dir)}`)]);
+    return said.trim().split("\n");
+  };
+  expect(await limits()).toEqual(["10000", `${64 * 2 ** 20}`]);
+  await cluster.kubectl([
+    ...["-n", "gates", "patch", "pod", "resize-pod", "--subresource", "resize"],
+    ...["--patch", JSON.stringify({ spec: { resources: resources("200m", "96Mi") } })],
+  ]);
+  await vi.waitFor(async () => expect(await limits()).toEqual(["20000", `${96 * 2 ** 20}`]), {
+    timeout: 60_000,
+    interval: 500,
+  });
+  await vi.waitFor(
+    async () => {
+      const status = await cluster.kubectl([
+        ...["-n", "gates", "get", "pod", "resize-pod", "-o", "jsonpath={.status.resources.limits.memory}"],
+      ]);
+      expect(status).toBe("96Mi");
+    },
+    { timeout: 60_000, interval: 500 },
+  );
+  const after = await ns.get("resize-pod");
   expect(first(after)?.restartCount).toBe(0);
   expect(first(after)?.containerID).toBe(first(before)?.containerID);
 });
@@ -228,4 +275,15 @@ describe("PodAndContainerStatsFromCRI", () => {
     expect(value("container_network_receive_bytes_total", "")).toBeGreaterThan(0);
     expect(value("container_fs_usage_bytes", "main")).toBeGreaterThan(0);
   });
+});
+
+// The last, because the kubelet looks every five minutes.
+test("ImageMaximumGCAge: an image that nothing has used for a while goes, one in use stays", {
+  timeout: 400_000,
+}, async () => {
+  await vi.waitFor(async () => expect(await imagesOfNode()).not.toContain(unused), {
+    timeout: 360_000,
+    interval: 2000,
+  });
+  expect(await imagesOfNode()).toContain("bulkhead/test");
 });

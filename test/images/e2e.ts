@@ -6,7 +6,7 @@ import type { ImageSpec } from "./catalog.ts";
 import { imageOf, type Layer, mediaTypes } from "./image.ts";
 import { busybox, compiled, localhostPair, withLibraries } from "./programs.ts";
 import { type Blob, blobOf, descriptorOf } from "./push.ts";
-import { pauseSource } from "./sources.ts";
+import { pauseSource, shellSource } from "./sources.ts";
 import { type Entry, tarOf } from "./tar.ts";
 
 /** Packages of the libraries that curl needs, which specs call in agnhost's image. */
@@ -18,16 +18,16 @@ const curlLibraries = [
 ];
 
 /**
- * What the suite expects of its busybox beyond ours: every applet in /bin, and a shell that hands on variables whose
- * names no shell can say (data-1), which busybox's own drops and bash keeps.
+ * What the suite expects of its busybox beyond ours: every applet in /bin, and a shell that speaks as busybox's and hands
+ * on every variable.
  */
 export const e2eShellFiles = async (): Promise<Entry[]> => {
   const { applets } = await busybox();
   const elsewhere = applets.filter((path) => !path.startsWith("bin/")).map((path) => basename(path));
-  const shell = await readFile(await debianProgram("bash-static", "bin/bash-static"));
+  const bash = await readFile(await debianProgram("bash-static", "bin/bash-static"));
   return [
-    { type: "file", path: "bin/sh", data: shell, mode: 0o755 },
-    { type: "symlink", path: "bin/bash", to: "sh" },
+    { type: "file", path: "bin/sh", data: await compiled("e2e-sh", shellSource), mode: 0o755 },
+    { type: "file", path: "bin/bash", data: bash, mode: 0o755 },
     ...elsewhere.sort().map((name): Entry => ({ type: "symlink", path: `bin/${name}`, to: "busybox" })),
   ];
 };

@@ -15,6 +15,30 @@ int main(void) {
 }
 `;
 
+/**
+ * sh of the e2e images: busybox's, whose words specs compare, and bash where a variable has a name that no shell can say
+ * (data-1), which busybox's drops and bash hands on.
+ */
+export const shellSource = `#include <ctype.h>
+#include <unistd.h>
+
+extern char **environ;
+
+static int sayable(const char *name) {
+  if (!isalpha((unsigned char)*name) && *name != '_') return 0;
+  while (isalnum((unsigned char)*name) || *name == '_') name++;
+  return *name == '=';
+}
+
+int main(int argc, char **argv) {
+  (void)argc;
+  for (char **each = environ; *each; each++)
+    if (!sayable(*each)) execv("/bin/bash", argv);
+  execv("/bin/busybox", argv);
+  return 127;
+}
+`;
+
 /** Says who it is; installed setuid root, so that no_new_privs shows. */
 export const nonewprivsSource = `#include <stdio.h>
 #include <unistd.h>
