@@ -1,3 +1,4 @@
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import type { DesiredProfile, NodeRuntimeStatus, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
@@ -19,6 +20,7 @@ import {
   installed,
   type Platform,
   profileFiles,
+  programRoot,
   programsOf,
   runtimeConfig,
   unitFile,
@@ -575,7 +577,8 @@ export class Controller {
     if (profile.handler.gvisor === undefined || asked !== "auto") return asked === "auto" ? "systrap" : asked;
     const { host, hostFacts, manifest, log } = this.#options;
     if (this.#platform === undefined) {
-      const kvm = hostFacts.kvm && (await kvmRuns(host, manifest.version, signal));
+      const runsc = join(programRoot(profile, manifest.version), "bin/runsc");
+      const kvm = hostFacts.kvm && (await kvmRuns(host, runsc, signal));
       this.#platform = kvm ? "kvm" : "systrap";
       log.info({ platform: this.#platform, device: hostFacts.kvm }, "platform of gVisor chosen");
     }

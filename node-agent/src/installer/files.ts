@@ -14,6 +14,7 @@ import type { Wall } from "../probe/wall.ts";
 export const installed = {
   record: join(paths.opt, "installed.json"),
   versions: join(paths.opt, "versions"),
+  artifacts: join(paths.opt, "artifacts"),
   current: join(paths.opt, "current"),
   unit: join("/etc/systemd/system", paths.unit),
   wanted: join("/etc/systemd/system/multi-user.target.wants", paths.unit),
@@ -21,6 +22,17 @@ export const installed = {
 } as const;
 
 export const versionDirectory = (version: string): string => join(installed.versions, version);
+/** The directory of an artifact, by the digest that its image names: its files below root/, and the list of them. */
+export const artifactDirectory = (image: string): string =>
+  join(installed.artifacts, image.slice(image.indexOf("@sha256:") + "@sha256:".length));
+
+/**
+ * Where the programs that a profile brings stand on the node: bin/NAME below it, and whatever else its artifact holds
+ * (of Kata: what its static release has below /opt/kata). `version` is the bundle's, for profiles without an artifact.
+ */
+export const programRoot = ({ artifact }: Pick<DesiredProfile, "artifact">, version: string): string =>
+  artifact.image === undefined ? versionDirectory(version) : join(artifactDirectory(artifact.image), "root");
+
 export const handlerFile = (profile: string): string => join(paths.handlers, `${profile}.yaml`);
 const runscFile = (profile: string): string => join("/etc/bulkhead/runsc", `${profile}.toml`);
 
@@ -99,13 +111,13 @@ export function unsupported(profile: DesiredProfile, bundle: Supplies): string |
   }
 }
 
-/** The program that a profile stands on, by its path in the bundle. */
+/** The program that a profile stands on, by its path below {@link programRoot}. */
 function programOf(profile: Pick<DesiredProfile, "handler">): string {
   const kind = handlerKind(profile);
   return kind === "gvisor" ? "bin/runsc" : `bin/${kind}`;
 }
 
-/** All programs of the bundle that the profile's handler runs. */
+/** All programs that the profile's handler runs, by their paths below {@link programRoot}. */
 export const programsOf = (profile: Pick<DesiredProfile, "handler">): string[] =>
   handlerKind(profile) === "gvisor" ? ["bin/runsc", "bin/containerd-shim-runsc-v1"] : [programOf(profile)];
 
@@ -114,11 +126,11 @@ export const programsOf = (profile: Pick<DesiredProfile, "handler">): string[] =
  * nothing: it asks gVisor for the sandboxes of a directory that is not there, and an OCI runtime for its version.
  */
 export function checkOf(
-  profile: Pick<DesiredProfile, "handler">,
+  profile: Pick<DesiredProfile, "handler" | "artifact">,
   version: string,
   platform: Platform,
 ): string[] {
-  const program = join(versionDirectory(version), programOf(profile));
+  const program = join(programRoot(profile, version), programOf(profile));
   const { gvisor, runc, crun } = profile.handler;
   if (gvisor === undefined) return [program, ...((runc ?? crun)?.flags ?? []), "--version"];
   // As the shim passes what stands in its file.
@@ -135,7 +147,7 @@ export function profileFiles(
   version: string,
   platform: Platform,
 ): Record<string, string> {
-  const bin = (name: string): string => join(versionDirectory(version), "bin", name);
+  const bin = (name: string): string => join(programRoot(profile, version), "bin", name);
   const kind = handlerKind(profile);
   const base = { name: profile.name, revision: profile.revision };
   const dump = (config: Partial<HandlerConfig>): string => header + yaml.dump(config);

@@ -1,19 +1,16 @@
 import { mkdir, readdir, readFile, rm } from "node:fs/promises";
-import { join } from "node:path";
 import { mountsBelow } from "./facts.ts";
-import { versionDirectory } from "./files.ts";
 import { type Host, must } from "./host.ts";
 
 const scratch = "/run/bulkhead-agent.probe";
 const kvmDeadlineMs = 3_000;
 
 /**
- * Whether gVisor's KVM platform really runs here: /dev/kvm may be there and hang or refuse. Runs one process in a
+ * Whether the KVM platform of a `runsc` really runs here: /dev/kvm may be there and hang or refuse. Runs one process in a
  * sandbox on it and says no after three seconds: where it runs, it does so in a fraction of one.
  */
-export async function kvmRuns(host: Host, version: string, signal: AbortSignal): Promise<boolean> {
+export async function kvmRuns(host: Host, runsc: string, signal: AbortSignal): Promise<boolean> {
   await mkdir(host.at(scratch), { recursive: true, mode: 0o700 });
-  const runsc = join(versionDirectory(version), "bin/runsc");
   try {
     // All that it makes is to be in our directory, where we find it when it has to be killed.
     const where = ["env", `TMPDIR=${scratch}`, runsc, "--root", scratch, "--ignore-cgroups"];

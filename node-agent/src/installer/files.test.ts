@@ -1,0 +1,31 @@
+import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import { expect, test } from "vitest";
+import { artifactDirectory, checkOf, handlerFile, profileFiles, programRoot } from "./files.ts";
+
+const hex = "ab".repeat(32);
+const image = `registry.example:5000/bulkhead/gvisor@sha256:${hex}`;
+const profile = (artifact: DesiredProfile["artifact"]): DesiredProfile => ({
+  name: "sandboxed",
+  revision: "0123456789",
+  handler: { gvisor: { platform: "auto", network: "sandbox", overlay: "memory" } },
+  artifact,
+  engine: "bulkhead",
+  probe: { interval: "60s", assertIsolation: true },
+});
+
+test("a profile's programs stand in the bundle's version, or in its artifact by the digest alone", () => {
+  expect(programRoot(profile({ bundled: true }), "1.2")).toBe("/opt/bulkhead/versions/1.2");
+  expect(programRoot(profile({ image }), "1.2")).toBe(`/opt/bulkhead/artifacts/${hex}/root`);
+  expect(artifactDirectory(image)).toBe(`/opt/bulkhead/artifacts/${hex}`);
+});
+
+test("every program of a handler comes from the profile's artifact", () => {
+  const files = profileFiles(profile({ image }), "1.2", "systrap");
+  const text = Object.values(files).join("\n");
+  expect(files[handlerFile("sandboxed")]).toContain(`binary: /opt/bulkhead/artifacts/${hex}/root/bin/`);
+  expect(text).toContain(`binary_name = "/opt/bulkhead/artifacts/${hex}/root/bin/runsc"`);
+  expect(text).not.toContain("versions/1.2");
+  expect(checkOf(profile({ image }), "1.2", "systrap")[0]).toBe(
+    `/opt/bulkhead/artifacts/${hex}/root/bin/runsc`,
+  );
+});
