@@ -232,7 +232,7 @@ const pullSpare = async (node: Node): Promise<void> => {
 };
 
 const removeSpare = async (node: Node): Promise<void> => {
-  // What a pull that was cut short leaves for the next try goes with the next image that goes.
+  // What a pull that was cut short left would stay ten minutes for the next try: this is that try.
   await pullSpare(node);
   for (let index = 0; index < spareImages; index++)
     await node.cri.image.removeImage(

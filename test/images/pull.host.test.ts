@@ -590,7 +590,7 @@ describe("After a restart", () => {
     expect(snapshotter.has(bottom.diffId)).toBe(true);
     await writeFile(join(root, "images", "staging", "left-over"), "x");
     await images[Symbol.asyncDispose]();
-    images = await open();
+    images = await open({ keepMs: 0 });
     expect(existsSync(join(root, "images", "staging", "left-over"))).toBe(false);
     await images.collect();
     expect(snapshotter.has(bottom.diffId)).toBe(false);

@@ -11,7 +11,7 @@ import type { FsInfo, Image, Images, PullRequest } from "./images.ts";
 import { hostPlatform, type Platform, sha256 } from "./manifest.ts";
 import { unpackLayers } from "./pull.ts";
 import { Pulls } from "./pulls.ts";
-import { type ImageRecord, imageRecord, planSweep, refsRecord } from "./record.ts";
+import { type ImageRecord, imageRecord, planSweep, refsRecord, type Sweep } from "./record.ts";
 import { formatReference, nameOf, parseReference, type Reference } from "./reference.ts";
 import { Registry } from "./registry.ts";
 import { type Layer, type Resolved, resolveImage } from "./resolve.ts";
@@ -35,6 +35,8 @@ export type ImagesOptions = {
   stallMs?: number;
   /** How long a pull goes on for which nobody waits: longer than the kubelet's longest pause between tries. */
   lingerMs?: number;
+  /** How long what a failed pull left stays for the next try. */
+  keepMs?: number;
   metrics?: PullMetrics;
   log: Pick<Logger, "debug" | "info" | "warn">;
   /** Globs of names (REGISTRY/REPOSITORY:TAG or @DIGEST) of images that the kubelet is never to collect. */
@@ -62,8 +64,6 @@ export type PullMetrics = {
 const minute = 60_000;
 /** How often the log says how far a pull is. */
 const progressMs = 10_000;
-/** How long layers of a pull that failed are kept for the next try. */
-const keepMs = 10 * minute;
 
 const idPrefix = /^(?:sha256:)?([0-9a-f]{12,64})$/;
 
@@ -88,6 +88,9 @@ class Store implements ImageStore {
   /** Chain IDs that pulls under way need, counted; and the images they are of. */
   readonly #heldLayers = new Map<string, number>();
   readonly #heldImages = new Map<string, number>();
+  /** Images that could go, and when they may: half pulled ones wait for the next try, stuck ones for the next sweep. */
+  readonly #kept = new Map<string, number>();
+  readonly #keepMs: number;
   /** Everything that changes records, refs or removes layers goes through here, one at a time. */
   readonly #changes = new Semaphore(1);
   readonly #stage: BlobStage;
@@ -102,11 +105,12 @@ class Store implements ImageStore {
     this.#registry = new Registry({ ...options, silenceMs: Math.min(30_000, stallMs / 4) });
     this.#platform = options.platform ?? hostPlatform();
     this.#pinned = (options.pinned ?? []).map(globOf);
+    this.#keepMs = options.keepMs ?? 10 * minute;
     this.#stage = new BlobStage({
       folder: this.#path("staging"),
       maxDownloads: options.maxDownloads ?? 6,
       stallMs,
-      keepMs,
+      keepMs: this.#keepMs,
       received: options.metrics?.received,
     });
     this.#pulls = new Pulls(options.lingerMs ?? 10 * minute);
@@ -116,7 +120,8 @@ class Store implements ImageStore {
   async [Symbol.asyncDispose](): Promise<void> {
     clearTimeout(this.#collecting);
     await this.#pulls[Symbol.asyncDispose]();
-    clearTimeout(this.#collecting);
+    // After a collection that is under way, which may have set it anew.
+    await this.#changes.run(async () => clearTimeout(this.#collecting));
     await this.#stage[Symbol.asyncDispose]();
     await this.#registry[Symbol.asyncDispose]();
   }
@@ -150,6 +155,8 @@ class Store implements ImageStore {
           await rm(this.#path("blobs", algorithm, hex), { force: true });
       }
     }
+    // An earlier life left these: the pull may come again, and containers are not known yet.
+    for (const { id, state } of this.#records.values()) if (state !== "present") this.#keep(id);
     log.info({ images: this.list().length }, "images loaded");
   }
 
@@ -203,9 +210,7 @@ class Store implements ImageStore {
       return image;
     } catch (error) {
       metrics?.ended("failed", seconds());
-      const full = isFull(error);
-      if (full) await this.#makeRoom();
-      else this.#collectLater();
+      if (isFull(error)) await this.#makeRoom();
       this.#options.log.info({ ref: formatReference(reference), err: messageOf(error) }, "image pull failed");
       throw error;
     }
@@ -214,19 +219,28 @@ class Store implements ImageStore {
   /** On a full disk nothing is kept for another try. */
   async #makeRoom(): Promise<void> {
     await this.#stage.forget();
+    this.#kept.clear();
+    await this.#tryCollect();
+  }
+
+  async #tryCollect(): Promise<void> {
     await this.collect().catch((error) => {
       this.#options.log.warn({ err: messageOf(error) }, "unused layers were not removed");
     });
   }
 
-  /** What a failed pull has unpacked serves the next try; when none comes it goes. */
+  /** Leaves an image that could go for a while, and collects it then. */
+  #keep(id: string): void {
+    this.#kept.set(id, performance.now() + this.#keepMs);
+    this.#collectLater();
+  }
+
   #collectLater(): void {
     clearTimeout(this.#collecting);
-    this.#collecting = setTimeout(() => {
-      this.collect().catch((error) => {
-        this.#options.log.warn({ err: messageOf(error) }, "unused layers were not removed");
-      });
-    }, keepMs);
+    if (this.#kept.size === 0) return;
+    // A timer may come a little early.
+    const wait = Math.min(...this.#kept.values()) - performance.now() + 10;
+    this.#collecting = setTimeout(() => void this.#tryCollect(), wait);
     this.#collecting.unref();
   }
 
@@ -288,6 +302,8 @@ class Store implements ImageStore {
         [Symbol.dispose]: () => {
           count(this.#heldImages, id, -1);
           for (const layer of chain) count(this.#heldLayers, layer, -1);
+          const state = this.#records.get(id)?.state;
+          if (state !== undefined && state !== "present") this.#keep(id);
         },
       };
     });
@@ -355,6 +371,7 @@ class Store implements ImageStore {
       if (record === undefined) return;
       await this.#putRefs(new Map([...this.#refs].filter(([, id]) => id !== record.id)));
       await this.#put({ ...record, state: "removed" });
+      this.#kept.delete(record.id);
       await this.#sweep();
       this.#options.log.info({ image: record.id, ref }, "image removed");
     }, signal);
@@ -365,8 +382,19 @@ class Store implements ImageStore {
   }
 
   async #sweep(): Promise<void> {
-    const images = new Set([...this.#heldImages.keys(), ...(this.#options.inUse?.() ?? [])]);
+    for (const [id, until] of this.#kept) if (until <= performance.now()) this.#kept.delete(id);
+    const used = this.#options.inUse?.() ?? [];
+    const images = new Set([...this.#heldImages.keys(), ...used, ...this.#kept.keys()]);
     const sweep = planSweep(this.#records.values(), { images, layers: new Set(this.#heldLayers.keys()) });
+    try {
+      await this.#discard(sweep);
+    } finally {
+      for (const { id } of sweep.records) if (this.#records.has(id)) this.#keep(id);
+      this.#collectLater();
+    }
+  }
+
+  async #discard(sweep: Sweep): Promise<void> {
     if (sweep.records.length === 0) return;
     const stuck = new Set<string>();
     for (const layer of sweep.layers) {
