@@ -1,0 +1,153 @@
+import { rmSync } from "node:fs";
+import { join } from "node:path";
+import { hasCode } from "@bulkhead/lib/std/errors.ts";
+import type { Resources } from "../../spec/oci.ts";
+import type { ContainerLaunch, ContainerRef, HandlerState, Usage } from "../handler.ts";
+import { bundleOf, groupedSpec, resourcesAny, writeBundle } from "./bundle.ts";
+import { files, readMemory, writeState } from "./files.ts";
+import { follow } from "./follow.ts";
+import { containerStateOf, now, processState, type Shims, SIGKILL, within } from "./shims.ts";
+import type { ContainerState } from "./state.ts";
+import { cgroupsOf, cgroupUsage, oomKills, usageOf } from "./stats.ts";
+import { holdInput, holdOpen, makeStdio, removeStdio, startKeeper, stdioPaths } from "./stdio.ts";
+
+/** Makes a container in the pod's shim, with its stdio, and takes it up. */
+export async function createContainer(
+  shims: Shims,
+  launch: ContainerLaunch,
+  signal: AbortSignal,
+): Promise<HandlerState> {
+  const { linux, pauseProgram } = shims.deps;
+  const { options } = shims;
+  const pod = await shims.podOf(launch.sandbox, signal);
+  const { id, stateDir } = launch;
+  const bundle = writeBundle(stateDir, id, groupedSpec(launch.spec, "container", launch.sandbox.id));
+  const io = join(stateDir, files.io);
+  const stdio = stdioPaths(io, launch);
+  const state: ContainerState = {};
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() => {
+    shims.killProcess(state.keeper);
+    removeStdio(io);
+    rmSync(bundle, { recursive: true, force: true });
+  });
+  makeStdio(io, stdio, linux);
+  const held = undo.use(holdOpen(stdio));
+  const keeper = startKeeper(pauseProgram, stdio);
+  state.keeper = { pid: keeper.pid, startTime: String(keeper.startTime) };
+  writeState(stateDir, files.container, state);
+  const output = shims.openOutput(launch);
+  undo.defer(() => output.close());
+  undo.defer(() => pod.cleanUp(id, stateDir));
+  const { pid } = await pod.task.create(
+    {
+      id,
+      bundle,
+      rootfs: shims.rootfsMounts(launch.rootfs),
+      terminal: launch.tty,
+      ...stdio,
+      ...(options ? { options } : {}),
+    },
+    { signal, timeoutMs: shims.createMs },
+  );
+  const process = processState(pid);
+  if (process) state.process = process;
+  const cgroups = cgroupsOf(pid);
+  if (cgroups) {
+    state.cgroups = cgroups;
+    const kills = oomKills(cgroups);
+    if (kills !== undefined) state.oomKills = kills;
+  }
+  writeState(stateDir, files.container, state);
+  setMemoryLimit(shims, stateDir, launch.spec.linux?.resources);
+  const input = holdInput(stdio);
+  held[Symbol.dispose]();
+  undo.move();
+  follow(shims, pod, { id, stateDir, state, output, input });
+  return state;
+}
+
+export async function startContainer(shims: Shims, ref: ContainerRef, signal: AbortSignal): Promise<void> {
+  const pod = await shims.podOf(ref.sandbox, signal);
+  const live = pod.containers.get(ref.id);
+  const started = pod.task.start({ id: ref.id }, { signal, timeoutMs: shims.startMs });
+  if (live)
+    live.starting = started.then(
+      () => true,
+      () => false,
+    );
+  await started;
+  if (live) live.started = true;
+}
+
+export async function killContainer(
+  shims: Shims,
+  ref: ContainerRef,
+  signo: number,
+  all: boolean,
+  signal: AbortSignal,
+): Promise<void> {
+  const pod = await shims.podIfAlive(ref.sandbox, signal);
+  const live = pod?.containers.get(ref.id);
+  if (!pod || live?.exit) return;
+  if (live && signo === SIGKILL && !live.started && (await shims.neverStarted(pod, ref.id, signal)))
+    return await shims.abandon(pod, live);
+  await shims.kill(pod, ref.id, signo, all, signal);
+}
+
+/** Takes a container away, whatever state it is in. Idempotent. */
+export async function removeContainer(shims: Shims, ref: ContainerRef, signal: AbortSignal): Promise<void> {
+  const pod = await shims.podIfAlive(ref.sandbox, signal);
+  const bundle = bundleOf(ref.stateDir, ref.id);
+  const live = pod?.containers.get(ref.id);
+  if (pod) {
+    await shims.deleteTask(pod, ref.id, live, signal);
+    pod.containers.delete(ref.id);
+    live?.output.close();
+    live?.input?.[Symbol.dispose]();
+  } else await shims.deleteLeftovers(ref.id, bundle, within(signal, shims.stopMs));
+  await shims.removeCgroup(ref.id, bundle);
+  shims.killProcess(containerStateOf(ref).keeper);
+  removeStdio(join(ref.stateDir, files.io));
+  rmSync(bundle, { recursive: true, force: true });
+  for (const file of [files.container, files.exit, files.memory])
+    rmSync(join(ref.stateDir, file), { force: true });
+}
+
+export async function updateContainer(
+  shims: Shims,
+  ref: ContainerRef,
+  resources: Resources | undefined,
+  signal: AbortSignal,
+): Promise<void> {
+  if (!resources) return;
+  const pod = await shims.podOf(ref.sandbox, signal);
+  await pod.task.update({ id: ref.id, resources: resourcesAny(resources) }, { signal, timeoutMs: 10_000 });
+  setMemoryLimit(shims, ref.stateDir, resources);
+}
+
+/** What a container uses; undefined when it has ended or its shim is gone. */
+export async function containerStats(
+  shims: Shims,
+  ref: ContainerRef,
+  signal: AbortSignal,
+): Promise<Usage | undefined> {
+  const pod = await shims.podIfAlive(ref.sandbox, signal);
+  if (!pod || pod.containers.get(ref.id)?.exit) return undefined;
+  try {
+    const { stats } = await pod.task.stats({ id: ref.id }, { signal, timeoutMs: 5_000 });
+    const usage = stats && usageOf(stats, now());
+    if (usage && (usage.cpuNanos > 0n || usage.memoryUsage > 0n)) return usage;
+  } catch (error) {
+    if (!hasCode(error, "not-found") && !hasCode(error, "unknown")) throw error;
+  }
+  // gVisor cannot always tell its containers apart: then the sandbox's figures, which are the pod's.
+  return pod.state.cgroups && cgroupUsage(pod.state.cgroups, now());
+}
+
+/** Only gVisor's containers are held to their limit by us; see {@link follow}. */
+const setMemoryLimit = (shims: Shims, stateDir: string, resources: Resources | undefined): void => {
+  const limit = resources?.memory?.limit;
+  if (shims.config.runsc && limit !== undefined)
+    writeState(stateDir, files.memory, { ...readMemory(stateDir), limit: Math.max(0, limit) });
+};

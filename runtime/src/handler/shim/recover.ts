@@ -1,0 +1,106 @@
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
+import { hasCode } from "@bulkhead/lib/std/errors.ts";
+import type { ContainerRef, Exit, Recovered, SandboxRef } from "../handler.ts";
+import { bundleOf } from "./bundle.ts";
+import { files, readExit, readMemory, writeExit } from "./files.ts";
+import { follow } from "./follow.ts";
+import type { ShimPod } from "./pod.ts";
+import { containerStateOf, now, type Shims, within } from "./shims.ts";
+import { oomKills } from "./stats.ts";
+
+/** What a container is after a restart of the daemon. */
+type Found = Exit | "created" | "running" | "unknown";
+
+/** Takes a pod and its containers up again after a restart of the daemon, or finds out how they ended. */
+export async function recoverPod(
+  shims: Shims,
+  ref: SandboxRef,
+  containers: ContainerRef[],
+  signal: AbortSignal,
+): Promise<Recovered> {
+  const pod = await shims.podIfAlive(ref, signal);
+  const found: Recovered["containers"] = new Map();
+  for (const container of containers) {
+    const exit = readExit(container.stateDir) ?? (await exitOf(shims, pod, container, signal));
+    if (exit === "created" || exit === "running") found.set(container.id, { state: exit });
+    else if (exit === "unknown") found.set(container.id, { state: "unknown" });
+    else found.set(container.id, { state: "exited", exit });
+    if (existsSync(join(container.stateDir, files.io))) await takeUp(shims, pod, container, exit);
+  }
+  if (!pod) {
+    await shims.deleteLeftovers(ref.id, bundleOf(ref.stateDir, ref.id), within(signal, shims.stopMs));
+    return { sandboxAlive: false, containers: found };
+  }
+  const sandboxAlive = await holderRuns(pod, signal);
+  if (sandboxAlive) void pod.watchHolder();
+  return { sandboxAlive, containers: found };
+}
+
+/** What the shim says of a container that this daemon did not see. */
+const exitOf = async (
+  shims: Shims,
+  pod: ShimPod | undefined,
+  ref: ContainerRef,
+  signal: AbortSignal,
+): Promise<Found> => {
+  const state = containerStateOf(ref);
+  const oomKilled = (): boolean =>
+    readMemory(ref.stateDir).exceeded ||
+    (state.cgroups !== undefined &&
+      state.oomKills !== undefined &&
+      (oomKills(state.cgroups) ?? state.oomKills) > state.oomKills);
+  if (!pod) {
+    const bundle = bundleOf(ref.stateDir, ref.id);
+    if (!existsSync(bundle)) return "unknown";
+    const end = await shims.deleteLeftovers(ref.id, bundle, within(signal, shims.stopMs));
+    return { code: end ? end.code & 0xff : 255, finishedAt: now(), oomKilled: oomKilled() };
+  }
+  try {
+    const { status, exitStatus, exitedAt } = await pod.task.state(
+      { id: ref.id },
+      { signal, timeoutMs: 10_000 },
+    );
+    if (status === Status.CREATED) return "created";
+    if (status !== Status.STOPPED) return "running";
+    const finishedAt = exitedAt ? exitedAt.seconds * 1_000_000_000n + BigInt(exitedAt.nanos) : now();
+    return { code: exitStatus & 0xff, finishedAt, oomKilled: exitStatus !== 0 && oomKilled() };
+  } catch (error) {
+    if (hasCode(error, "not-found")) return "unknown";
+    throw error;
+  }
+};
+
+/** Goes on with a container's output, and with waiting for its end when it has not come. */
+const takeUp = async (
+  shims: Shims,
+  pod: ShimPod | undefined,
+  ref: ContainerRef,
+  exit: Found,
+): Promise<void> => {
+  const output = shims.openOutput(ref);
+  output.start();
+  const ended = typeof exit === "object";
+  if (pod && !ended && exit !== "unknown") {
+    follow(shims, pod, { id: ref.id, stateDir: ref.stateDir, state: containerStateOf(ref), output });
+    return;
+  }
+  await output.drained(AbortSignal.timeout(5_000));
+  if (!pod) return output.close();
+  if (ended) {
+    writeExit(ref.stateDir, exit);
+    pod.addEnded({ id: ref.id, stateDir: ref.stateDir, state: containerStateOf(ref), output, exit });
+  } else output.close();
+};
+
+const holderRuns = async (pod: ShimPod, signal: AbortSignal): Promise<boolean> => {
+  if (!pod.state.holder) return true;
+  try {
+    const { status } = await pod.task.state({ id: pod.id }, { signal, timeoutMs: 10_000 });
+    return status === Status.RUNNING || status === Status.PAUSED;
+  } catch (error) {
+    if (hasCode(error, "not-found")) return false;
+    throw error;
+  }
+};

@@ -1,0 +1,266 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Any } from "@bufbuild/protobuf/wkt";
+import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
+import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
+import { hasCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { Logger } from "pino";
+import type { Linux } from "../../linux/linux.ts";
+import { identify } from "../../monitor/process.ts";
+import type { Network } from "../../network/network.ts";
+import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
+import { type CgroupLayout, readLayout } from "../../stats/layout.ts";
+import type { ContainerLaunch, ContainerRef, HandlerEvents, SandboxRef } from "../handler.ts";
+import { bundleOf, createOptions } from "./bundle.ts";
+import { connectShim } from "./connection.ts";
+import { files, readState } from "./files.ts";
+import type { ShimHost } from "./host.ts";
+import { deleteLeftovers, type LaunchContext } from "./launch.ts";
+import { LogFile } from "./log-file.ts";
+import { ContainerOutput } from "./output.ts";
+import { type LiveContainer, ShimPod } from "./pod.ts";
+import { readShimLog } from "./shim-log.ts";
+import { ContainerState, type ProcessState, ShimState, stateOf } from "./state.ts";
+import { stdioPaths } from "./stdio.ts";
+
+export type ShimHandlerDeps = {
+  host: ShimHost;
+  linux: Pick<Linux, "mkfifo" | "tee" | "kill">;
+  network: Pick<Network, "dial">;
+  events: HandlerEvents;
+  log: Logger;
+  /** Absolute path of the static pause program: it keeps output while the daemon is away. */
+  pauseProgram: string;
+};
+
+/** Unix nanoseconds. */
+export const now = (): bigint => BigInt(Date.now()) * 1_000_000n;
+export const SIGKILL = 9;
+/** How long a shim may take to end after Shutdown. */
+const shutdownMs = 3_000;
+export const connectMs = 5_000;
+
+/** `signal`, or a deadline of our own. */
+export const within = (signal: AbortSignal, ms: number): AbortSignal =>
+  AbortSignal.any([signal, AbortSignal.timeout(ms)]);
+
+/** A process by its number, as it can be found again. */
+export const processState = (pid: number): ProcessState | undefined => {
+  const id = identify(pid);
+  return id && { pid, startTime: String(id.startTime) };
+};
+
+/** The state in the record, or in the file where the record has none yet. */
+export const shimStateOf = (pod: SandboxRef): ShimState | undefined =>
+  stateOf(ShimState, pod.state, readState(pod.stateDir, files.shim));
+export const containerStateOf = (container: ContainerRef): ContainerState =>
+  stateOf(ContainerState, container.state, readState(container.stateDir, files.container)) ?? {};
+
+/** The shims of one handler that this daemon is connected to, and what is done with each of them alike. */
+export class Shims {
+  readonly config: ShimHandlerConfig;
+  readonly deps: ShimHandlerDeps;
+  readonly log: Logger;
+  readonly launch: LaunchContext;
+  /** Options of Create. */
+  readonly options: Any | undefined;
+  readonly createMs: number;
+  readonly startMs: number;
+  readonly stopMs: number;
+  readonly #pods = new Map<string, ShimPod>();
+  readonly #layout: CgroupLayout = readLayout();
+
+  constructor(config: ShimHandlerConfig, deps: ShimHandlerDeps) {
+    this.config = config;
+    this.deps = deps;
+    this.log = deps.log;
+    this.launch = {
+      config,
+      socketDir: deps.host.socketDir,
+      // gVisor's shim panics, and takes the pod with it, when a sink that it was given does not answer, as while
+      // the daemon restarts. It has no event that we need: out of memory is read from the sandbox's cgroup.
+      eventsAddress: config.runsc ? "" : deps.host.eventsAddress,
+    };
+    this.options = createOptions(config);
+    this.createMs = config.deadlines.create * 1000;
+    this.startMs = config.deadlines.start * 1000;
+    this.stopMs = config.deadlines.stop * 1000;
+  }
+
+  failed(error: unknown, message: string): void {
+    this.log.warn({ err: error, handler: this.config.name }, message);
+  }
+
+  killProcess(process: ProcessState | undefined): void {
+    if (process) this.deps.linux.kill(process.pid, BigInt(process.startTime), SIGKILL);
+  }
+
+  /** Passes on what a shim logs. A shim opens its log before it serves, and waits there for a reader. */
+  readLog(id: string, bundle: string): Disposable {
+    return readShimLog(bundle, this.deps.linux, (line) =>
+      this.log.debug({ pod: id, handler: this.config.name, line }, "shim says"),
+    );
+  }
+
+  /** Takes a pod's shim into this daemon's hands. */
+  async adopt(id: string, stateDir: string, state: ShimState, signal: AbortSignal): Promise<ShimPod> {
+    const { events, host } = this.deps;
+    const shim = await connectShim(state.address, state.version, id, signal);
+    const resources = this.readLog(id, bundleOf(stateDir, id));
+    const pod: ShimPod = new ShimPod(
+      { id, stateDir, state, shim, resources },
+      {
+        events: {
+          containerExited: (container, exit) => events.containerExited(container, exit),
+          sandboxExited: (sandbox, message) => {
+            this.log.warn({ pod: sandbox, handler: this.config.name, message }, "sandbox is gone");
+            events.sandboxExited(sandbox, message);
+          },
+        },
+        tookOom: host.tookOom,
+        deleteLeftovers: (each, bundle) =>
+          this.deleteLeftovers(each, bundle, AbortSignal.timeout(this.stopMs)),
+        now,
+        failed: (error, message) => this.failed(error, message),
+      },
+    );
+    this.#pods.set(id, pod);
+    return pod;
+  }
+
+  /** The pod's shim, connected to anew when it has to be; `unavailable` when it is gone. */
+  async podOf(ref: SandboxRef, signal: AbortSignal): Promise<ShimPod> {
+    const known = this.#pods.get(ref.id);
+    if (known?.alive) return known;
+    const state = shimStateOf(ref);
+    if (!state) throw new RuntimeError("not-found", `Pod ${ref.id} has no shim`);
+    await known?.gone;
+    return await this.adopt(ref.id, ref.stateDir, state, within(signal, connectMs));
+  }
+
+  /** undefined when the shim is gone. */
+  async podIfAlive(ref: SandboxRef, signal: AbortSignal): Promise<ShimPod | undefined> {
+    try {
+      return await this.podOf(ref, signal);
+    } catch (error) {
+      if (hasCode(error, "unavailable") || hasCode(error, "not-found")) return undefined;
+      throw error;
+    }
+  }
+
+  /** Settles when what a dead shim's containers came to was reported. */
+  async gone(id: string): Promise<void> {
+    await this.#pods.get(id)?.gone;
+  }
+
+  forget(id: string): void {
+    this.#pods.delete(id);
+  }
+
+  /** Lets go of every pod. What runs goes on. */
+  async release(): Promise<void> {
+    for (const pod of this.#pods.values()) await pod.release();
+    this.#pods.clear();
+  }
+
+  deleteLeftovers(id: string, bundle: string, signal: AbortSignal): Promise<{ code: number } | undefined> {
+    return deleteLeftovers(this.launch, id, bundle, signal);
+  }
+
+  openOutput(container: ContainerRef | ContainerLaunch): ContainerOutput {
+    const { linux, host } = this.deps;
+    return new ContainerOutput(
+      stdioPaths(join(container.stateDir, files.io), container),
+      { tty: container.tty, log: container.logPath === "" ? undefined : new LogFile(container.logPath) },
+      {
+        linux,
+        readiness: host.readiness,
+        copyPipe: host.copyPipe,
+        logFailed: (error) => this.failed(error, `Cannot write the log of container ${container.id}`),
+      },
+    );
+  }
+
+  /** Signals a container; one that is gone has got it. */
+  async kill(pod: ShimPod, id: string, signo: number, all: boolean, signal: AbortSignal): Promise<void> {
+    try {
+      await pod.task.kill({ id, signal: signo, all }, { signal, timeoutMs: 10_000 });
+    } catch (error) {
+      if (!hasCode(error, "not-found")) throw error;
+    }
+  }
+
+  /**
+   * Ends a container of gVisor that was never started. Its shim can neither kill it nor delete it (Delete waits
+   * for the output of a process that is not there), so runsc does; the shim keeps an entry, and is killed in the
+   * end instead of asked to go.
+   */
+  async abandon(pod: ShimPod, live: LiveContainer): Promise<void> {
+    await pod.cleanUp(live.id, live.stateDir);
+    pod.stuck = true;
+    // The shim's ends of the pipes stay open, and nothing was ever written.
+    live.output.close();
+    await pod.settle(live, 128 + SIGKILL);
+  }
+
+  async neverStarted(pod: ShimPod, id: string, signal: AbortSignal): Promise<boolean> {
+    if (!this.config.runsc) return false;
+    const { status } = await pod.task.state({ id }, { signal, timeoutMs: 10_000 });
+    return status === Status.CREATED;
+  }
+
+  /** Removes a container from its shim, killing it first when it still runs. */
+  async deleteTask(
+    pod: ShimPod,
+    id: string,
+    live: LiveContainer | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
+    try {
+      if (live && !live.exit) {
+        if (await this.neverStarted(pod, id, signal)) return await this.abandon(pod, live);
+        await this.kill(pod, id, SIGKILL, true, signal).catch((error) =>
+          this.failed(error, `Cannot kill container ${id}`),
+        );
+        await Promise.race([live.ended, sleep(Math.min(this.stopMs, 10_000), undefined, { ref: false })]);
+      }
+      await pod.task.delete({ id }, { signal, timeoutMs: this.stopMs });
+    } catch (error) {
+      if (hasCode(error, "not-found") || hasCode(error, "unavailable")) return;
+      this.failed(error, `Cannot delete container ${id} in its shim`);
+      await pod.cleanUp(id, live?.stateDir ?? pod.stateDir);
+    }
+  }
+
+  /** The shim's end, asked for and then made. */
+  async end(pod: ShimPod): Promise<void> {
+    pod.quiet();
+    if (!pod.stuck) {
+      await pod.task.shutdown({ id: pod.id, now: true }, { timeoutMs: shutdownMs }).catch(() => {});
+      await Promise.race([pod.gone, sleep(shutdownMs, undefined, { ref: false })]);
+    }
+    if (pod.alive) this.killProcess(pod.state.shim);
+    this.forget(pod.id);
+    await pod.release();
+  }
+
+  /** A shim that was killed half-way leaves a cgroup that nobody else knows of. */
+  async removeCgroup(id: string, bundle: string): Promise<void> {
+    await removeCgroup(await specCgroup(join(bundle, "config.json"), id, this.#layout), this.deps.linux);
+  }
+
+  /** Kata shares a directory that it finds mounted in the bundle; the others go where root.path says. */
+  rootfsMounts(rootfs: string): { type: string; source: string; options: string[] }[] {
+    return this.config.wall === "vm" ? [{ type: "bind", source: rootfs, options: ["rbind", "rw"] }] : [];
+  }
+}
+
+/** The shim of a launch that did not come to its end, by the file that runc's and gVisor's write. */
+export const launchedShim = (bundle: string): ProcessState | undefined => {
+  try {
+    return processState(Number(readFileSync(join(bundle, "shim.pid"), "utf8")));
+  } catch {
+    return undefined;
+  }
+};
