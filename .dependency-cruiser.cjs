@@ -13,13 +13,19 @@ module.exports = {
       name: "lib-stands-alone",
       severity: "error",
       from: { path: "^lib/", pathNot: "\\.test\\.ts$" },
-      to: { path: "^(operator|node-agent|runtime|test)/" },
+      to: { path: "^(operator|node-agent|runtime|kubectl|test)/" },
     },
     {
       name: "operator-imports-only-lib",
       severity: "error",
       from: { path: "^operator/", pathNot: "\\.test\\.ts$" },
-      to: { path: "^(node-agent|runtime|test)/" },
+      to: { path: "^(node-agent|runtime|kubectl|test)/" },
+    },
+    {
+      name: "kubectl-imports-only-lib",
+      severity: "error",
+      from: { path: "^kubectl/", pathNot: "\\.test\\.ts$" },
+      to: { path: "^(operator|node-agent|runtime|test)/" },
     },
     {
       name: "node-agent-imports-only-lib",

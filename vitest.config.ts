@@ -10,14 +10,14 @@ export default defineConfig({
       {
         test: {
           name: "unit",
-          include: ["{lib,operator,node-agent,runtime,test}/**/*.test.ts"],
+          include: ["{lib,operator,node-agent,runtime,kubectl,test}/**/*.test.ts"],
           exclude: ["**/*.{host,cluster,vm}.test.ts", "**/node_modules/**"],
         },
       },
       {
         test: {
           name: "host",
-          include: ["{lib,operator,node-agent,runtime,test}/**/*.host.test.ts"],
+          include: ["{lib,operator,node-agent,runtime,kubectl,test}/**/*.host.test.ts"],
           fileParallelism: false,
           retry,
           testTimeout: 60_000,

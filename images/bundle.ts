@@ -1,4 +1,4 @@
-import { readdir } from "node:fs/promises";
+import { chmod, readdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { type BuildOptions, build } from "esbuild";
 
@@ -32,6 +32,20 @@ export async function bundle(entries: Record<string, string>, directory: string)
     outdir: directory,
     outExtension: { ".js": ".mjs" },
   });
+}
+
+/** kubectl's plugin as one file that is run by its name, by the Node.js that whoever runs kubectl has: 22 or newer. */
+export async function bundlePlugin(directory: string): Promise<string> {
+  const outfile = join(directory, "kubectl-bulkhead");
+  await build({
+    ...bundling,
+    splitting: false,
+    target: "node22",
+    entryPoints: [join(repository, "kubectl/src/main.ts")],
+    outfile,
+  });
+  await chmod(outfile, 0o755);
+  return outfile;
 }
 
 /** Worker threads are programs of their own: runtime/src/A/B/worker.ts becomes A-B-worker.mjs beside main.mjs. */

@@ -58,21 +58,42 @@ export const inClusterConfig = async (
 };
 
 /** The configuration of a kubeconfig file, with whatever authenticator its user names (client-node does that). */
-export const kubeconfigFile = async (path: string): Promise<KubeConfig> => {
+export const kubeconfigFile = async (path: string): Promise<KubeConfig> =>
+  (await userConfig({ file: path })).config;
+
+/** A person's configuration: the namespace is that of the context, or `default`. */
+export type UserConfig = { config: KubeConfig; namespace: string };
+
+/**
+ * What kubectl would use: `file`, else the files of $KUBECONFIG, else ~/.kube/config; `context` instead of the
+ * current one.
+ */
+export const userConfig = async (from: { file?: string; context?: string }): Promise<UserConfig> => {
   // Loaded only where a kubeconfig is used: see inClusterConfig.
   const { KubeConfig: Loader } = await import("@kubernetes/client-node");
   const loader = new Loader();
+  const path = from.file ?? process.env.KUBECONFIG ?? "~/.kube/config";
   try {
-    loader.loadFromFile(path);
+    if (from.file === undefined) loader.loadFromDefault();
+    else loader.loadFromFile(from.file);
   } catch (error) {
     throw new RuntimeError("invalid-argument", `Cannot read kubeconfig "${path}": ${messageOf(error)}`, {
       cause: error,
     });
   }
+  if (from.context !== undefined) {
+    if (!loader.getContexts().some(({ name }) => name === from.context))
+      throw new RuntimeError(
+        "invalid-argument",
+        `Cannot use context "${from.context}": "${path}" has none of that name`,
+      );
+    loader.setCurrentContext(from.context);
+  }
   const cluster = loader.getCurrentCluster();
   if (!cluster) {
     throw new RuntimeError("invalid-argument", `Cannot use kubeconfig "${path}": it has no current cluster`);
   }
+  const namespace = loader.getContextObject(loader.getCurrentContext())?.namespace ?? "default";
   const authenticate = async () => {
     const options: Parameters<typeof loader.applyToHTTPSOptions>[0] = {};
     await loader.applyToHTTPSOptions(options);
@@ -83,7 +104,7 @@ export const kubeconfigFile = async (path: string): Promise<KubeConfig> => {
   for (const key of ["ca", "cert", "key", "pfx", "passphrase", "servername", "rejectUnauthorized"] as const) {
     if (first[key] !== undefined) Object.assign(tls, { [key]: first[key] });
   }
-  return {
+  const config: KubeConfig = {
     server: cluster.server.replace(/\/$/, ""),
     tls,
     headers: async () => {
@@ -94,6 +115,7 @@ export const kubeconfigFile = async (path: string): Promise<KubeConfig> => {
       };
     },
   };
+  return { config, namespace };
 };
 
 /** `path`, else $KUBECONFIG, else the pod's service account. */

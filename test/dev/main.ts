@@ -165,6 +165,15 @@ function oneProject(value: string, before: Project[]): Project[] {
   return [...before, project];
 }
 
+program
+  .command("plugin")
+  .description("build the kubectl plugin: with the directory on $PATH, kubectl bulkhead works")
+  .argument("<dir>", "where kubectl-bulkhead and kubectl_complete-bulkhead go")
+  .action(async (directory: string) => {
+    const { writePlugin } = await import("./plugin.ts");
+    print(`${await writePlugin(directory)}\n`);
+  });
+
 const runtime = program
   .command("runtime")
   .description("the CRI daemon alone on this machine, for crictl and critest");

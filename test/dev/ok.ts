@@ -17,6 +17,7 @@ const steps: [name: string, ...command: string[]][] = [
     "operator",
     "node-agent",
     "runtime",
+    "kubectl",
     "test",
   ],
   ["dead code", "knip"],

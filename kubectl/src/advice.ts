@@ -1,0 +1,33 @@
+/**
+ * What to do about a reason: of a condition of RuntimeProfile or NodeRuntime, or of a profile on a node.
+ * docs/runbook.md says more of each, under a heading of the reason's name; a test holds the two together.
+ */
+export const advice: Record<string, string> = {
+  AgentSilent: "look at the node and at its node-agent pod: kubectl -n bulkhead-system get pods -o wide",
+  AgentsSilent: "look at the nodes and their node-agent pods: kubectl -n bulkhead-system get pods -o wide",
+  CanaryFailed:
+    "the handler is installed and its wall does not hold or does not start: read the message, then the installer's log on that node",
+  EngineFailed: "the node's runtime did not come up: read bulkhead-runtime's journal on that node",
+  FailureThreshold:
+    "mend what the failed nodes name, or undo the change; the rollout goes on when the failed nodes are well or spec changes",
+  ForeignRuntimeClass: "delete that RuntimeClass, or give the profile another spec.runtimeClass.name",
+  InstallFailed: "the message names the step that failed; the node was put back to its last good state",
+  InUse: "the profile goes when the last pod of its RuntimeClass has ended: kubectl bulkhead tenants",
+  InvalidSpec: "kubectl apply a spec that holds to the message",
+  KubeletSwitchFailed:
+    "the kubelet did not come back on Bulkhead's socket and was pointed back: read the kubelet's journal",
+  LeaveFailed: "the node could not be given back yet; the agent tries again: read the message",
+  NoNodes: "label nodes so that spec.nodeSelector selects them, or widen it",
+  NoReport: "no agent has reported from there: is a node-agent pod on that node, and does it run?",
+  NodesFailed: "kubectl bulkhead status PROFILE tells each node's reason",
+  NodesNotReady: "wait, or see kubectl bulkhead status PROFILE for what each node waits for",
+  NotSupported: "this version of Bulkhead cannot do what the profile asks there: read the message",
+  Paused: "kubectl bulkhead rollout resume PROFILE",
+  PodsRunning: "the node keeps the handler until the last pod that uses it has ended",
+  RemovingFromNodes:
+    "the agents of the named nodes give the handler back; a node that is gone for good: delete its Node",
+  RuntimeClassRefused: "the API server would not take the RuntimeClass: the message has its words",
+};
+
+/** What to do about `reason`, or where to read on when it is a new one. */
+export const adviceOn = (reason: string): string => advice[reason] ?? "read the message";

@@ -1,0 +1,222 @@
+import { labels } from "@bulkhead/lib/api/group.ts";
+import { runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
+import type { Lease } from "@bulkhead/lib/kube/lease.ts";
+import { adviceOn } from "./advice.ts";
+import type { Seen } from "./cluster.ts";
+import { conditionOf } from "./status.ts";
+import { age, harmless, type Paint } from "./table.ts";
+import { provenOn } from "./tenants.ts";
+
+/** `kubectl bulkhead doctor`: what is wrong on this cluster or node, and how to mend it. */
+
+export type Finding = {
+  severity: "error" | "warning";
+  /** The object: kind/name. */
+  where: string;
+  reason: string;
+  what: string;
+  mend: string;
+};
+
+export type Examined = Seen & {
+  /** The operator's Lease; undefined when there is none, or when one may not read it. */
+  lease?: Lease;
+  /** An agent that is silent for longer is taken for ill. */
+  staleAfterMs: number;
+};
+
+const finding = (
+  where: string,
+  reason: string,
+  what: string,
+  severity: Finding["severity"] = "error",
+): Finding => ({
+  severity,
+  where,
+  reason,
+  what,
+  mend: adviceOn(reason),
+});
+
+/** A cluster without Bulkhead's resources: nothing else can be asked. */
+export const notInstalled: Finding = {
+  severity: "error",
+  where: "CustomResourceDefinition/runtimeprofiles.bulkhead.dev",
+  reason: "NotInstalled",
+  what: "the cluster does not know RuntimeProfiles",
+  mend: "helm install bulkhead, or point --kubeconfig at the right cluster",
+};
+
+const ofOperator = ({ lease, now }: Examined): Finding[] => {
+  const renewed = lease?.spec?.renewTime;
+  const silent = renewed ? now - Date.parse(renewed) : undefined;
+  if (lease?.spec?.holderIdentity && silent !== undefined && silent < 60_000) return [];
+  return [
+    {
+      severity: "error",
+      where: "Lease/bulkhead-operator",
+      reason: "NoOperator",
+      what:
+        silent === undefined || !lease?.spec?.holderIdentity
+          ? "no operator works: nobody holds its Lease"
+          : `no operator works: its Lease was last renewed ${age(silent)} ago`,
+      mend: "kubectl -n bulkhead-system describe deployment -l app.kubernetes.io/component=operator",
+    },
+  ];
+};
+
+/** Conditions that are wrong when True; of all others False is wrong. */
+const wrongWhenTrue = new Set(["Degraded", "RolledBack"]);
+
+const ofProfiles = ({ profiles }: Examined): Finding[] =>
+  profiles.flatMap((profile) => {
+    const where = `RuntimeProfile/${profile.metadata.name}`;
+    const found: Finding[] = [];
+    const told = new Set<string>();
+    const tell = (type: string, bad: string, severity: Finding["severity"] = "error") => {
+      const condition = conditionOf(profile, type);
+      if (condition?.status !== bad || told.has(condition.reason)) return;
+      told.add(condition.reason);
+      found.push(finding(where, condition.reason, condition.message, severity));
+    };
+    tell("Accepted", "False");
+    tell("RuntimeClassReady", "False");
+    tell("Degraded", "True");
+    tell("TenancyEnforced", "False");
+    if (found.length === 0) tell("Ready", "False", "warning");
+    const progressing = conditionOf(profile, "Progressing");
+    if (progressing && ["Paused", "InUse", "RemovingFromNodes"].includes(progressing.reason))
+      found.push(finding(where, progressing.reason, progressing.message, "warning"));
+    for (const node of profile.status?.failedNodes ?? [])
+      found.push(
+        finding(`Node/${node.name}`, node.reason, `profile "${profile.metadata.name}": ${node.message}`),
+      );
+    if (!profile.status)
+      found.push({
+        severity: "warning",
+        where,
+        reason: "NotSeenYet",
+        what: "the operator has not looked at it",
+        mend: "see NoOperator, or wait a moment",
+      });
+    return found;
+  });
+
+const ofNodes = ({ nodeRuntimes, nodes, now, staleAfterMs }: Examined): Finding[] => {
+  const exist = new Set(nodes.map((node) => node.metadata.name));
+  return nodeRuntimes.flatMap((runtime) => {
+    const { name } = runtime.metadata;
+    const where = `Node/${name}`;
+    if (!exist.has(name)) return [];
+    const heartbeat = runtime.status?.heartbeat;
+    if (!heartbeat) return [finding(where, "NoReport", "its agent has never reported")];
+    const silent = now - Date.parse(heartbeat);
+    const found: Finding[] = [];
+    if (silent > staleAfterMs)
+      found.push(finding(where, "AgentSilent", `its agent was last heard ${age(silent)} ago`));
+    for (const { type, status, reason, message } of runtime.status?.conditions ?? [])
+      if (
+        status === (wrongWhenTrue.has(type) ? "True" : "False") &&
+        !["Fronting", "RolledBack"].includes(type)
+      )
+        found.push(finding(where, reason, `${type}: ${message}`));
+      else if (status === "True" && type === "RolledBack")
+        found.push(finding(where, reason, `put back to its last good state: ${message}`, "warning"));
+    return found;
+  });
+};
+
+/** Agents of different versions: a rollout of Bulkhead itself that stands still. */
+const ofVersions = ({ nodeRuntimes }: Examined): Finding[] => {
+  const versions = new Map<string, number>();
+  for (const { status } of nodeRuntimes)
+    if (status?.agentVersion) versions.set(status.agentVersion, (versions.get(status.agentVersion) ?? 0) + 1);
+  if (versions.size < 2) return [];
+  return [
+    {
+      severity: "warning",
+      where: "DaemonSet/node-agent",
+      reason: "MixedVersions",
+      what: `agents of ${versions.size} versions: ${[...versions].map(([v, n]) => `${v} on ${n}`).join(", ")}`,
+      mend: "kubectl -n bulkhead-system rollout status daemonset -l app.kubernetes.io/component=node-agent",
+    },
+  ];
+};
+
+const ofClasses = ({ runtimeClasses, profiles }: Examined): Finding[] => {
+  const names = new Set(profiles.map((profile) => profile.metadata.name));
+  return runtimeClasses.flatMap((runtimeClass) => {
+    const owner = runtimeClass.metadata.labels?.[labels.profile];
+    return owner === undefined || names.has(owner)
+      ? []
+      : [
+          {
+            severity: "warning",
+            where: `RuntimeClass/${runtimeClass.metadata.name}`,
+            reason: "OrphanRuntimeClass",
+            what: `it was made for RuntimeProfile "${owner}", which does not exist`,
+            mend: `kubectl delete runtimeclass ${runtimeClass.metadata.name}, once no pod names it`,
+          } satisfies Finding,
+        ];
+  });
+};
+
+/** Pods that want a wall and do not have it: at most ten are named. */
+const ofPods = (seen: Examined): Finding[] => {
+  const profiles = new Map(seen.profiles.map((profile) => [runtimeClassName(profile), profile]));
+  const found = seen.pods.flatMap((pod): Finding[] => {
+    const profile = profiles.get(pod.spec?.runtimeClassName ?? "");
+    const { phase } = pod.status ?? {};
+    if (!profile || phase === "Succeeded" || phase === "Failed") return [];
+    const where = `Pod/${pod.metadata.namespace}/${pod.metadata.name}`;
+    const { nodeName } = pod.spec ?? {};
+    const scheduled = pod.status?.conditions?.find((each) => each.type === "PodScheduled");
+    if (!nodeName && scheduled?.status === "False")
+      return [
+        {
+          severity: "warning",
+          where,
+          reason: "Unschedulable",
+          what: scheduled.message ?? "no node takes it",
+          mend: `kubectl bulkhead status ${profile.metadata.name}: pods go only where its canary passed`,
+        },
+      ];
+    if (nodeName && phase === "Running" && !provenOn(seen, nodeName, profile.metadata.name))
+      return [
+        {
+          severity: "error",
+          where,
+          reason: "UnprovenWall",
+          what: `it runs on ${nodeName}, where profile "${profile.metadata.name}" is not proven now`,
+          mend: `kubectl bulkhead status ${profile.metadata.name}; drain the pod if its tenant must not share a kernel`,
+        },
+      ];
+    return [];
+  });
+  return found.slice(0, 10);
+};
+
+/** Everything that is wrong, worst first; `node` narrows it to one node. */
+export const diagnose = (seen: Examined, node?: string): Finding[] => {
+  const found = [
+    ...ofOperator(seen),
+    ...ofProfiles(seen),
+    ...ofNodes(seen),
+    ...ofVersions(seen),
+    ...ofClasses(seen),
+    ...ofPods(seen),
+  ];
+  const unique = new Map(found.map((each) => [`${each.where} ${each.reason} ${each.what}`, each]));
+  const here = [...unique.values()].filter((each) => node === undefined || each.where === `Node/${node}`);
+  return here.sort((a, b) => Number(a.severity === "warning") - Number(b.severity === "warning"));
+};
+
+export const diagnosisText = (findings: Finding[], paint: Paint): string =>
+  findings.length === 0
+    ? `${paint("✓", "good")} Nothing is wrong that could be seen from here.\n`
+    : findings
+        .map(
+          ({ severity, where, reason, what, mend }) =>
+            `${paint(severity === "error" ? "✗" : "!", severity === "error" ? "bad" : "warn")} ${paint(harmless(where), "strong")} ${harmless(reason)}\n    ${harmless(what)}\n    ${paint("→", "faint")} ${mend}\n`,
+        )
+        .join("");

@@ -1,0 +1,210 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { delimiter, join } from "node:path";
+import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
+import { kubeconfigFile } from "@bulkhead/lib/kube/config.ts";
+import { nodeRuntimes, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
+import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
+import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
+import { writePlugin } from "@bulkhead/test/dev/plugin.ts";
+import { tool } from "@bulkhead/test/tools/cache.ts";
+import { outcome } from "@bulkhead/test/tools/run.ts";
+import { load } from "js-yaml";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { nodes, pods } from "./cluster.ts";
+
+/** The real kubectl with the built plugin on $PATH, against a real API server whose objects the test wrote. */
+
+let server: ApiServer;
+let client: Client;
+let directory: string;
+
+const kubectl = (...args: string[]) =>
+  outcome([tool("kubectl"), ...args], {
+    env: {
+      KUBECONFIG: server.kubeconfig,
+      PATH: [directory, join(process.execPath, ".."), process.env.PATH].join(delimiter),
+    },
+  });
+const bulkhead = (...args: string[]) => kubectl("bulkhead", ...args);
+
+const at = new Date(Math.floor(Date.now() / 1000) * 1000 - 10_000);
+const later = (seconds: number): string =>
+  new Date(at.getTime() + seconds * 1000).toISOString().replace(".000Z", "Z");
+
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), "bh-plugin-"));
+  await writePlugin(directory);
+  server = await startApiServer();
+  client = createClient({ config: await kubeconfigFile(server.kubeconfig) });
+});
+afterAll(async () => {
+  await client?.close();
+  await server?.[Symbol.asyncDispose]();
+  if (directory !== undefined) await rm(directory, { recursive: true });
+});
+
+test("on a cluster without Bulkhead the doctor says so and fails", async () => {
+  const { code, stdout } = await bulkhead("doctor");
+  expect(code).toBe(1);
+  expect(stdout).toContain("NotInstalled");
+  expect(stdout).toContain("helm install");
+});
+
+describe("With a profile on a node", () => {
+  beforeAll(async () => {
+    await installCrds(client);
+    await client.create(runtimeProfiles, {
+      metadata: { name: "sandboxed" },
+      spec: { handler: { gvisor: { platform: "systrap" } } },
+    } as never);
+    await client.create(nodes, { metadata: { name: "n1" } });
+    await client.create(nodeRuntimes, { metadata: { name: "n1" }, spec: { profiles: [] } } as never);
+    await client.patch(
+      nodeRuntimes,
+      "n1",
+      {
+        status: {
+          heartbeat: new Date().toISOString(),
+          engine: {
+            name: "containerd",
+            version: "2.4.2",
+            socket: "/run/containerd/containerd.sock",
+            fronted: true,
+          },
+          profiles: [
+            {
+              name: "sandboxed",
+              phase: "Ready",
+              revision: "0123456789",
+              reason: "CanaryPassed",
+              message: "",
+              canary: {
+                passed: true,
+                at: later(0),
+                startSeconds: 0.5,
+                kernel: "4.19.0-gvisor",
+                assertions: ["kernel-differs"],
+                failures: 0,
+              },
+            },
+          ],
+        },
+      },
+      { subresource: "status" },
+    );
+    await client.patch(
+      runtimeProfiles,
+      "sandboxed",
+      {
+        status: {
+          observedGeneration: 1,
+          nodes: { desired: 1, updated: 1, ready: 1, failed: 0 },
+          updateRevision: "0123456789",
+          conditions: [
+            {
+              type: "Ready",
+              status: "True",
+              reason: "AllNodesReady",
+              message: "1 of 1 nodes ready",
+              lastTransitionTime: later(0),
+            },
+          ],
+        },
+      },
+      { subresource: "status" },
+    );
+    await client.create(pods, {
+      metadata: { name: "web", namespace: "default" },
+      spec: { containers: [{ name: "web", image: "web" }], nodeName: "n1" },
+    } as never);
+    await client.patch(
+      pods,
+      "web",
+      {
+        status: {
+          phase: "Running",
+          startTime: later(0),
+          containerStatuses: [
+            {
+              name: "web",
+              containerID: "containerd://abc",
+              image: "web",
+              imageID: "",
+              ready: true,
+              restartCount: 0,
+              state: { running: { startedAt: later(2) } },
+            },
+          ],
+        },
+      },
+      { subresource: "status", namespace: "default" },
+    );
+  });
+
+  test("status lists it, for people and for machines", async () => {
+    const { code, stdout } = await bulkhead("status");
+    expect(code).toBe(0);
+    expect(stdout).toMatch(
+      /^NAME +WALL +CLASS +READY +PODS +STATE +AGE\nsandboxed +application kernel \(gVisor\)/,
+    );
+    expect(stdout).not.toContain("\u001b");
+    const wide = await bulkhead("status", "-o", "wide");
+    expect(wide.stdout).toContain("0123456789");
+    const json = JSON.parse((await bulkhead("status", "-o", "json")).stdout);
+    expect(json).toMatchObject([{ name: "sandboxed", state: "AllNodesReady", healthy: true }]);
+    expect(load((await bulkhead("status", "-o", "yaml")).stdout)).toEqual([
+      { ...json[0], ageMs: expect.any(Number) },
+    ]);
+  });
+
+  test("status of one profile tells its nodes", async () => {
+    const { stdout } = await bulkhead("status", "sandboxed");
+    expect(stdout).toMatch(/n1 +Ready +passed +4\.19\.0-gvisor/);
+  });
+
+  test("explain tells the hops of a pod that the fronted engine runs", async () => {
+    const { code, stdout } = await bulkhead("explain", "default/web");
+    expect(code).toBe(0);
+    for (const hop of ["kubelet", "bulkhead runtime", "containerd", "container web"])
+      expect(stdout).toContain(hop);
+    expect(stdout).toContain("2s");
+  });
+
+  test("a pod that is not there is an error of one line, with exit code 1", async () => {
+    const { code, stdout, stderr } = await bulkhead("explain", "nothing");
+    expect([code, stdout]).toEqual([1, ""]);
+    expect(stderr.trim()).toMatch(/^error: Cannot get Pod "default\/nothing": .*not found$/);
+  });
+
+  test("tenants counts pods of a namespace by wall", async () => {
+    const { stdout } = await bulkhead("tenants", "-n", "default", "-o", "json");
+    expect(JSON.parse(stdout)).toMatchObject([{ namespace: "default", profile: "", pods: 1 }]);
+  });
+
+  test("doctor finds that no operator works", async () => {
+    const { code, stdout } = await bulkhead("doctor", "-o", "json");
+    expect(code).toBe(1);
+    expect(JSON.parse(stdout).map((each: { reason: string }) => each.reason)).toEqual(["NoOperator"]);
+  });
+
+  test("rollout status ends at once when all is there; pause and resume write the spec once", async () => {
+    expect((await bulkhead("rollout", "status", "sandboxed")).stdout).toContain("is rolled out");
+    expect((await bulkhead("rollout", "pause", "sandboxed")).stdout).toContain("sandboxed paused");
+    expect((await client.get(runtimeProfiles, "sandboxed")).spec.rollout.paused).toBe(true);
+    expect((await bulkhead("rollout", "pause", "sandboxed")).stdout).toContain("is paused already");
+    expect((await bulkhead("rollout", "resume", "sandboxed")).stdout).toContain("sandboxed resumed");
+    // Nobody works here: the operator has not seen the newest spec.
+    const { code, stderr } = await bulkhead("rollout", "status", "sandboxed", "--timeout", "1");
+    expect(code).toBe(1);
+    expect(stderr).toContain("is not rolled out after 1 s");
+  });
+
+  test("kubectl completes subcommands, profiles and flags", async () => {
+    const complete = async (...words: string[]) =>
+      (await kubectl("__complete", "bulkhead", ...words)).stdout.split("\n");
+    expect(await complete("sta")).toContain("status");
+    expect(await complete("rollout", "status", "")).toContain("sandboxed");
+    expect(await complete("doctor", "--sta")).toContain("--stale-after");
+  });
+});

@@ -1,0 +1,79 @@
+import { type RuntimeProfile, runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
+import type { Pod, Seen } from "./cluster.ts";
+import { type Cell, type Paint, table } from "./table.ts";
+import { noWall, wallOf } from "./wall.ts";
+
+/** `kubectl bulkhead tenants`: which namespace's pods stand behind which wall. */
+
+export type TenantView = {
+  namespace: string;
+  /** "" for pods that name no RuntimeClass, or one that no profile made. */
+  profile: string;
+  runtimeClass: string;
+  wall: string;
+  pods: number;
+  /** Of those, on nodes where the profile's canary did not pass last time. */
+  unproven: number;
+};
+
+const lives = (pod: Pod): boolean => pod.status?.phase !== "Succeeded" && pod.status?.phase !== "Failed";
+
+/** Whether the wall of `profile` was last seen standing on the node. */
+export const provenOn = (
+  seen: Pick<Seen, "nodeRuntimes">,
+  node: string | undefined,
+  profile: string,
+): boolean => {
+  const runtime = seen.nodeRuntimes.find((each) => each.metadata.name === node);
+  return runtime?.status?.profiles?.find((each) => each.name === profile)?.canary?.passed === true;
+};
+
+export const tenantsView = (seen: Pick<Seen, "profiles" | "pods" | "nodeRuntimes">): TenantView[] => {
+  const byClass = new Map<string, RuntimeProfile>(
+    seen.profiles.map((profile) => [runtimeClassName(profile), profile]),
+  );
+  const proven = new Set(
+    seen.nodeRuntimes.flatMap((runtime) =>
+      (runtime.status?.profiles ?? [])
+        .filter((each) => each.canary?.passed === true)
+        .map((each) => `${runtime.metadata.name}/${each.name}`),
+    ),
+  );
+  const views = new Map<string, TenantView>();
+  for (const pod of seen.pods) {
+    if (!lives(pod)) continue;
+    const { namespace = "" } = pod.metadata;
+    const runtimeClass = pod.spec?.runtimeClassName ?? "";
+    const profile = byClass.get(runtimeClass);
+    const key = `${namespace}/${runtimeClass}`;
+    const view = views.get(key) ?? {
+      namespace,
+      profile: profile?.metadata.name ?? "",
+      runtimeClass,
+      wall: profile ? wallOf(profile) : noWall,
+      pods: 0,
+      unproven: 0,
+    };
+    view.pods += 1;
+    const { nodeName } = pod.spec ?? {};
+    if (profile && nodeName && !proven.has(`${nodeName}/${profile.metadata.name}`)) view.unproven += 1;
+    views.set(key, view);
+  }
+  return [...views.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, view]) => view);
+};
+
+export const tenantsTable = (views: TenantView[], wide: boolean, paint: Paint): string =>
+  views.length === 0
+    ? "No pods.\n"
+    : table(
+        ["NAMESPACE", "WALL", "PROFILE", "PODS", "UNPROVEN", ...(wide ? ["CLASS"] : [])],
+        views.map((view): Cell[] => [
+          view.namespace,
+          view.wall,
+          view.profile || "-",
+          String(view.pods),
+          view.unproven > 0 ? { text: String(view.unproven), tone: "bad" } : "0",
+          ...(wide ? [view.runtimeClass || "-"] : []),
+        ]),
+        paint,
+      );
