@@ -96,6 +96,84 @@ config
     process.stdout.write(`${file}: ok\n`);
   });
 
+type FetchOptions = {
+  config?: string;
+  registry?: string;
+  credentials?: string;
+  key: string[];
+  identity: "repository" | "any";
+  platform?: { os: string; architecture: string };
+  maxBytes: number;
+  maxFiles: number;
+};
+
+const platform = (value: string): FetchOptions["platform"] => {
+  const [, os, architecture] = /^([a-z0-9]+)\/([a-z0-9]+)$/.exec(value) ?? [];
+  if (os === undefined || architecture === undefined)
+    throw new Error(`--platform needs OS/ARCHITECTURE, not "${value}"`);
+  return { os, architecture };
+};
+const positive = (value: string): number => {
+  if (!/^[1-9][0-9]{0,14}$/.test(value)) throw new Error(`"${value}" is no positive number`);
+  return Number(value);
+};
+
+program
+  .command("artifact")
+  .description("programs of a wall that come as an OCI image or artifact")
+  .command("fetch <image> <directory>")
+  .description("fetch one by digest, verify it, and unpack it into DIRECTORY: root/ and manifest.json")
+  .option(
+    "--config <file>",
+    "whose registries and signature rules hold (default: /etc/bulkhead/runtime.yaml)",
+  )
+  .option("--registry <host[:port][/path]>", "ask this registry instead of the image's own")
+  .option("--credentials <file>", "a docker config.json, instead of the configuration's")
+  .option(
+    "--key <file>",
+    "public key that must have signed it; any one of several",
+    (file: string, before: string[]) => [...before, file],
+    [],
+  )
+  .addOption(
+    new Option("--identity <what>", "whether the signature must name the image's repository")
+      .choices(["repository", "any"])
+      .default("repository"),
+  )
+  .option("--platform <os/architecture>", "instead of this machine's", platform)
+  .option("--max-bytes <number>", "bound of its unpacked size", positive, 8 * 2 ** 30)
+  .option("--max-files <number>", "bound of its entries", positive, 50_000)
+  .action(async (image: string, directory: string, flags: FetchOptions) => {
+    const { fetchArtifact } = await import("./artifact/fetch.ts");
+    const { registries, images } = await readConfig(flags.config);
+    const stop = new AbortController();
+    for (const signal of ["SIGTERM", "SIGINT"] as const)
+      process.once(signal, () => stop.abort(new Error(signal)));
+    process.umask(0o022);
+    const { list, manifest } = await fetchArtifact(
+      {
+        image,
+        directory,
+        registry: flags.registry,
+        keys: flags.key,
+        identity: flags.identity,
+        platform: flags.platform,
+        limits: { bytes: flags.maxBytes, files: flags.maxFiles },
+      },
+      {
+        mirrors: registries.mirrors,
+        certsDir: registries.configPath,
+        credentialsFile: flags.credentials ?? registries.credentials ?? undefined,
+        signatures: images.signatures,
+        log: pino({ level: "warn", base: null }, process.stderr),
+      },
+      stop.signal,
+    );
+    const { files, ...rest } = manifest;
+    const bytes = files.reduce((sum, file) => sum + (file.kind === "file" ? file.size : 0), 0);
+    process.stdout.write(`${JSON.stringify({ ...rest, list, files: files.length, bytes })}\n`);
+  });
+
 program
   .command("version")
   .description("print the version")
