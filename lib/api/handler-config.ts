@@ -62,6 +62,10 @@ const ShimHandler = z
         root: absolutePath,
         /** As in the shim's configuration: only with "host" has a pod on the node's network a network. */
         network: z.enum(["sandbox", "host", "none"]).default("sandbox"),
+        /** Where the content of an emptyDir is: on the node, or in the sandbox. */
+        emptyDir: z.enum(["node", "sandbox"]).optional(),
+        /** Directory of overlay files, made when the handler is. */
+        overlayDirectory: absolutePath.optional(),
       })
       .strict()
       .optional(),

@@ -82,6 +82,19 @@ export const NodeRuntimeStatus = z.object({
   arch: z.string().optional(),
   cgroup: z.enum(["v1", "v2"]).optional(),
   kvm: z.boolean().optional(),
+  /** gVisor's platforms, each tried with a sandbox on this node. */
+  gvisorPlatforms: z
+    .array(
+      z.object({
+        name: z.enum(["systrap", "kvm", "ptrace"]),
+        works: z.boolean(),
+        /** Why it does not. */
+        message: z.string().max(256).optional(),
+      }),
+    )
+    .max(3)
+    .optional()
+    .meta({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"] }),
   agentVersion: z.string().optional(),
   runtimeVersion: z.string().optional(),
   heartbeat: z.string().meta({ format: "date-time" }).optional(),

@@ -85,15 +85,88 @@ const flags = z
 
 const oci = z.object({ flags: flags.optional() });
 
-const gvisor = z.object({
-  /** How the sentry intercepts system calls. auto takes kvm where it boots, else systrap. */
-  platform: z.enum(["auto", "systrap", "kvm", "ptrace"]).default("auto"),
-  /** sandbox: gVisor's own network stack. host: the host's (a weaker wall). none: loopback only. */
-  network: z.enum(["sandbox", "host", "none"]).default("sandbox"),
-  /** Where writes to the root filesystem go. */
-  overlay: z.enum(["memory", "self", "none"]).default("memory"),
-  flags: flags.optional(),
-});
+/**
+ * Flags of runsc that a pod may set by annotation (dev.gvisor.flag.NAME) where its profile names them. runsc's own list
+ * of what makes no sandbox weaker: it checks their values, so that no pod writes an overlay to a directory of the node.
+ */
+export const tenantFlags = [
+  ...([
+    "debug",
+    "debug-command",
+    "debug-to-user-log",
+    "strace",
+    "strace-syscalls",
+    "strace-log-size",
+  ] as const),
+  ...(["overlay2", "oci-seccomp", "in-sandbox-cgroup", "host-uds", "qdisc", "qdisc-tbf-rate"] as const),
+  ...([
+    "qdisc-tbf-burst",
+    "net-disconnect-ok",
+    "allow-connected-on-save",
+    "pause-external-networking",
+  ] as const),
+  "reproduce-nftables",
+] as const;
+
+/** Flags of runsc that have a field of their own or are Bulkhead's: a second place to say them would hide the first. */
+export const ownedFlags = [
+  ...["platform", "network", "overlay2", "overlay", "nvproxy", "nvproxy-docker", "nvproxy-driver-version"],
+  ...["nvproxy-allowed-driver-capabilities", "root", "log", "log-format", "systemd-cgroup", "ignore-cgroups"],
+  ...["rootless", "allow-flag-override", "metric-server", "allow-rootfs-tar-annotation"],
+] as const;
+
+const gvisor = z
+  .object({
+    /** How the sentry intercepts system calls. auto takes kvm where it boots, else systrap. */
+    platform: z.enum(["auto", "systrap", "kvm", "ptrace"]).default("auto"),
+    /** sandbox: gVisor's own network stack. host: the host's (a weaker wall). none: loopback only. */
+    network: z.enum(["sandbox", "host", "none"]).default("sandbox"),
+    /** Where writes to the root filesystem go. directory: files below /var/lib/bulkhead that no one can open. */
+    overlay: z.enum(["memory", "self", "directory", "none"]).default("memory"),
+    /** root: volumes are written through. all: what is written to a volume goes with the container too. */
+    overlayScope: z.enum(["root", "all"]).optional(),
+    /** What one container may write at most. */
+    overlaySize: quantity.optional(),
+    /** node: an emptyDir is the node's directory. sandbox: gVisor keeps it, which is faster; the node sees no files. */
+    emptyDir: z.enum(["node", "sandbox"]).optional(),
+    /** GPUs by gVisor's proxy of NVIDIA's driver. */
+    nvproxy: z
+      .object({
+        /** The driver's version to speak; the node's own when left out. */
+        driverVersion: z
+          .string()
+          .regex(/^(latest|[0-9]+(\.[0-9]+){1,2})$/, "must be latest or a version such as 570.86.15")
+          .optional(),
+        /** What a container may ask for by NVIDIA_DRIVER_CAPABILITIES. */
+        capabilities: z
+          .array(z.enum(["compute", "utility", "graphics", "video", "ngx"]))
+          .min(1)
+          .max(5)
+          .optional(),
+      })
+      .optional(),
+    /** What a pod may set for itself by annotations; any other that begins with dev.gvisor. is refused. */
+    tenant: z
+      .object({
+        flags: z.array(z.enum(tenantFlags)).max(tenantFlags.length).optional(),
+        /** dev.gvisor.spec.mount.* and dev.gvisor.empty-dir.* */
+        volumeHints: z.boolean().optional(),
+      })
+      .optional(),
+    flags: flags.optional(),
+  })
+  .meta({
+    "x-kubernetes-validations": [
+      {
+        rule: `!has(self.flags) || self.flags.all(f, !f.matches('^--(${ownedFlags.join("|")})(=.*)?$'))`,
+        message: `flags cannot set ${ownedFlags.join(", ")}: use the field of that name, where there is one`,
+      },
+      {
+        rule: "self.overlay != 'none' || (!has(self.overlayScope) && !has(self.overlaySize))",
+        message: "overlayScope and overlaySize need an overlay other than none",
+      },
+    ],
+  });
 
 const kata = z.object({
   hypervisor: z.enum(["qemu", "cloud-hypervisor", "dragonball", "firecracker"]).default("qemu"),

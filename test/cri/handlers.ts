@@ -1,23 +1,40 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import {
+  type Gvisor,
+  runscFlags,
+  runscSettings,
+  tenantAnnotations,
+} from "../../node-agent/src/installer/gvisor.ts";
 import { tool } from "../tools/cache.ts";
 
 /** gVisor as the node agent sets it up for a profile: its shim with a configuration file, written into `dir`. */
-export const gvisorHandler = async (dir: string, root: string): Promise<object> => {
-  const configPath = join(dir, "runsc.toml");
-  const flags = ['platform = "systrap"', 'oci-seccomp = "true"', 'allow-suid = "true"'];
+export const gvisorHandler = async (
+  dir: string,
+  root: string,
+  { name = "gvisor", ...profile }: Partial<Gvisor> & { name?: string } = {},
+): Promise<object> => {
+  const gvisor: Gvisor = { platform: "systrap", network: "sandbox", overlay: "memory", ...profile };
+  const platform = gvisor.platform === "auto" ? "systrap" : gvisor.platform;
+  const configPath = join(dir, `${name}.toml`);
+  const overlays = join(dir, "overlays");
+  // A JSON string is a TOML string.
+  const flags = Object.entries(runscFlags(gvisor, platform, overlays)).map(
+    ([flag, value]) => `"${flag}" = ${JSON.stringify(value)}\n`,
+  );
   await writeFile(
     configPath,
-    `binary_name = "${tool("runsc")}"\nroot = "${root}"\n\n[runsc_config]\n${flags.join("\n")}\n`,
+    `binary_name = "${tool("runsc")}"\nroot = "${root}"\n\n[runsc_config]\n${flags.join("")}`,
   );
   return {
     kind: "shim",
-    name: "gvisor",
+    name,
     binary: tool("containerd-shim-runsc-v1"),
     optionsTypeUrl: "io.containerd.runsc.v1.options",
     configPath,
     wall: "kernel",
-    runsc: { binary: tool("runsc"), root },
+    allowedAnnotations: tenantAnnotations(gvisor),
+    runsc: { binary: tool("runsc"), root, ...runscSettings(gvisor, overlays) },
   };
 };
 

@@ -65,7 +65,7 @@ describe("A profile that cannot work", () => {
     expect(found).toMatchObject({ phase: "RolledBack", revision });
     await life.tryPod("rolled-back", "flagged");
     // A flag that gVisor knows and that only a pod brings to light.
-    await life.apply(profileOf("flagged", { gvisor: { flags: ["--platform=nix"] } }));
+    await life.apply(profileOf("flagged", { gvisor: { flags: ["--pod-init-config=/no/such/file"] } }));
     await degraded("flagged", /^CanaryFailed$/, /./);
     await life.tryPod("rolled-back-again", "flagged");
     await remove("flagged");
@@ -75,6 +75,28 @@ describe("A profile that cannot work", () => {
     await life.apply(profileOf("flagged-runc", { runc: { flags: ["--no-such-flag"] } }));
     await degraded("flagged-runc", /^InstallFailed$/, /not defined: -no-such-flag/);
     await remove("flagged-runc");
+  });
+
+  test("because it asks for a platform that does not work here ends Degraded with what was tried", async () => {
+    const { kvm } = await life
+      .get<{ status: { kvm: boolean } }>("nrt", life.node.name)
+      .then(({ status }) => status);
+    await life.apply(profileOf("on-kvm", { gvisor: { platform: "kvm" } }));
+    await degraded(
+      "on-kvm",
+      /^InstallFailed$/,
+      /Cannot run gVisor's platform "kvm" on this node: (\/dev\/kvm|a process)/,
+    );
+    const { status } = await life.get<{ status: { gvisorPlatforms: { name: string; works: boolean }[] } }>(
+      "nrt",
+      life.node.name,
+    );
+    expect(status.gvisorPlatforms).toMatchObject([
+      { name: "systrap", works: true },
+      { name: "kvm", works: false, message: kvm ? /did not end/ : expect.any(String) },
+      { name: "ptrace", works: true },
+    ]);
+    await remove("on-kvm");
   });
 
   test.each([
@@ -147,6 +169,8 @@ describe("An invalid profile is refused with its field's name:", () => {
     ["two handlers", { runc: {}, gvisor: {} }, "spec.handler"],
     ["a flag with a shell's meaning", { runc: { flags: ["--a=$(id)"] } }, "spec.handler.runc.flags"],
     ["an unknown platform", { gvisor: { platform: "magic" } }, "spec.handler.gvisor.platform"],
+    ["a flag that unsays a field", { gvisor: { flags: ["--network=host"] } }, "flags cannot set platform"],
+    ["a flag that no pod may set", { gvisor: { tenant: { flags: ["network"] } } }, "gvisor.tenant.flags"],
   ])("%s", async (_title, handler, field) => {
     await expect(life.apply(profileOf("refused", handler))).rejects.toThrow(field);
   });

@@ -18,7 +18,6 @@ import {
   checkOf,
   handlerFile,
   installed,
-  type Platform,
   profileFiles,
   programRoot,
   programsOf,
@@ -44,7 +43,7 @@ import {
   planProfileRollback,
   planRemoval,
 } from "./plan.ts";
-import { kvmRuns } from "./platform.ts";
+import { choosePlatform, type Trial, tryPlatforms } from "./platform.ts";
 import {
   type Canary,
   kubeletRetryDelay,
@@ -104,7 +103,8 @@ export class Controller {
   #engine: NodeRuntimeStatus["engine"];
   #runtimeVersion: string | undefined;
   #observed: number | undefined;
-  #platform: Platform | undefined;
+  /** Of gVisor's platforms, by path of the runsc that tried them, the latest last. */
+  readonly #trials = new Map<string, Trial[]>();
   readonly #watchers = new Set<() => void>();
 
   constructor(options: ControllerOptions) {
@@ -358,16 +358,17 @@ export class Controller {
       log,
       note: (reason, message, type) => this.#note(reason, message, type, name),
     });
-    const plan = await this.#profilePlan(profile, signal);
+    const due = performance.now() >= (this.#due.get(name) ?? 0);
+    const plan = await this.#profilePlan(profile, due, signal);
     const facts = await this.#facts([profile], signal);
     const steps = planProfile(facts, plan);
-    const due = performance.now() >= (this.#due.get(name) ?? 0);
     const state = this.#states.get(name);
     const settled = state?.phase === "Failed" || state?.phase === "RolledBack";
     if (!due && (settled || steps.length === 0)) return undefined;
     const known = ownership.record.profiles[name];
     const attempt: Attempt = { profile, plan, facts, run, known };
     try {
+      if (plan.trouble !== undefined) throw new RuntimeError("failed-precondition", plan.trouble);
       if (steps.length > 0) {
         this.#apply(name, { on: "installing" });
         const changed = Object.entries(known?.files ?? {}).filter(
@@ -559,9 +560,9 @@ export class Controller {
     }
   }
 
-  async #profilePlan(profile: DesiredProfile, signal: AbortSignal): Promise<ProfilePlan> {
+  async #profilePlan(profile: DesiredProfile, due: boolean, signal: AbortSignal): Promise<ProfilePlan> {
     const { manifest } = this.#options;
-    const platform = await this.#platformOf(profile, signal);
+    const { platform, trouble } = await this.#platformOf(profile, due, signal);
     return {
       name: profile.name,
       revision: profile.revision,
@@ -569,20 +570,31 @@ export class Controller {
       check: checkOf(profile, manifest.version, platform),
       version: manifest.version,
       programs: programsOf(profile),
+      ...(trouble === undefined ? {} : { trouble }),
     };
   }
 
-  async #platformOf(profile: DesiredProfile, signal: AbortSignal): Promise<Platform> {
-    const asked = profile.handler.gvisor?.platform ?? "auto";
-    if (profile.handler.gvisor === undefined || asked !== "auto") return asked === "auto" ? "systrap" : asked;
+  async #platformOf(
+    profile: DesiredProfile,
+    due: boolean,
+    signal: AbortSignal,
+  ): Promise<ReturnType<typeof choosePlatform>> {
+    const { gvisor } = profile.handler;
+    if (gvisor === undefined) return { platform: "systrap" };
     const { host, hostFacts, manifest, log } = this.#options;
-    if (this.#platform === undefined) {
-      const runsc = join(programRoot(profile, manifest.version), "bin/runsc");
-      const kvm = hostFacts.kvm && (await kvmRuns(host, runsc, signal));
-      this.#platform = kvm ? "kvm" : "systrap";
-      log.info({ platform: this.#platform, device: hostFacts.kvm }, "platform of gVisor chosen");
+    const runsc = join(programRoot(profile, manifest.version), "bin/runsc");
+    const known = this.#trials.get(runsc);
+    if (known !== undefined) {
+      const choice = choosePlatform(gvisor.platform, known);
+      // What did not work is tried again with the profile that asks for it: the program was mended, a device came.
+      const works = choice.trouble === undefined && known.some((trial) => trial.works);
+      if (works || !due) return choice;
     }
-    return this.#platform;
+    const trials = await tryPlatforms(host, runsc, hostFacts.kvm, signal);
+    this.#trials.delete(runsc);
+    this.#trials.set(runsc, trials);
+    log.info({ runsc, trials }, "gVisor's platforms tried");
+    return choosePlatform(gvisor.platform, trials);
   }
 
   /** One canary, and a second one before a handler that served well is called broken. */
@@ -757,6 +769,7 @@ export class Controller {
         ...(pods.length === 0 ? {} : { pods: Object.fromEntries(pods) }),
       });
     });
+    const trials = [...this.#trials.values()].at(-1);
     const status: NodeRuntimeStatus = {
       ...(this.#observed === undefined ? {} : { observedGeneration: this.#observed }),
       conditions: this.#conditions,
@@ -765,6 +778,7 @@ export class Controller {
       arch: hostFacts.arch,
       cgroup: hostFacts.cgroup,
       kvm: hostFacts.kvm,
+      ...(trials === undefined ? {} : { gvisorPlatforms: trials }),
       ...(this.#runtimeVersion === undefined ? {} : { runtimeVersion: this.#runtimeVersion }),
       ready: `${profiles.filter(({ phase }) => phase === "Ready").length}/${profiles.length}`,
       profiles,

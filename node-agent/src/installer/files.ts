@@ -8,6 +8,7 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as yaml from "js-yaml";
 import * as toml from "smol-toml";
 import type { Wall } from "../probe/wall.ts";
+import { type Platform, runscFlags, runscSettings, tenantAnnotations } from "./gvisor.ts";
 
 /** What the host's files shall say. Pure: text from values. */
 
@@ -87,8 +88,6 @@ export const runtimeConfig = (version: string, former: string): string =>
     },
     metrics: { listen: runtimeMetrics },
   });
-
-export type Platform = "systrap" | "kvm" | "ptrace";
 
 /** What the bundle can run. */
 export type Supplies = { has(path: string): boolean };
@@ -182,7 +181,8 @@ export function profileFiles(
           optionsTypeUrl: "io.containerd.runsc.v1.options",
           configPath: runscFile(profile.name),
           wall: "kernel",
-          runsc: { binary: bin("runsc"), root, network: gvisor.network },
+          allowedAnnotations: tenantAnnotations(gvisor),
+          runsc: { binary: bin("runsc"), root, ...runscSettings(gvisor) },
         }),
       };
     }
@@ -192,30 +192,3 @@ export function profileFiles(
       throw new RuntimeError("unimplemented", `Cannot write a handler of kind ${kind}`);
   }
 }
-
-/** All flags that gVisor is started with: the profile's own last, so that they win. */
-const runscFlags = (
-  gvisor: NonNullable<DesiredProfile["handler"]["gvisor"]>,
-  platform: Platform,
-): Record<string, string> => ({
-  platform,
-  network: gvisor.network,
-  overlay2: { memory: "root:memory", self: "root:self", none: "none" }[gvisor.overlay],
-  ...asThePodSays,
-  ...flagsTable(gvisor.flags ?? []),
-});
-
-/**
- * What runsc leaves out unless it is told: a container's seccomp profile, and setuid programs, which
- * allowPrivilegeEscalation is there to forbid. A profile's flags can say otherwise.
- */
-const asThePodSays = { "oci-seccomp": "true", "allow-suid": "true" };
-
-/** --name=value and --name as keys of runsc_config, which takes strings. */
-const flagsTable = (flags: string[]): Record<string, string> =>
-  Object.fromEntries(
-    flags.map((flag) => {
-      const [name = "", ...value] = flag.replace(/^--/, "").split("=");
-      return [name, value.length > 0 ? value.join("=") : "true"];
-    }),
-  );

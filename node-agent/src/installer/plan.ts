@@ -123,6 +123,8 @@ export type ProfilePlan = {
   /** The bundle's version, and the handler's programs in it. */
   version: string;
   programs: string[];
+  /** Why this node cannot serve the profile as it stands, found by trying. */
+  trouble?: string;
 };
 
 /** A profile's handler, loaded. Empty when it is already. */

@@ -1,27 +1,71 @@
 import { mkdir, readdir, readFile, rm } from "node:fs/promises";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { mountsBelow } from "./facts.ts";
+import { type Gvisor, type Platform, platforms } from "./gvisor.ts";
 import { type Host, must } from "./host.ts";
 
-const scratch = "/run/bulkhead-agent.probe";
-const kvmDeadlineMs = 3_000;
+/** Whether a platform of gVisor ran a process on this node, and if not, why. */
+export type Trial = { name: Platform; works: boolean; message?: string };
 
-/**
- * Whether the KVM platform of a `runsc` really runs here: /dev/kvm may be there and hang or refuse. Runs one process in a
- * sandbox on it and says no after three seconds: where it runs, it does so in a fraction of one.
- */
-export async function kvmRuns(host: Host, runsc: string, signal: AbortSignal): Promise<boolean> {
+/** /dev/kvm may be there and hang: where it runs, it does so in a fraction of a second. */
+const deadlineMs: Record<Platform, number> = { kvm: 3_000, systrap: 20_000, ptrace: 20_000 };
+/** systrap comes first where it is as good; ptrace is never chosen, only asked for. */
+const autoOrder: readonly Platform[] = ["kvm", "systrap"];
+
+/** Tries each platform of a `runsc` with one process in a sandbox. `device`: /dev/kvm could be opened. */
+export async function tryPlatforms(
+  host: Host,
+  runsc: string,
+  device: boolean,
+  signal: AbortSignal,
+): Promise<Trial[]> {
+  const trials: Trial[] = [];
+  for (const name of platforms) {
+    const message =
+      name === "kvm" && !device ? "/dev/kvm cannot be opened" : await failureOf(host, runsc, name, signal);
+    trials.push({ name, works: message === undefined, ...(message === undefined ? {} : { message }) });
+  }
+  return trials;
+}
+
+/** The platform for what a profile asks, or why there is none. */
+export function choosePlatform(
+  asked: Gvisor["platform"],
+  trials: readonly Trial[],
+): { platform: Platform; trouble?: string } {
+  const of = (name: Platform) => trials.find((trial) => trial.name === name);
+  if (asked === "auto") return { platform: autoOrder.find((name) => of(name)?.works) ?? "systrap" };
+  const trial = of(asked);
+  if (trial?.works !== false) return { platform: asked };
+  return {
+    platform: asked,
+    trouble: `Cannot run gVisor's platform "${asked}" on this node: ${trial.message ?? "it was tried and failed"}`,
+  };
+}
+
+/** Runs one process in a sandbox; undefined when it ended well. */
+async function failureOf(
+  host: Host,
+  runsc: string,
+  platform: Platform,
+  signal: AbortSignal,
+): Promise<string | undefined> {
+  // All that it makes is to be in our directory, where we find it when it has to be killed.
+  const scratch = `/run/bulkhead-agent.probe-${platform}`;
   await mkdir(host.at(scratch), { recursive: true, mode: 0o700 });
+  const timeoutMs = deadlineMs[platform];
   try {
-    // All that it makes is to be in our directory, where we find it when it has to be killed.
     const where = ["env", `TMPDIR=${scratch}`, runsc, "--root", scratch, "--ignore-cgroups"];
-    const { code } = await host.run([...where, "--platform", "kvm", "--network", "none", "do", "/bin/true"], {
-      signal,
-      timeoutMs: kvmDeadlineMs,
-    });
-    return code === 0;
-  } catch {
+    const { code, stderr } = await host.run(
+      [...where, "--platform", platform, "--network", "none", "do", "/bin/true"],
+      { signal, timeoutMs },
+    );
+    return code === 0 ? undefined : lastWords(stderr) || `exit code ${code}`;
+  } catch (error) {
     signal.throwIfAborted();
-    return false;
+    return /did not end in/.test(messageOf(error))
+      ? `a process on it did not end in ${timeoutMs / 1000} s`
+      : messageOf(error).slice(0, 200);
   } finally {
     await killNaming(scratch);
     for (const point of await mountsBelow([scratch])) {
@@ -31,6 +75,8 @@ export async function kvmRuns(host: Host, runsc: string, signal: AbortSignal): P
     await rm(host.at(scratch), { recursive: true, force: true });
   }
 }
+
+const lastWords = (text: string): string => (text.trim().split("\n").at(-1) ?? "").slice(0, 200);
 
 /** Kills what a sandbox that hung left behind: processes that name our scratch directory on their command line. */
 async function killNaming(word: string): Promise<void> {

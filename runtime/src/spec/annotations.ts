@@ -1,4 +1,6 @@
+import type { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import type { ContainerConfig, PodSandboxConfig } from "@bulkhead/lib/gen/cri_pb.js";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 
 const prefix = "io.kubernetes.cri";
 
@@ -22,6 +24,29 @@ export const passedAnnotations = (
       // Our own prefix tells shims who is who: a pod must not write it.
       .filter(([key]) => !key.startsWith(`${prefix}.`) && allowed.some((pattern) => matches(pattern, key))),
   );
+
+/** All that gVisor takes from annotations begins so: flags, mounts, the root file system, its cgroup. */
+const gvisorPrefix = "dev.gvisor.";
+
+/**
+ * Throws for an annotation that would change a pod's sandbox and that its profile does not allow. Left out without a
+ * word, the pod would run in another sandbox than the one that it asked for.
+ */
+export const requireAllowed = (
+  handler: Pick<HandlerConfig, "name" | "allowedAnnotations"> & { runsc?: unknown },
+  annotations: Readonly<Record<string, string>>,
+): void => {
+  if (handler.runsc === undefined) return;
+  const refused = Object.keys(annotations)
+    .filter((key) => key.startsWith(gvisorPrefix))
+    .filter((key) => !handler.allowedAnnotations.some((pattern) => matches(pattern, key)));
+  if (refused.length === 0) return;
+  const allowed = handler.allowedAnnotations.join(", ") || "none";
+  throw new RuntimeError(
+    "permission-denied",
+    `Cannot run the pod with annotation "${refused[0]?.slice(0, 128)}": the profile of handler "${handler.name}" does not let a pod set it (handler.gvisor.tenant; allowed: ${allowed})`,
+  );
+};
 
 const podAnnotations = (podId: string, pod: PodSandboxConfig): Record<string, string> => {
   const resources = pod.linux?.resources;

@@ -29,6 +29,8 @@ export const holderSpec = (input: {
   /** Without a process nothing has to be held: the pod is namespaces and a cgroup. */
   process: boolean;
   allowedAnnotations: readonly string[];
+  /** What we ask of the sandbox ourselves. */
+  hints?: Readonly<Record<string, string>>;
   host: HostFacts;
 }): Spec => {
   const { config, host } = input;
@@ -55,6 +57,7 @@ export const holderSpec = (input: {
       readonlyRoot: true,
     }),
     annotations: {
+      ...input.hints,
       ...passedAnnotations(input.allowedAnnotations, config.annotations),
       ...sandboxAnnotations(input.id, config),
     },

@@ -19,6 +19,7 @@ import { created, newContainer } from "../../container/state.ts";
 import type { Handler, HandlerState } from "../../handler/handler.ts";
 import type { Image } from "../../image/images.ts";
 import { timed } from "../../metrics.ts";
+import { emptyDirHints } from "../../pod/empty-dirs.ts";
 import { letThrough, podFiles } from "../../pod/files.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
 import { apparmorOf, requireApparmor } from "../../spec/apparmor.ts";
@@ -40,6 +41,7 @@ import {
   containerDir,
   findContainer,
   now,
+  podDir,
   type Runtime,
   type RuntimeMethods,
   sandboxRef,
@@ -283,14 +285,18 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     allowedAnnotations: pod.handler.allowedAnnotations,
     host,
   });
-  const spec = withEdits(plain, cdi, security?.privileged ?? false);
+  const runsc = runscOf(pod);
+  const hints =
+    runsc?.emptyDir === "sandbox" ? await emptyDirHints(podDir(runtime, pod.id), config.mounts) : {};
+  const edited = withEdits(plain, cdi, security?.privileged ?? false);
+  const spec = { ...edited, annotations: { ...hints, ...edited.annotations } };
   const handlerState = await handler.create(
     {
       id,
       sandbox: sandboxRef(runtime, pod),
       stateDir,
       rootfs,
-      spec: runscOf(pod) ? await specForGvisor(spec, stateDir) : spec,
+      spec: runsc ? await specForGvisor(spec, stateDir) : spec,
       tty: config.tty,
       stdin: config.stdin,
       stdinOnce: config.stdinOnce,

@@ -8,9 +8,11 @@ import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { LoadedHandler } from "../../handlers/handlers.ts";
 import { timed } from "../../metrics.ts";
 import { createOwnedNamespaces } from "../../network/user-namespace.ts";
+import { chooseEmptyDirs } from "../../pod/empty-dirs.ts";
 import { giveTo, mountShm, podFiles, writePodFiles } from "../../pod/files.ts";
 import { hold, lost, newPod, type Pod, ready } from "../../pod/state.ts";
 import { podName } from "../../pod/store.ts";
+import { requireAllowed } from "../../spec/annotations.ts";
 import { holderProgram } from "../../spec/holder-program.ts";
 import { holderPath, holderSpec } from "../../spec/holder-spec.ts";
 import { podNamespaces } from "../../spec/namespaces.ts";
@@ -31,6 +33,7 @@ export const runPodSandbox =
     const config = checked(request.config);
     const loaded = runtime.handlers.resolve(request.runtimeHandler);
     if (podIdsOf(config) !== undefined) requireUserNamespaces(runtime, loaded);
+    requireAllowed(loaded.config, config.annotations);
     const podSandboxId = await runtime.starting.run(
       `pod ${podName({ config })}`,
       (both) => run(runtime, config, request.runtimeHandler, loaded, both),
@@ -159,8 +162,10 @@ const build = async (
   signal.throwIfAborted();
 
   const rootfs = handler.kind === "shim" ? await holderRoot(dir, runtime.host.arch) : "";
+  const inSandbox = handlerConfig.kind === "shim" && handlerConfig.runsc?.emptyDir === "sandbox";
   const spec = holderSpec({
     id,
+    ...(inSandbox && { hints: await chooseEmptyDirs(dir, config.metadata?.uid ?? "") }),
     config,
     namespaces,
     hostname,

@@ -1,4 +1,4 @@
-import { accessSync, constants } from "node:fs";
+import { accessSync, constants, mkdirSync } from "node:fs";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Handler } from "../handler.ts";
@@ -36,6 +36,8 @@ export async function createShimHandler(
       });
     }
   }
+  if (config.runsc?.overlayDirectory)
+    mkdirSync(config.runsc.overlayDirectory, { recursive: true, mode: 0o700 });
   const shims = new Shims(config, deps);
   return {
     name: config.name,

@@ -1,0 +1,307 @@
+import { existsSync } from "node:fs";
+import { mkdir, mkdtemp, readdir, readFile, readlink, rm, rmdir, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { Gvisor } from "../../node-agent/src/installer/gvisor.ts";
+import { cgroupDirs } from "../cluster/mounts.ts";
+import { ensureTestImages } from "../images/build.ts";
+import { type RunningRegistry, startRegistry } from "../images/registry.ts";
+import { inCache } from "../tools/cache.ts";
+import { outcome } from "../tools/run.ts";
+import { createDaemon, type Daemon } from "./daemon.ts";
+import { gvisorHandler } from "./handlers.ts";
+
+/** What a profile of gVisor says, seen from a pod and from the node: each setting by what it does. */
+
+const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
+const kubeletPods = "/var/lib/kubelet/pods";
+const cgroups = `bh-gvisor-${process.pid}`;
+
+let scratch: string;
+let registry: RunningRegistry;
+let daemon: Daemon;
+let serial = 0;
+
+beforeAll(async () => {
+  scratch = await mkdtemp(join(tmpdir(), "bh-gvisor-"));
+  registry = await startRegistry({ dir: inCache("cri-registry") });
+  await ensureTestImages(registry.host, ["e2e-test-images/busybox:1.29-2"]);
+  daemon = await createDaemon({ registry: registry.host, subnet: 88 });
+  await daemon.start();
+  await daemon.crictl("pull", busybox);
+});
+afterAll(async () => {
+  await daemon?.[Symbol.asyncDispose]();
+  await registry?.stop();
+  for (const dir of await cgroupDirs(cgroups)) await rmdir(dir).catch(() => {});
+  await rm(scratch, { recursive: true, force: true });
+});
+
+const file = async (name: string, content: object): Promise<string> => {
+  const path = join(scratch, name);
+  await writeFile(path, JSON.stringify(content));
+  return path;
+};
+
+/** A handler of this profile; the daemon takes it up by itself. */
+const serve = async (name: string, profile: Partial<Gvisor>): Promise<string> => {
+  const config = await gvisorHandler(scratch, join(dirname(daemon.state), "runsc"), { name, ...profile });
+  await writeFile(join(daemon.handlersDir, `${name}.yaml`), JSON.stringify(config));
+  await expect
+    .poll(async () =>
+      (JSON.parse(await daemon.crictl("info")) as Info).runtimeHandlers.map((each) => each.name),
+    )
+    .toContain(name);
+  return name;
+};
+type Info = { runtimeHandlers: { name: string }[] };
+
+type PodOptions = { annotations?: Record<string, string>; linux?: object };
+const podConfig = (name: string, { annotations = {}, linux = {} }: PodOptions): Promise<string> => {
+  // As the kubelet names it: gVisor's shim takes the pod's uid from there.
+  const metadata = { name, namespace: "test", uid: name, attempt: 0 };
+  return file(`${name}.json`, {
+    metadata,
+    annotations,
+    log_directory: join(scratch, `test_${name}_${name}`),
+    linux,
+  });
+};
+
+/** A pod, and what its containers say. */
+class Pod implements AsyncDisposable {
+  readonly name = `bh-gvisor-${process.pid}-${++serial}`;
+  id = "";
+  #config = "";
+  async run(handler: string, options: PodOptions = {}): Promise<this> {
+    this.#config = await podConfig(this.name, options);
+    this.id = (await daemon.crictl("runp", "--runtime", handler, this.#config)).trim();
+    return this;
+  }
+  async container(name = "main", more: object = {}, script = "exec sleep 1000"): Promise<string> {
+    const config = await file(`${this.name}-${name}.json`, {
+      metadata: { name, attempt: 0 },
+      image: { image: busybox },
+      command: ["sh", "-c", script],
+      log_path: `${name}.log`,
+      ...more,
+    });
+    const id = (await daemon.crictl("create", "--no-pull", this.id, config, this.#config)).trim();
+    await daemon.crictl("start", id);
+    return id;
+  }
+  async [Symbol.asyncDispose]() {
+    if (this.id !== "") await daemon.crictl("rmp", "-f", this.id);
+  }
+}
+const say = (container: string, script: string): Promise<string> =>
+  daemon.crictl("exec", container, "sh", "-c", script);
+
+/** The sandbox's process on the node: pid and command line. */
+const sandboxOf = async (pod: Pod): Promise<{ pid: string; argv: string[] }> => {
+  for (const pid of (await readdir("/proc")).filter((each) => /^\d+$/.test(each))) {
+    const argv = (await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "")).split("\0");
+    if (argv[0] === "runsc-sandbox" && argv.includes(pod.id)) return { pid, argv };
+  }
+  throw new Error(`Pod ${pod.id} has no sandbox`);
+};
+const rootfs = (container: string): string => join(daemon.state, "containers", container, "rootfs");
+
+describe("the platform", () => {
+  test.each(["systrap", "ptrace"] as const)("%s runs pods", async (platform) => {
+    await using pod = await new Pod().run(await serve(`on-${platform}`, { platform }));
+    expect(await say(await pod.container(), "uname -r; dmesg | head -1")).toMatch(/gvisor.*\n.*gVisor/i);
+    expect((await sandboxOf(pod)).argv).toContain(`--platform=${platform}`);
+  });
+});
+
+describe("what a container writes to its root file system", () => {
+  const write = "echo kept > /written && cat /written && stat -c %s /written";
+  test.each<[Partial<Gvisor>, { onNode: boolean; filestore: boolean }]>([
+    [{ overlay: "none" }, { onNode: true, filestore: false }],
+    [{ overlay: "memory" }, { onNode: false, filestore: false }],
+    [{ overlay: "self" }, { onNode: false, filestore: true }],
+    [{ overlay: "directory" }, { onNode: false, filestore: false }],
+  ])("%j", async (profile, { onNode, filestore }) => {
+    await using pod = await new Pod().run(await serve(`overlay-${profile.overlay}`, profile));
+    const id = await pod.container();
+    expect(await say(id, write)).toBe("kept\n5\n");
+    const names = await readdir(rootfs(id));
+    expect(names.includes("written")).toBe(onNode);
+    expect(names.some((name) => name.startsWith(".gvisor.filestore"))).toBe(filestore);
+    const { pid } = await sandboxOf(pod);
+    const open = await Promise.all(
+      (await readdir(`/proc/${pid}/fd`)).map((fd) => readlink(`/proc/${pid}/fd/${fd}`).catch(() => "")),
+    );
+    expect(open.some((path) => path.startsWith(join(scratch, "overlays")))).toBe(
+      profile.overlay === "directory",
+    );
+  });
+
+  test("is no more than overlaySize", async () => {
+    await using pod = await new Pod().run(await serve("overlay-small", { overlaySize: "8Mi" }));
+    const id = await pod.container();
+    expect(await say(id, "dd if=/dev/zero of=/big bs=1M count=16 2>&1 | head -1")).toMatch(/No space left/);
+  });
+
+  test("overlayScope: all keeps writes to volumes from the node too", async () => {
+    const volume = join(scratch, "volume");
+    await mkdir(volume, { recursive: true });
+    const mounts = { mounts: [{ container_path: "/v", host_path: volume }] };
+    for (const [overlayScope, seen] of [
+      ["root", true],
+      ["all", false],
+    ] as const) {
+      await using pod = await new Pod().run(await serve(`scope-${overlayScope}`, { overlayScope }));
+      await say(await pod.container("main", mounts), `echo x > /v/${overlayScope} && cat /v/${overlayScope}`);
+      expect(existsSync(join(volume, overlayScope))).toBe(seen);
+    }
+  });
+});
+
+describe("the network", () => {
+  test("none is loopback alone", async () => {
+    await using pod = await new Pod().run(await serve("net-none", { network: "none" }));
+    expect(await say(await pod.container(), "ls /sys/class/net; cat /proc/net/dev | grep -c :")).toBe(
+      "lo\n1\n",
+    );
+  });
+
+  test("host is the node's for a pod on the node's network, and a pod's own for any other", async () => {
+    const handler = await serve("net-host", { network: "host" });
+    await using pod = await new Pod().run(handler, {
+      linux: { security_context: { namespace_options: { network: 2 } } },
+    });
+    const inside = (await say(await pod.container(), "ls /sys/class/net; cat /proc/net/dev")).split("\n");
+    const bridge = "bhcri88";
+    expect(inside.some((line) => line.includes(bridge))).toBe(true);
+    await using own = await new Pod().run(handler);
+    expect(await say(await own.container(), "cat /proc/net/dev")).not.toContain(bridge);
+  });
+
+  test("sandbox refuses a pod on the node's network", async () => {
+    await expect(
+      new Pod().run("gvisor", { linux: { security_context: { namespace_options: { network: 2 } } } }),
+    ).rejects.toThrow(/Cannot run the pod on the node's network: handler "gvisor"/);
+  });
+});
+
+describe("an annotation of a pod", () => {
+  const flag = (name: string, value: string) => ({ annotations: { [`dev.gvisor.flag.${name}`]: value } });
+
+  test("that the profile does not name is refused", async () => {
+    for (const [name, value] of [
+      ["network", "host"],
+      ["overlay2", "none"],
+      ["host-uds", "all"],
+    ] as const)
+      await expect(new Pod().run("gvisor", flag(name, value))).rejects.toThrow(
+        `annotation "dev.gvisor.flag.${name}": the profile of handler "gvisor" does not let a pod set it`,
+      );
+    expect(await daemon.crictl("pods", "-q", "--label", "x=y")).toBe("");
+  });
+
+  test("that it names is the sandbox's flag, and its value is still checked", async () => {
+    const handler = await serve("tenants", { tenant: { flags: ["overlay2", "host-uds"] } });
+    await using pod = await new Pod().run(handler, flag("overlay2", "root:self"));
+    expect((await sandboxOf(pod)).argv).toContain("--overlay2=root:self");
+    await expect(new Pod().run(handler, flag("overlay2", `root:dir=${scratch}`))).rejects.toThrow(
+      /overlay medium/,
+    );
+    await expect(new Pod().run(handler, flag("network", "host"))).rejects.toThrow(
+      /allowed: dev.gvisor.flag.overlay2/,
+    );
+  });
+});
+
+test("GPU settings reach the sandbox", async () => {
+  const nvproxy = { driverVersion: "570.86.15", capabilities: ["compute" as const, "video" as const] };
+  await using pod = await new Pod().run(await serve("gpu", { nvproxy }));
+  const { argv } = await sandboxOf(pod);
+  expect(argv).toEqual(
+    expect.arrayContaining([
+      "--nvproxy=true",
+      "--nvproxy-driver-version=570.86.15",
+      "--nvproxy-allowed-driver-capabilities=compute,video",
+    ]),
+  );
+});
+
+describe("an emptyDir that the sandbox keeps", () => {
+  const mount = (uid: string, name: string) => ({
+    container_path: `/${name}`,
+    host_path: join(kubeletPods, uid, "volumes/kubernetes.io~empty-dir", name),
+  });
+  /** A pod's volumes as the kubelet makes them before it runs the sandbox. */
+  const withVolumes = async (use: (pod: Pod, directory: string) => Promise<void>): Promise<void> => {
+    const handler = await serve("empty-dirs", { emptyDir: "sandbox" });
+    const pod = new Pod();
+    const directory = join(kubeletPods, pod.name, "volumes/kubernetes.io~empty-dir");
+    for (const name of ["disk", "memory", "used"]) await mkdir(join(directory, name), { recursive: true });
+    await writeFile(join(directory, "used/before"), "before\n");
+    await outcome(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", join(directory, "memory")]);
+    try {
+      await pod.run(handler);
+      await use(pod, directory);
+    } finally {
+      await pod[Symbol.asyncDispose]();
+      await outcome(["umount", join(directory, "memory")]);
+      await rm(join(kubeletPods, pod.name), { recursive: true });
+    }
+  };
+
+  test("is one for all containers of the pod, and the node sees no file of it", async () => {
+    await withVolumes(async (pod, directory) => {
+      const mounts = { mounts: ["disk", "memory", "used"].map((name) => mount(pod.name, name)) };
+      const one = await pod.container("one", mounts);
+      const two = await pod.container("two", mounts);
+      await say(one, "echo d > /disk/f; echo m > /memory/f; echo u > /used/f");
+      expect(await say(two, "cat /disk/f /memory/f /used/f /used/before")).toBe("d\nm\nu\nbefore\n");
+      expect(await say(two, "grep -E ' /(disk|memory) ' /proc/mounts | cut -d' ' -f3 | sort -u")).toBe(
+        "tmpfs\n",
+      );
+      const onNode = await Promise.all(
+        ["disk", "memory", "used"].map((name) => readdir(join(directory, name))),
+      );
+      expect(onNode[0]?.filter((name) => !name.startsWith(".gvisor.filestore"))).toEqual([]);
+      expect(onNode[1]).toEqual([]);
+      // One that had content before the sandbox stays the node's.
+      expect(onNode[2]?.sort()).toEqual(["before", "f"]);
+    });
+  });
+
+  test("cannot be mounted in part", async () => {
+    await withVolumes(async (pod) => {
+      const part = join(kubeletPods, pod.name, "volume-subpaths/disk/main/0");
+      await mkdir(part, { recursive: true });
+      await expect(
+        pod.container("main", { mounts: [{ container_path: "/part", host_path: part }] }),
+      ).rejects.toThrow(/Cannot mount a subPath of emptyDir "disk"/);
+    });
+  });
+});
+
+test("each container has figures of its own, and the pod's are of the sandbox in its cgroup", async () => {
+  const parent = `/${cgroups}/figures`;
+  await using pod = await new Pod().run("gvisor", { linux: { cgroup_parent: parent } });
+  const hungry = "x=$(head -c 30000000 /dev/zero | tr '\\0' x); while :; do :; done";
+  const busy = await pod.container("busy", {}, hungry);
+  const idle = await pod.container("idle");
+  const stats = async (id: string): Promise<{ cpu: number; memory: number }> => {
+    const { stats } = JSON.parse(await daemon.crictl("stats", "-o", "json", "--id", id)) as Stats;
+    const [{ cpu, memory }] = stats;
+    return { cpu: Number(cpu.usageCoreNanoSeconds.value), memory: Number(memory.workingSetBytes.value) };
+  };
+  await expect.poll(async () => (await stats(busy)).memory, { timeout: 20_000 }).toBeGreaterThan(30_000_000);
+  const [of, other] = [await stats(busy), await stats(idle)];
+  expect(other.memory).toBeLessThan(10_000_000);
+  expect(of.cpu).toBeGreaterThan(other.cpu * 2);
+  const { pid } = await sandboxOf(pod);
+  expect(await readFile(`/proc/${pid}/cgroup`, "utf8")).toContain(`${parent}/`);
+});
+type Stats = {
+  stats: [
+    { cpu: { usageCoreNanoSeconds: { value: string } }; memory: { workingSetBytes: { value: string } } },
+  ];
+};
