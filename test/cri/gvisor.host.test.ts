@@ -163,9 +163,7 @@ describe("what a container writes to its root file system", () => {
 describe("the network", () => {
   test("none is loopback alone", async () => {
     await using pod = await new Pod().run(await serve("net-none", { network: "none" }));
-    expect(await say(await pod.container(), "ls /sys/class/net; cat /proc/net/dev | grep -c :")).toBe(
-      "lo\n1\n",
-    );
+    expect(await say(await pod.container(), "grep : /proc/net/dev | cut -d: -f1")).toBe("    lo\n");
   });
 
   test("host is the node's for a pod on the node's network, and a pod's own for any other", async () => {
@@ -183,7 +181,7 @@ describe("the network", () => {
   test("sandbox refuses a pod on the node's network", async () => {
     await expect(
       new Pod().run("gvisor", { linux: { security_context: { namespace_options: { network: 2 } } } }),
-    ).rejects.toThrow(/Cannot run the pod on the node's network: handler "gvisor"/);
+    ).rejects.toThrow(/Cannot run the pod on the node's network/);
   });
 });
 
@@ -197,7 +195,9 @@ describe("an annotation of a pod", () => {
       ["host-uds", "all"],
     ] as const)
       await expect(new Pod().run("gvisor", flag(name, value))).rejects.toThrow(
-        `annotation "dev.gvisor.flag.${name}": the profile of handler "gvisor" does not let a pod set it`,
+        new RegExp(
+          `dev.gvisor.flag.${name}.*the profile of handler .* does not let a pod set it.*allowed: none`,
+        ),
       );
     expect(await daemon.crictl("pods", "-q", "--label", "x=y")).toBe("");
   });
@@ -216,13 +216,13 @@ describe("an annotation of a pod", () => {
 });
 
 test("GPU settings reach the sandbox", async () => {
-  const nvproxy = { driverVersion: "570.86.15", capabilities: ["compute" as const, "video" as const] };
+  const nvproxy = { driverVersion: "latest", capabilities: ["compute" as const, "video" as const] };
   await using pod = await new Pod().run(await serve("gpu", { nvproxy }));
   const { argv } = await sandboxOf(pod);
   expect(argv).toEqual(
     expect.arrayContaining([
       "--nvproxy=true",
-      "--nvproxy-driver-version=570.86.15",
+      "--nvproxy-driver-version=latest",
       "--nvproxy-allowed-driver-capabilities=compute,video",
     ]),
   );
@@ -277,7 +277,7 @@ describe("an emptyDir that the sandbox keeps", () => {
       await mkdir(part, { recursive: true });
       await expect(
         pod.container("main", { mounts: [{ container_path: "/part", host_path: part }] }),
-      ).rejects.toThrow(/Cannot mount a subPath of emptyDir "disk"/);
+      ).rejects.toThrow(/Cannot mount a subPath of emptyDir/);
     });
   });
 });
@@ -285,7 +285,8 @@ describe("an emptyDir that the sandbox keeps", () => {
 test("each container has figures of its own, and the pod's are of the sandbox in its cgroup", async () => {
   const parent = `/${cgroups}/figures`;
   await using pod = await new Pod().run("gvisor", { linux: { cgroup_parent: parent } });
-  const hungry = "x=$(head -c 30000000 /dev/zero | tr '\\0' x); while :; do :; done";
+  // Its buffer is its memory.
+  const hungry = "exec dd if=/dev/zero of=/dev/null bs=40M";
   const busy = await pod.container("busy", {}, hungry);
   const idle = await pod.container("idle");
   const stats = async (id: string): Promise<{ cpu: number; memory: number }> => {
