@@ -39,8 +39,9 @@ export interface Handler {
     signal: AbortSignal,
   ): Promise<void>;
   /**
-   * Writes the container's processes as files to `directory`/checkpoint and lets them go on. Absent where a single
-   * container cannot be: gVisor's and a VM's state is the whole pod's.
+   * Writes the container's processes as files to `directory`/checkpoint, its specification to spec.dump there and,
+   * where it can, what it changed in its root file system to rootfs-diff.tar; and lets it go on. Absent where nothing
+   * can be saved, as of a VM.
    */
   checkpoint?(container: ContainerRef, directory: string, signal: AbortSignal): Promise<void>;
   /** undefined when the container is gone or has nothing to say. */

@@ -1,6 +1,7 @@
-import { mkdir, readFile, rm } from "node:fs/promises";
+import { copyFile, mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { ContainerRef } from "../handler.ts";
 import { failureOf, type RuntimeCommand, run } from "./command.ts";
 
 /** The last error in CRIU's log, without its time stamps and source lines. */
@@ -19,7 +20,7 @@ export const criuFailure = (log: string): string =>
  */
 export const checkpointTo = async (
   command: RuntimeCommand,
-  id: string,
+  { id, stateDir }: Pick<ContainerRef, "id" | "stateDir">,
   directory: string,
   signal: AbortSignal,
 ): Promise<void> => {
@@ -31,8 +32,11 @@ export const checkpointTo = async (
     ["checkpoint", "--leave-running", "--image-path", images, "--work-path", work, id],
     signal,
   );
-  if (code === 0) return await rm(work, { recursive: true, force: true });
+  if (code === 0) {
+    await rm(work, { recursive: true, force: true });
+    return await copyFile(join(stateDir, "config.json"), join(directory, "spec.dump"));
+  }
   const log = await readFile(join(work, "dump.log"), "utf8").catch(() => "");
   const why = criuFailure(log) || failureOf(stderr) || `exit code ${code}`;
-  throw new RuntimeError("failed-precondition", `Cannot checkpoint container "${id}": ${why}`);
+  throw new RuntimeError("failed-precondition", why);
 };

@@ -338,7 +338,7 @@ export const createOciHandler = async (
       await mustRun(command, ["update", "--resources", "-", container.id], what, signal, input);
     },
 
-    checkpoint: (container, directory, signal) => checkpointTo(command, container.id, directory, signal),
+    checkpoint: (container, directory, signal) => checkpointTo(command, container, directory, signal),
 
     async stats(container) {
       const state = parseContainerState(container.state);

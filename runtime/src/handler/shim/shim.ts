@@ -1,7 +1,7 @@
 import { accessSync, constants, mkdirSync } from "node:fs";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import type { Handler } from "../handler.ts";
+import type { ContainerRef, Handler } from "../handler.ts";
 import { attachTo, liveOf } from "./attach.ts";
 import {
   containerStats,
@@ -14,6 +14,7 @@ import {
 import { execInTask } from "./exec.ts";
 import { portForwardRunsc } from "./port-forward.ts";
 import { recoverPod } from "./recover.ts";
+import { checkpointContainer } from "./runsc-checkpoint.ts";
 import { removeSandbox, runSandbox, stopSandbox } from "./sandbox.ts";
 import { now, type ShimHandlerDeps, Shims, shimStateOf } from "./shims.ts";
 import { cgroupUsage } from "./stats.ts";
@@ -39,6 +40,7 @@ export async function createShimHandler(
   if (config.runsc?.overlayDirectory)
     mkdirSync(config.runsc.overlayDirectory, { recursive: true, mode: 0o700 });
   const shims = new Shims(config, deps);
+  const { runsc } = config;
   return {
     name: config.name,
     kind: "shim",
@@ -57,6 +59,10 @@ export async function createShimHandler(
     kill: (ref, signo, all, signal) => killContainer(shims, ref, signo, all, signal),
     remove: (ref, signal) => removeContainer(shims, ref, signal),
     update: (ref, resources, signal) => updateContainer(shims, ref, resources, signal),
+    ...(runsc && {
+      checkpoint: async (ref: ContainerRef, directory: string, signal: AbortSignal) =>
+        checkpointContainer(runsc, await shims.podOf(ref.sandbox, signal), ref, directory, signal),
+    }),
     stats: (ref, signal) => containerStats(shims, ref, signal),
     async sandboxStats(ref) {
       const cgroups = shimStateOf(ref)?.cgroups;
