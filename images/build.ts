@@ -298,13 +298,13 @@ async function canaryOf(busybox: string): Promise<Files> {
   return below(layout, "bundle/canary");
 }
 
-/** The parent of exec'd processes: one file of C, static. */
-async function reaper(): Promise<string> {
-  const source = join(repository, "runtime/src/monitor/exec/reaper.c");
-  const made = await once("reapers", sha256(await readFile(source)).slice(0, 32), async (directory) => {
-    await run("cc", ["-Os", "-static", "-o", join(directory, "reaper"), source]);
+/** A program of ours that is one file of C, static. */
+async function compiled(path: string): Promise<string> {
+  const source = join(repository, path);
+  const made = await once("programs", sha256(await readFile(source)).slice(0, 32), async (directory) => {
+    await run("cc", ["-Os", "-static", "-o", join(directory, "program"), source]);
   });
-  return join(made, "reaper");
+  return join(made, "program");
 }
 
 /** The manifest by which the agent verifies what it installs. */
@@ -445,7 +445,14 @@ async function main(): Promise<void> {
           "bundle/runtime/node_modules/@koromix/koffi-linux-x64",
           (path) => !path.startsWith("musl"),
         )),
-        "bundle/bin/bulkhead-exec-reaper": { from: await reaper(), mode: 0o755 },
+        "bundle/bin/bulkhead-exec-reaper": {
+          from: await compiled("runtime/src/monitor/exec/reaper.c"),
+          mode: 0o755,
+        },
+        "bundle/bin/bulkhead-kvm-probe": {
+          from: await compiled("node-agent/src/installer/kata/kvm-probe.c"),
+          mode: 0o755,
+        },
         // The agent's own tool to reach the host's namespaces; it stays in the image.
         "bin/busybox": { from: busybox, mode: 0o755 },
       });

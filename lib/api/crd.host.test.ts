@@ -34,6 +34,33 @@ describe("The API server accepts", () => {
     ["crun with flags", { handler: { crun: { flags: ["--systemd-cgroup", "--log=/run/x.log"] } } }],
     ["gVisor as in the README", { handler: { gvisor: { platform: "systrap" } } }],
     ["Kata on a named hypervisor", { handler: { kata: { hypervisor: "cloud-hypervisor" } } }],
+    [
+      "a virtual machine with all that one may ask for",
+      {
+        handler: {
+          kata: {
+            vcpus: 2,
+            memory: "256Mi",
+            initrd: "kata-containers-initrd.img",
+            kernel: "vmlinuz.container",
+            kernelParameters: ["mitigations=off", "nokaslr", "transparent_hugepage=never"],
+            rootfs: "block",
+            diskSize: "2Gi",
+            hugepages: true,
+            templating: true,
+            enableAnnotations: ["default_vcpus"],
+            deadlines: { boot: 240 },
+          },
+        },
+      },
+    ],
+    ["Kata by its older runtime", { handler: { kata: { shim: "go", rootfs: "virtio-fs" } } }],
+    ["Dragonball", { handler: { kata: { hypervisor: "dragonball" } } }],
+    ["Firecracker with its defaults", { handler: { firecracker: {} } }],
+    [
+      "Firecracker as a hypervisor of Kata",
+      { handler: { kata: { hypervisor: "firecracker", diskSize: "1Gi" } } },
+    ],
     ["a containerd shim", { handler: { shim: { runtimeType: "io.containerd.kata-qemu.v2" } } }],
     ["an artifact by digest", { handler: { gvisor: {} }, artifact: { image: digest } }],
     ["maxUnavailable as a number", { handler: { runc: {} }, rollout: { maxUnavailable: 3 } }],
@@ -54,6 +81,45 @@ describe("The API server accepts", () => {
   );
 });
 
+/** What a profile of a virtual machine may not say; the field, or the words of the rule. */
+const vmRefusals = (
+  [
+    ["a hypervisor's image by path", "spec.handler.kata.image", { image: "../../etc/shadow" }],
+    ["an image and an initrd", "image and initrd exclude each other", { image: "a.img", initrd: "b.img" }],
+    ["a guest without memory to start in", "spec.handler.kata.memory", { memory: "64Mi" }],
+    ["memory in bytes", "spec.handler.kata.memory", { memory: "268435456" }],
+    ["half a processor", "spec.handler.kata.vcpus", { vcpus: 0.5 }],
+    ["no processor", "spec.handler.kata.vcpus", { vcpus: 0 }],
+    [
+      "another init for the guest",
+      "spec.handler.kata.kernelParameters",
+      { kernelParameters: ["init=/bin/sh"] },
+    ],
+    [
+      "a console in the guest's agent",
+      "spec.handler.kata.kernelParameters",
+      { kernelParameters: ["agent.debug_console"] },
+    ],
+    ["two parameters in one", "spec.handler.kata.kernelParameters", { kernelParameters: ["quiet init=/x"] }],
+    [
+      "an annotation that names a path",
+      "spec.handler.kata.enableAnnotations",
+      { enableAnnotations: ["path"] },
+    ],
+    ["a pattern of annotations", "spec.handler.kata.enableAnnotations", { enableAnnotations: [".*"] }],
+    [
+      "virtio-fs under Firecracker",
+      "rootfs must be block",
+      { hypervisor: "firecracker", rootfs: "virtio-fs" },
+    ],
+    ["an initrd under Firecracker", "initrd must be left out", { hypervisor: "firecracker", initrd: "a" }],
+    ["Dragonball in the older runtime", "shim must be rust", { hypervisor: "dragonball", shim: "go" }],
+    ["a disk's size without disks", "diskSize is for rootfs: block", { diskSize: "1Gi" }],
+    ["templates of guests that share files", "templating needs", { templating: true, initrd: "a" }],
+    ["a deadline of no time", "spec.handler.kata.deadlines.boot", { deadlines: { boot: 0 } }],
+  ] as const
+).map(([title, field, kata]): [string, string, unknown] => [title, field, { handler: { kata } }]);
+
 describe("The API server refuses, naming the field,", () => {
   const runc = { handler: { runc: {} } };
   const refused: [title: string, field: string, spec: unknown, name?: string][] = [
@@ -63,6 +129,7 @@ describe("The API server refuses, naming the field,", () => {
     ["two handlers", "spec.handler", { handler: { runc: {}, gvisor: {} } }],
     ["an unknown platform", "spec.handler.gvisor.platform", { handler: { gvisor: { platform: "magic" } } }],
     ["an unknown hypervisor", "spec.handler.kata.hypervisor", { handler: { kata: { hypervisor: "xen" } } }],
+    ...vmRefusals,
     [
       "a flag that is a second argument",
       "spec.handler.runc.flags",

@@ -69,6 +69,18 @@ const ShimHandler = z
       })
       .strict()
       .optional(),
+    /** Where the shim is one of Kata Containers'. */
+    kata: z
+      .object({
+        /** Which of its two runtimes. */
+        runtime: z.enum(["rust", "go"]),
+        /** How root file systems come into the guest: shared from a directory, or each as a disk of its own. */
+        rootfs: z.enum(["virtio-fs", "block"]),
+        /** Size of such a disk. */
+        diskMiB: z.int().min(64).default(1024),
+      })
+      .strict()
+      .optional(),
     /** Extra environment of the shim process. */
     env: z.record(z.string(), z.string()).default({}),
   })

@@ -81,6 +81,7 @@ export const NodeRuntimeStatus = z.object({
   kernel: z.string().optional(),
   arch: z.string().optional(),
   cgroup: z.enum(["v1", "v2"]).optional(),
+  /** A guest was booted through /dev/kvm. */
   kvm: z.boolean().optional(),
   /** gVisor's platforms, each tried with a sandbox on this node. */
   gvisorPlatforms: z
@@ -95,6 +96,17 @@ export const NodeRuntimeStatus = z.object({
     .max(3)
     .optional()
     .meta({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"] }),
+  /** What else virtual machines find here. */
+  virtualization: z
+    .object({
+      /** Why KVM boots no guest; "" where it does. */
+      kvmProblem: z.string().max(256),
+      vhostVsock: z.boolean(),
+      vhostNet: z.boolean(),
+      /** The node is a virtual machine itself. */
+      nested: z.boolean(),
+    })
+    .optional(),
   agentVersion: z.string().optional(),
   runtimeVersion: z.string().optional(),
   heartbeat: z.string().meta({ format: "date-time" }).optional(),

@@ -1,4 +1,5 @@
 import * as z from "zod";
+import { firecrackerHandler, kataHandler } from "./kata.ts";
 
 /**
  * RuntimeProfile (cluster-scoped, written by people): which wall a workload stands behind.
@@ -168,10 +169,6 @@ const gvisor = z
     ],
   });
 
-const kata = z.object({
-  hypervisor: z.enum(["qemu", "cloud-hypervisor", "dragonball", "firecracker"]).default("qemu"),
-});
-
 const shim = z.object({
   /** The shim's runtime type, io.containerd.NAME.VERSION, which names the binary containerd-shim-NAME-VERSION. */
   runtimeType: z
@@ -186,8 +183,8 @@ const handler = z
     runc: oci.optional(),
     crun: oci.optional(),
     gvisor: gvisor.optional(),
-    kata: kata.optional(),
-    firecracker: z.object({}).optional(),
+    kata: kataHandler.optional(),
+    firecracker: firecrackerHandler.optional(),
     shim: shim.optional(),
   })
   .meta({

@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
+import { vmSettings } from "@bulkhead/lib/api/kata.ts";
 import type { DesiredProfile, NodeRuntimeStatus, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import type { Condition } from "@bulkhead/lib/api/runtime-profile.ts";
@@ -18,6 +19,8 @@ import {
   checkOf,
   handlerFile,
   installed,
+  isVm,
+  kvmProbe,
   profileFiles,
   programRoot,
   programsOf,
@@ -27,6 +30,8 @@ import {
   wallOf,
 } from "./files.ts";
 import type { Host } from "./host.ts";
+import { vmFacts } from "./kata/facts.ts";
+import type { VmFacts } from "./kata/node.ts";
 import type { InstallerMetrics } from "./metrics.ts";
 import type { Ownership } from "./ownership.ts";
 import {
@@ -105,10 +110,12 @@ export class Controller {
   #observed: number | undefined;
   /** Of gVisor's platforms, by path of the runsc that tried them, the latest last. */
   readonly #trials = new Map<string, Trial[]>();
+  #vm: VmFacts;
   readonly #watchers = new Set<() => void>();
 
   constructor(options: ControllerOptions) {
     this.#options = options;
+    this.#vm = options.hostFacts.vm;
   }
 
   /** Takes a new desired state. A repeated one only says that the reporter is alive. */
@@ -207,8 +214,10 @@ export class Controller {
       });
     }
     const wanted: DesiredProfile[] = [];
+    // Modules are loaded and Kata is installed while we run.
+    if (desired.profiles.some(isVm)) this.#vm = await vmFacts(host, join(bundle, kvmProbe));
     for (const profile of desired.profiles) {
-      const why = unsupported(profile, { has });
+      const why = unsupported(profile, { has, vm: this.#vm });
       if (why === undefined) wanted.push(profile);
       else this.#fail(profile.name, "NotSupported", `Cannot serve profile "${profile.name}": ${why}`);
     }
@@ -566,8 +575,8 @@ export class Controller {
     return {
       name: profile.name,
       revision: profile.revision,
-      files: profileFiles(profile, manifest.version, platform),
-      check: checkOf(profile, manifest.version, platform),
+      files: profileFiles(profile, manifest.version, platform, this.#vm),
+      check: checkOf(profile, manifest.version, platform, this.#vm),
       version: manifest.version,
       programs: programsOf(profile),
       ...(trouble === undefined ? {} : { trouble }),
@@ -617,13 +626,13 @@ export class Controller {
       const result = await runCanary(
         cri,
         name,
-        AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineMs)]),
+        AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineOf(profile))]),
       ).catch((error: unknown) => {
         signal.throwIfAborted();
         throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);
       });
-      const { wall, engine } = wallOf(profile);
-      const verdict = judge(wall, result.view, hostFacts.view, engine);
+      const { wall, mark } = wallOf(profile);
+      const verdict = judge(wall, result.view, hostFacts.view, mark);
       const seen = {
         startSeconds: Math.round(result.startSeconds * 1000) / 1000,
         kernel: result.view.release.slice(0, 256),
@@ -779,6 +788,12 @@ export class Controller {
       cgroup: hostFacts.cgroup,
       kvm: hostFacts.kvm,
       ...(trials === undefined ? {} : { gvisorPlatforms: trials }),
+      virtualization: {
+        kvmProblem: hostFacts.vm.kvm.why.slice(0, 256),
+        vhostVsock: hostFacts.vm.vhostVsock,
+        vhostNet: hostFacts.vm.vhostNet,
+        nested: hostFacts.vm.nested,
+      },
       ...(this.#runtimeVersion === undefined ? {} : { runtimeVersion: this.#runtimeVersion }),
       ready: `${profiles.filter(({ phase }) => phase === "Ready").length}/${profiles.length}`,
       profiles,
@@ -811,6 +826,12 @@ class ProbeError extends Error {
     this.canary = canary;
   }
 }
+
+/** A canary under emulation takes what its profile says that a guest may take, and a container in it. */
+const probeDeadlineOf = ({ handler }: DesiredProfile): number => {
+  const vm = vmSettings(handler);
+  return probeDeadlineMs + (vm ? (vm.deadlines.boot + 2 * vm.deadlines.createContainer) * 1000 : 0);
+};
 
 /** 60s, 5m, 1h in seconds. */
 export const secondsOf = (duration: string): number =>

@@ -1,4 +1,4 @@
-import { access, lstat, open, readdir, readFile, readlink } from "node:fs/promises";
+import { access, lstat, readdir, readFile, readlink } from "node:fs/promises";
 import { join } from "node:path";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
@@ -6,6 +6,8 @@ import { type View, View as ViewSchema } from "../probe/wall.ts";
 import type { BundleCheck, Manifest } from "./bundle.ts";
 import { installed, versionDirectory } from "./files.ts";
 import type { Host } from "./host.ts";
+import { vmFacts } from "./kata/facts.ts";
+import type { VmFacts } from "./kata/node.ts";
 import { findSetting, type KubeletView, type TextFile } from "./kubelet/setting.ts";
 import { type Ownership, sha256 } from "./ownership.ts";
 import type { Facts } from "./plan.ts";
@@ -16,14 +18,19 @@ export type HostFacts = {
   kernel: string;
   arch: string;
   cgroup: "v1" | "v2";
+  /** A guest was booted. */
   kvm: boolean;
+  vm: VmFacts;
   view: View;
 };
 
 const read = (path: string): Promise<string | undefined> => readFile(path, "utf8").catch(() => undefined);
 
-/** What holds until the next boot. `/proc` is the host's own: the installer shares its process ids (hostPID). */
-export async function hostFacts(host: Host): Promise<HostFacts> {
+/**
+ * What holds until the next boot. `/proc` is the host's own: the installer shares its process ids (hostPID).
+ * `kvmProbe`: path of bulkhead-kvm-probe.
+ */
+export async function hostFacts(host: Host, kvmProbe: string): Promise<HostFacts> {
   const namespaces = Object.fromEntries(
     await Promise.all(
       ["pid", "mnt", "net", "ipc", "uts"].map(
@@ -32,10 +39,7 @@ export async function hostFacts(host: Host): Promise<HostFacts> {
     ),
   );
   const release = ((await read("/proc/sys/kernel/osrelease")) ?? "").trim();
-  const kvm = await open(host.at("/dev/kvm"), "r+").then(
-    (file) => file.close().then(() => true),
-    () => false,
-  );
+  const vm = await vmFacts(host, kvmProbe);
   const v2 = await access(host.at("/sys/fs/cgroup/cgroup.controllers")).then(
     () => true,
     () => false,
@@ -44,11 +48,13 @@ export async function hostFacts(host: Host): Promise<HostFacts> {
     kernel: release,
     arch: { x64: "amd64", arm64: "arm64" }[process.arch as string] ?? process.arch,
     cgroup: v2 ? "v2" : "v1",
-    kvm,
+    kvm: vm.kvm.runs,
+    vm,
     view: ViewSchema.parse({
       version: ((await read("/proc/version")) ?? "").trim(),
       release,
       bootId: ((await read("/proc/sys/kernel/random/boot_id")) ?? "").trim(),
+      cmdline: ((await read("/proc/cmdline")) ?? "").trim(),
       namespaces,
     }),
   };

@@ -12,6 +12,7 @@ const profile = (artifact: DesiredProfile["artifact"]): DesiredProfile => ({
   engine: "bulkhead",
   probe: { interval: "60s", assertIsolation: true },
 });
+const node = { arch: "amd64", vhostNet: true } as const;
 
 test("a profile's programs stand in the bundle's version, or in its artifact by the digest alone", () => {
   expect(programRoot(profile({ bundled: true }), "1.2")).toBe("/opt/bulkhead/versions/1.2");
@@ -20,12 +21,12 @@ test("a profile's programs stand in the bundle's version, or in its artifact by 
 });
 
 test("every program of a handler comes from the profile's artifact", () => {
-  const files = profileFiles(profile({ image }), "1.2", "systrap");
+  const files = profileFiles(profile({ image }), "1.2", "systrap", node);
   const text = Object.values(files).join("\n");
   expect(files[handlerFile("sandboxed")]).toContain(`binary: /opt/bulkhead/artifacts/${hex}/root/bin/`);
   expect(text).toContain(`binary_name = "/opt/bulkhead/artifacts/${hex}/root/bin/runsc"`);
   expect(text).not.toContain("versions/1.2");
-  expect(checkOf(profile({ image }), "1.2", "systrap")[0]).toBe(
+  expect(checkOf(profile({ image }), "1.2", "systrap", node)[0]).toBe(
     `/opt/bulkhead/artifacts/${hex}/root/bin/runsc`,
   );
 });

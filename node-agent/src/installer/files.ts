@@ -1,14 +1,19 @@
 import { join } from "node:path";
 import { canaryImage } from "@bulkhead/lib/api/group.ts";
 import type { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
+import { kataProblem, vmSettings } from "@bulkhead/lib/api/kata.ts";
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { handlerKind } from "@bulkhead/lib/api/runtime-profile.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as yaml from "js-yaml";
 import * as toml from "smol-toml";
-import type { Wall } from "../probe/wall.ts";
+import type { Mark, Wall } from "../probe/wall.ts";
 import { type Platform, runscFlags, runscSettings, tenantAnnotations } from "./gvisor.ts";
+import { type NodeOfVm, revisionParameter } from "./kata/configuration.ts";
+import { systemInstallation } from "./kata/installation.ts";
+import { noVm, type VmFacts } from "./kata/node.ts";
+import { vmCheck, vmFiles } from "./kata/profile.ts";
 
 /** What the host's files shall say. Pure: text from values. */
 
@@ -89,8 +94,8 @@ export const runtimeConfig = (version: string, former: string): string =>
     metrics: { listen: runtimeMetrics },
   });
 
-/** What the bundle can run. */
-export type Supplies = { has(path: string): boolean };
+/** What the bundle and the node can run. `vm`: undefined where nobody looked. */
+export type Supplies = { has(path: string): boolean; vm?: VmFacts | undefined };
 
 /** Why this node cannot serve the profile whatever is tried, or undefined. */
 export function unsupported(profile: DesiredProfile, bundle: Supplies): string | undefined {
@@ -104,11 +109,24 @@ export function unsupported(profile: DesiredProfile, bundle: Supplies): string |
     case "gvisor":
       return bundle.has("bin/runsc") ? undefined : "this agent's image does not bring runsc";
     case "kata":
-    case "firecracker":
+    case "firecracker": {
+      const problem = profile.handler.kata && kataProblem(profile.handler.kata);
+      if (vmSettings(profile.handler)?.rootfs === "block") return "rootfs: block is not supported yet";
+      return problem === undefined
+        ? noVm(profile, kataRoot(profile, ""), bundle.vm)
+        : `handler.kata: ${problem}`;
+    }
     case "shim":
       return `handler ${kind} is not supported yet`;
   }
 }
+
+/** The program of the bundle that boots a guest to see whether KVM does. */
+export const kvmProbe = "bin/bulkhead-kvm-probe";
+
+/** Where the Kata of a profile stands: in its artifact, or what the node has already. */
+export const kataRoot = (profile: Pick<DesiredProfile, "artifact">, version: string): string =>
+  profile.artifact.image === undefined ? systemInstallation : programRoot(profile, version);
 
 /** The program that a profile stands on, by its path below {@link programRoot}. */
 function programOf(profile: Pick<DesiredProfile, "handler">): string {
@@ -117,8 +135,17 @@ function programOf(profile: Pick<DesiredProfile, "handler">): string {
 }
 
 /** All programs that the profile's handler runs, by their paths below {@link programRoot}. */
-export const programsOf = (profile: Pick<DesiredProfile, "handler">): string[] =>
-  handlerKind(profile) === "gvisor" ? ["bin/runsc", "bin/containerd-shim-runsc-v1"] : [programOf(profile)];
+export const programsOf = (profile: Pick<DesiredProfile, "handler">): string[] => {
+  switch (handlerKind(profile)) {
+    case "gvisor":
+      return ["bin/runsc", "bin/containerd-shim-runsc-v1"];
+    case "kata":
+    case "firecracker":
+      return [];
+    default:
+      return [programOf(profile)];
+  }
+};
 
 /**
  * A command line that succeeds when the profile's program runs on the node and takes the profile's flags. It changes
@@ -128,7 +155,9 @@ export function checkOf(
   profile: Pick<DesiredProfile, "handler" | "artifact">,
   version: string,
   platform: Platform,
+  node: NodeOfVm,
 ): string[] {
+  if (isVm(profile)) return vmCheck(profile, kataRoot(profile, version), node);
   const program = join(programRoot(profile, version), programOf(profile));
   const { gvisor, runc, crun } = profile.handler;
   if (gvisor === undefined) return [program, ...((runc ?? crun)?.flags ?? []), "--version"];
@@ -137,14 +166,24 @@ export function checkOf(
   return [program, "--root=/run/bulkhead-agent.check", ...flags, "list"];
 }
 
-export const wallOf = (profile: Pick<DesiredProfile, "handler">): { wall: Wall; engine?: "gvisor" } =>
-  handlerKind(profile) === "gvisor" ? { wall: "kernel", engine: "gvisor" } : { wall: "namespaces" };
+export const isVm = ({ handler }: Pick<DesiredProfile, "handler">): boolean =>
+  handler.kata !== undefined || handler.firecracker !== undefined;
+
+export const wallOf = (
+  profile: Pick<DesiredProfile, "handler" | "revision">,
+): { wall: Wall; mark?: Mark } => {
+  if (isVm(profile)) return { wall: "vm", mark: { parameter: revisionParameter(profile.revision) } };
+  return handlerKind(profile) === "gvisor"
+    ? { wall: "kernel", mark: { engine: "gvisor" } }
+    : { wall: "namespaces" };
+};
 
 /** The files that make a profile's handler: path → text. */
 export function profileFiles(
   profile: DesiredProfile,
   version: string,
   platform: Platform,
+  node: NodeOfVm,
 ): Record<string, string> {
   const bin = (name: string): string => join(programRoot(profile, version), "bin", name);
   const kind = handlerKind(profile);
@@ -187,7 +226,13 @@ export function profileFiles(
       };
     }
     case "kata":
-    case "firecracker":
+    case "firecracker": {
+      const { configuration, handler } = vmFiles(profile, kataRoot(profile, version), node);
+      return {
+        [configuration.path]: header + configuration.text,
+        [handlerFile(profile.name)]: dump(handler),
+      };
+    }
     case "shim":
       throw new RuntimeError("unimplemented", `Cannot write a handler of kind ${kind}`);
   }

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { join } from "node:path";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { Command } from "commander";
 import { pino } from "pino";
@@ -7,7 +8,7 @@ import { socketPath } from "../protocol.ts";
 import { BundleCheck, readManifest } from "./bundle.ts";
 import { Controller } from "./controller.ts";
 import { hostFacts } from "./facts.ts";
-import { installed, runtimeMetrics } from "./files.ts";
+import { installed, kvmProbe, runtimeMetrics } from "./files.ts";
 import { mountedHost } from "./host.ts";
 import { acquireLock } from "./lock.ts";
 import { installerMetrics } from "./metrics.ts";
@@ -52,7 +53,7 @@ async function main(signal: AbortSignal): Promise<void> {
   const registry = new Registry();
   if (options.nodeName !== "") registry.setDefaultLabels({ node: options.nodeName });
   collectDefaultMetrics({ register: registry, prefix: "bulkhead_installer_" });
-  const facts = await hostFacts(host);
+  const facts = await hostFacts(host, join(options.bundle, kvmProbe));
   const controller = new Controller({
     host,
     hostFacts: facts,

@@ -211,6 +211,16 @@ describe("a profile", () => {
     ]);
   });
 
+  test("loses the files of its former revision once the new handler is loaded", () => {
+    const former = "/etc/bulkhead/kata/standard.aaaaaaaaaa.toml";
+    const files = { [handlerFile("standard")]: "good", [former]: "old" };
+    const profiles = { standard: { revision: "aaaaaaaaaa", files } };
+    const facts = { ...serving, record: { ...serving.record, profiles } };
+    const steps = planProfile(facts, { ...plan, files: { [file]: "new", "/etc/new.toml": "new" } });
+    expect(names(steps)).toEqual(["check-program", "write", "write", "await-handler", "restore"]);
+    expect(steps.at(-1)).toEqual({ do: "restore", path: former });
+  });
+
   test("goes back to the revision that served, and what only the new one brought goes", () => {
     const files = { [file]: "new", "/etc/bulkhead/runsc/standard.toml": "new" };
     expect(planProfileRollback(serving, { ...plan, files })).toEqual([

@@ -140,6 +140,10 @@ export function planProfile(facts: Facts, want: ProfilePlan): Step[] {
     { do: "check-program", argv: want.check },
     ...writes,
     { do: "await-handler", handler: want.name, revision: want.revision, present: true },
+    // Files that carry their revision in their name: nothing reads the former ones any more.
+    ...Object.keys(facts.record.profiles[want.name]?.files ?? {})
+      .filter((path) => !(path in want.files))
+      .map((path): Step => ({ do: "restore", path })),
   ];
 }
 

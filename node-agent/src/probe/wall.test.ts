@@ -6,6 +6,7 @@ const host: View = {
   version: "Linux version 6.18.0 (host)",
   release: "6.18.0",
   bootId: "b",
+  cmdline: "root=/dev/vda",
   namespaces: { pid: "pid:[1]", mnt: "mnt:[1]", net: "net:[1]", ipc: "ipc:[1]", uts: "uts:[1]" },
 };
 const walled: View = {
@@ -46,18 +47,50 @@ describe("another kernel", () => {
   };
 
   test("holds when version and boot differ and it says that it is gVisor", () => {
-    expect(judge("kernel", gvisor, host, "gvisor")).toEqual({
+    expect(judge("kernel", gvisor, host, { engine: "gvisor" })).toEqual({
       assertions: ["kernel-differs", "boot-differs", "kernel-is-gvisor"],
       broken: [],
     });
   });
 
   test("is broken when the pod runs on the host's kernel after all", () => {
-    expect(judge("kernel", walled, host, "gvisor").broken).toEqual([
+    expect(judge("kernel", walled, host, { engine: "gvisor" }).broken).toEqual([
       "kernel-differs",
       "boot-differs",
       "kernel-is-gvisor",
     ]);
+  });
+});
+
+describe("a virtual machine", () => {
+  const parameter = "bulkhead.revision=0123456789";
+  const guest: View = {
+    ...walled,
+    version: "Linux version 6.18.40 (kata)",
+    release: "6.18.40",
+    bootId: "c",
+    cmdline: `reboot=k cgroup_no_v1=all ${parameter} quiet`,
+  };
+
+  test("holds with a kernel and a boot of its own, booted by this revision's configuration", () => {
+    expect(judge("vm", guest, host, { parameter })).toEqual({
+      assertions: ["kernel-differs", "boot-differs", "guest-is-of-this-revision"],
+      broken: [],
+    });
+  });
+
+  test.each<[string, Partial<View>, string]>([
+    ["the pod runs on the host's kernel after all", { version: host.version }, "kernel-differs"],
+    ["the boot is the host's", { bootId: host.bootId }, "boot-differs"],
+    ["the boot cannot be seen", { bootId: "" }, "boot-differs"],
+    ["the guest was booted by another configuration", { cmdline: "quiet" }, "guest-is-of-this-revision"],
+    [
+      "the revision is only the beginning of the guest's",
+      { cmdline: `${parameter}ab` },
+      "guest-is-of-this-revision",
+    ],
+  ])("is broken when %s", (_why, change, broken) => {
+    expect(judge("vm", { ...guest, ...change }, host, { parameter }).broken).toEqual([broken]);
   });
 });
 

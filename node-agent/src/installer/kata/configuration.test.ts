@@ -1,0 +1,141 @@
+import { firecrackerHandler, kataHandler, kataProblem, vmSettings } from "@bulkhead/lib/api/kata.ts";
+import * as toml from "smol-toml";
+import { describe, expect, test } from "vitest";
+import { kataConfiguration, type NodeOfVm } from "./configuration.ts";
+import { installationOf, neededFiles } from "./installation.ts";
+
+const node: NodeOfVm = { arch: "amd64", vhostNet: true };
+const settings = (kata: object) => vmSettings({ kata: kataHandler.parse(kata) })!;
+const render = (vm: ReturnType<typeof settings>, on: NodeOfVm = node): string =>
+  kataConfiguration(vm, installationOf("/opt/kata", vm, on.arch), { ...on, revision: "0123456789" });
+// biome-ignore lint/suspicious/noExplicitAny: what a parser gives
+const parsed = (vm: ReturnType<typeof settings>, on?: NodeOfVm): any => toml.parse(render(vm, on));
+
+const golden: [name: string, kata: object, on?: NodeOfVm][] = [
+  ["qemu-rust", {}],
+  ["qemu-go", { shim: "go" }],
+  ["qemu-rust-arm64", {}, { arch: "arm64", vhostNet: true }],
+  ["cloud-hypervisor-rust", { hypervisor: "cloud-hypervisor" }],
+  ["cloud-hypervisor-go", { hypervisor: "cloud-hypervisor", shim: "go" }],
+  ["dragonball-rust", { hypervisor: "dragonball" }],
+  ["firecracker-rust", { hypervisor: "firecracker" }],
+  ["firecracker-go", { hypervisor: "firecracker", shim: "go" }],
+  [
+    "qemu-everything",
+    {
+      vcpus: 2,
+      memory: "256Mi",
+      initrd: "kata-containers-initrd.img",
+      kernel: "vmlinuz.container",
+      kernelParameters: ["mitigations=off", "nokaslr"],
+      rootfs: "block",
+      diskSize: "2Gi",
+      hugepages: true,
+      templating: true,
+      enableAnnotations: ["default_vcpus", "default_memory"],
+      deadlines: { boot: 240, createContainer: 600 },
+    },
+    { arch: "amd64", vhostNet: false },
+  ],
+];
+
+test.each(golden)("configuration.toml of %s", async (name, kata, on) => {
+  await expect(render(settings(kata), on)).toMatchFileSnapshot(`testdata/${name}.toml`);
+});
+
+test("a firecracker profile is a Kata of Firecracker with its own defaults", () => {
+  const vm = vmSettings({ firecracker: firecrackerHandler.parse({ vcpus: 2 }) })!;
+  expect(vm).toEqual({ ...settings({ hypervisor: "firecracker", vcpus: 2 }), memoryMiB: 512 });
+  expect(vm.rootfs).toBe("block");
+});
+
+describe("Kata's own rules for its configuration hold:", () => {
+  test("the patterns of annotations match whole names", () => {
+    const [pattern] = parsed(settings({ enableAnnotations: ["default_vcpus"] })).hypervisor.qemu
+      .enable_annotations;
+    expect(new RegExp(pattern).test("default_vcpus")).toBe(true);
+    expect(new RegExp(pattern).test("x_default_vcpus_y")).toBe(false);
+  });
+
+  test("without a word of the profile's no annotation is taken", () => {
+    expect(parsed(settings({})).hypervisor.qemu.enable_annotations).toEqual([]);
+  });
+
+  test("runtime-rs waits for the agent by reconnect_timeout_ms, the older runtime by dial_timeout in seconds", () => {
+    const deadlines = { boot: 240, createContainer: 600 };
+    expect(parsed(settings({ deadlines })).agent.kata).toMatchObject({
+      dial_timeout_ms: 10,
+      reconnect_timeout_ms: 240_000,
+      create_container_timeout: 600,
+    });
+    const go = parsed(settings({ deadlines, shim: "go" }));
+    expect(go.agent.kata).toMatchObject({ dial_timeout: 240 });
+    expect(go.runtime).toMatchObject({ create_container_timeout: 600 });
+  });
+
+  test("a guest boots an image or an initrd, never both", () => {
+    const { qemu } = parsed(settings({ initrd: "small.img" })).hypervisor;
+    expect(qemu.initrd).toBe("/opt/kata/share/kata-containers/small.img");
+    expect(qemu).not.toHaveProperty("image");
+    expect(parsed(settings({})).hypervisor.qemu).not.toHaveProperty("initrd");
+  });
+
+  test("Dragonball names no hypervisor, no bridge and no firmware", () => {
+    const { dragonball } = parsed(settings({ hypervisor: "dragonball" })).hypervisor;
+    expect(dragonball).toMatchObject({ path: "", valid_hypervisor_paths: [], default_bridges: 0 });
+    expect(dragonball).not.toHaveProperty("firmware");
+  });
+
+  test("the profile's kernel parameters come last, for the kernel takes the last", () => {
+    const { kernel_params } = parsed(settings({ kernelParameters: ["mitigations=off"] })).hypervisor.qemu;
+    expect(kernel_params).toMatch(/ bulkhead\.revision=0123456789 mitigations=off$/);
+  });
+});
+
+describe("The files without which no guest starts", () => {
+  const needed = (kata: object) => {
+    const vm = settings(kata);
+    return neededFiles(installationOf("/k", vm, "amd64"), vm);
+  };
+  test("are the shim's, the hypervisor's, the guest's, and virtiofsd where files are shared", () => {
+    expect(needed({})).toEqual([
+      "/k/runtime-rs/bin/containerd-shim-kata-v2",
+      "/k/bin/qemu-system-x86_64",
+      "/k/libexec/virtiofsd",
+      "/k/share/kata-containers/vmlinux.container",
+      "/k/share/kata-containers/kata-containers.img",
+    ]);
+    expect(needed({ rootfs: "block", shim: "go" })).toEqual([
+      "/k/bin/containerd-shim-kata-v2",
+      "/k/bin/qemu-system-x86_64",
+      "/k/share/kata-containers/vmlinux.container",
+      "/k/share/kata-containers/kata-containers.img",
+    ]);
+  });
+  test("are no hypervisor of its own under Dragonball, and the jailer too under Firecracker", () => {
+    expect(needed({ hypervisor: "dragonball" })).not.toContain("/k/libexec/virtiofsd");
+    expect(needed({ hypervisor: "firecracker" })).toContain("/k/bin/jailer");
+  });
+});
+
+describe("The installer refuses by itself what the API server would have", () => {
+  test.each<[string, object, string]>([
+    ["an image and an initrd", { image: "a", initrd: "b" }, "exclude each other"],
+    [
+      "Firecracker with virtio-fs",
+      { hypervisor: "firecracker", rootfs: "virtio-fs" },
+      "rootfs must be block",
+    ],
+    ["Firecracker with an initrd", { hypervisor: "firecracker", initrd: "b" }, "initrd must be left out"],
+    ["Dragonball in the older runtime", { hypervisor: "dragonball", shim: "go" }, "shim must be rust"],
+    ["a disk's size without disks", { diskSize: "1Gi" }, "diskSize is for rootfs: block"],
+    ["templates of shared files", { templating: true, initrd: "b" }, "templating needs"],
+  ])("%s", (_what, kata, message) => {
+    expect(kataProblem(kataHandler.parse(kata))).toContain(message);
+  });
+  test("and takes what contradicts nothing", () => {
+    expect(kataProblem(kataHandler.parse({ hypervisor: "firecracker", diskSize: "2Gi" }))).toBeUndefined();
+    const template = { templating: true, initrd: "b", rootfs: "block" };
+    expect(kataProblem(kataHandler.parse(template))).toBeUndefined();
+  });
+});

@@ -1,0 +1,56 @@
+import { execFile } from "node:child_process";
+import { existsSync } from "node:fs";
+import { open, readFile } from "node:fs/promises";
+import { promisify } from "node:util";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import type { Host } from "../host.ts";
+import type { Architecture } from "./installation.ts";
+import { neededControllers, type VmFacts } from "./node.ts";
+
+/** The probe ends itself after five seconds, unless the kernel does not let it. */
+const probeDeadlineMs = 8_000;
+
+/** Looks at what virtual machines need of the node. `probe`: bulkhead-kvm-probe (kvm-probe.c). */
+export async function vmFacts(host: Host, probe: string): Promise<VmFacts> {
+  const opens = (path: string): Promise<boolean> =>
+    open(host.at(path), "r+").then(
+      (file) => file.close().then(() => true),
+      () => false,
+    );
+  const [kvm, vhostVsock, vhostNet, missingControllers, nested] = await Promise.all([
+    bootGuest(probe, host.at("/dev/kvm")),
+    opens("/dev/vhost-vsock"),
+    opens("/dev/vhost-net"),
+    missing(host),
+    isGuest(),
+  ]);
+  const arch: Architecture = process.arch === "arm64" ? "arm64" : "amd64";
+  // A path of the node may lead through its own symbolic links: /opt/kata is one where it came by an installer.
+  const has = (path: string): boolean => existsSync(host.at(host.real(path)));
+  return { arch, kvm, vhostVsock, vhostNet, nested, missingControllers, has };
+}
+
+/** Boots the smallest guest there is on a KVM device; `why` says what came of it instead. */
+export async function bootGuest(probe: string, device: string): Promise<VmFacts["kvm"]> {
+  try {
+    await promisify(execFile)(probe, [device], { timeout: probeDeadlineMs, killSignal: "SIGKILL" });
+    return { runs: true, why: "" };
+  } catch (error) {
+    const { stdout, signal } = error as { stdout?: string; signal?: string };
+    const said = (stdout ?? "").trim();
+    return { runs: false, why: said || (signal ? "the guest did not end in time" : messageOf(error)) };
+  }
+}
+
+/** Whether the node is a virtual machine itself: x86 processors say so, as a flag that no real one has. */
+async function isGuest(): Promise<boolean> {
+  const text = await readFile("/proc/cpuinfo", "utf8").catch(() => "");
+  return /^flags\s*:.* hypervisor( |$)/m.test(text);
+}
+
+async function missing(host: Host): Promise<string[]> {
+  const offered = await readFile(host.at("/sys/fs/cgroup/cgroup.controllers"), "utf8").catch(() => undefined);
+  if (offered === undefined) return [];
+  const names = new Set(offered.trim().split(" "));
+  return neededControllers.filter((name) => !names.has(name));
+}
