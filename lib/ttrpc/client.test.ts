@@ -207,6 +207,22 @@ test("a socket path longer than sun_path works for server and client", async () 
   expect(topic).toBe("/tasks/oom");
 });
 
+test("bytes that are no frame end the connection: no call waits for ever", async () => {
+  const path = join(dir, "s");
+  const server = createServer((socket) => {
+    socket.on("error", () => {});
+    socket.write(Buffer.alloc(4096, 0xab));
+  });
+  await new Promise<void>((resolve) => server.listen(path, resolve));
+  using connection = await TtrpcConnection.connect(path, signal());
+  await expect(createTtrpcClient(Task, connection).wait({ id: "x" })).rejects.toMatchObject({
+    code: "unavailable",
+    message: expect.stringContaining("frame of type 171"),
+  });
+  expect(connection.open).toBe(false);
+  server.close();
+});
+
 test("nobody listening is unavailable", async () => {
   await expect(TtrpcConnection.connect(join(dir, "none"), signal())).rejects.toMatchObject({
     code: "unavailable",

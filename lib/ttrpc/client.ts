@@ -72,6 +72,11 @@ export class TtrpcConnection implements Disposable {
     const decode = frameDecoder();
     socket.on("data", (chunk: Buffer) => {
       for (const frame of decode(chunk)) {
+        // Out of step, or not ttrpc at all: what follows means nothing, and calls would wait for ever.
+        if (frame.type !== MessageType.response && frame.type !== MessageType.data) {
+          socket.destroy(new Error(`it sent a frame of type ${frame.type}, which no server sends`));
+          return;
+        }
         const waiting = this.#waiting.get(frame.streamId);
         if (!waiting) continue;
         if ("oversized" in frame)

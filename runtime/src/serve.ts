@@ -127,7 +127,7 @@ export const serve = async (
       notify(told, "stopped", id, id);
     },
   };
-  const shimHost = stack.use(await openShimHost(join(config.state, "shim"), linux));
+  const shimHost = stack.use(await openShimHost(join(config.state, "shim"), join(config.root, "bin"), linux));
 
   const make = async (handler: Parameters<Handlers["of"]>[0]): Promise<Handler> => {
     const handlerLog = log.child({ handler: handler.name });

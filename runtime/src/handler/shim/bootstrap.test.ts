@@ -1,7 +1,9 @@
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { AnySchema } from "@bufbuild/protobuf/wkt";
 import { BootstrapParamsSchema, BootstrapResultSchema } from "@bulkhead/lib/gen/shim_bootstrap_pb.js";
 import { expect, test } from "vitest";
-import { bootstrapParams, parseBootstrap } from "./bootstrap.ts";
+import { bootstrapInput, launchForms, parseBootstrap } from "./bootstrap.ts";
+import { createOptions } from "./bundle.ts";
 
 const bytes = (text: string) => new TextEncoder().encode(text);
 
@@ -31,16 +33,40 @@ test("a shim that speaks gRPC, or answers no address, is refused with what it sa
   expect(() => parseBootstrap(bytes(""))).toThrow("no address");
 });
 
-test("BootstrapParams name the sandbox, the namespace and where sockets go", () => {
-  const params = fromBinary(
-    BootstrapParamsSchema,
-    bootstrapParams({ id: "pod", namespace: "n", ttrpcAddress: "/e", grpcAddress: "/g", socketDir: "/s" }),
-  );
-  expect(params).toMatchObject({
+const params = {
+  id: "pod",
+  namespace: "n",
+  ttrpcAddress: "/e",
+  grpcAddress: "/g",
+  publisher: "/p",
+  socketDir: "/s",
+  options: createOptions({ optionsTypeUrl: "containerd.runc.v1.Options" }),
+};
+
+test("BootstrapParams name the sandbox, where sockets go, and the runtime's options, in binary and in JSON", () => {
+  const said = {
     instanceId: "pod",
     namespace: "n",
     containerdTtrpcAddress: "/e",
     containerdGrpcAddress: "/g",
+    containerdBinary: "/p",
     socketDir: "/s",
+  };
+  const binary = fromBinary(BootstrapParamsSchema, bootstrapInput("bootstrap", params) as Uint8Array);
+  expect(binary).toMatchObject(said);
+  expect(binary.extensions.map(({ value }) => value?.typeUrl)).toEqual(["containerd.runc.v1.Options"]);
+  const json = JSON.parse(Buffer.from(bootstrapInput("bootstrap-json", params) as Uint8Array).toString());
+  expect(json).toMatchObject({
+    instanceId: "pod",
+    extensions: [{ value: { "@type": "containerd.runc.v1.Options" } }],
   });
+});
+
+test("older shims get the options alone, or nothing; the form that was taken last is offered first", () => {
+  expect(bootstrapInput("options", params)).toEqual(
+    toBinary(AnySchema, params.options as NonNullable<typeof params.options>),
+  );
+  expect(bootstrapInput("empty", params)).toBeUndefined();
+  expect(launchForms(undefined, true)).toEqual(["bootstrap", "options", "empty", "bootstrap-json"]);
+  expect(launchForms("empty", false)).toEqual(["empty", "bootstrap", "bootstrap-json"]);
 });

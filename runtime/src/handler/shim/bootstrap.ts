@@ -1,38 +1,80 @@
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { create, createRegistry, fromBinary, toBinary, toJsonString } from "@bufbuild/protobuf";
+import { type Any, AnySchema } from "@bufbuild/protobuf/wkt";
 import {
+  type BootstrapParams,
   BootstrapParamsSchema,
   BootstrapResultSchema,
   LogLevel,
 } from "@bulkhead/lib/gen/shim_bootstrap_pb.js";
+import { OptionsSchema as RuncOptionsSchema } from "@bulkhead/lib/gen/shim_runc_options_pb.js";
+import { OptionsSchema } from "@bulkhead/lib/gen/shim_runtime_options_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
 
 /**
- * What goes into a shim's `start` and what comes back (containerd, core/runtime/v2/README.md). Shims of
- * containerd 2.3 and later want BootstrapParams on stdin; older ones ignore stdin, or want it empty. Answers
- * come in three forms: the binary BootstrapResult, JSON, and (version 2 of old) the bare address.
+ * What goes into a shim's `start` on stdin and what comes back (containerd, core/runtime/v2/README.md and
+ * api/runtime/bootstrap/v1). Answers come in three forms: the binary BootstrapResult, JSON, and (version 2 of old)
+ * the bare address.
  */
 export type Bootstrap = { version: number; address: string; protocol: "ttrpc" };
 
-export const bootstrapParams = (params: {
+/**
+ * The forms of stdin, newest first. Shims of containerd 2.3 and later want BootstrapParams, in binary although the
+ * message's description speaks of JSON; those before take the runtime's options, or nothing, and fail on what they
+ * do not know.
+ */
+const forms = ["bootstrap", "options", "empty", "bootstrap-json"] as const;
+export type LaunchForm = (typeof forms)[number];
+
+/** In which order to offer them: the one that was taken last, then the others. */
+export const launchForms = (known: LaunchForm | undefined, hasOptions: boolean): LaunchForm[] => [
+  ...new Set([
+    ...(known === undefined ? [] : [known]),
+    ...forms.filter((form) => form !== "options" || hasOptions),
+  ]),
+];
+
+export type LaunchParams = {
   id: string;
   namespace: string;
   ttrpcAddress: string;
   grpcAddress: string;
+  /** Program that publishes events. */
+  publisher: string;
   socketDir: string;
-}): Uint8Array =>
-  toBinary(
-    BootstrapParamsSchema,
-    create(BootstrapParamsSchema, {
-      instanceId: params.id,
-      namespace: params.namespace,
-      logLevel: LogLevel.INFO,
-      containerdVersion: "2.4.0",
-      containerdTtrpcAddress: params.ttrpcAddress,
-      containerdGrpcAddress: params.grpcAddress,
-      socketDir: params.socketDir,
-    }),
-  );
+  /** The runtime's options, as in Create. */
+  options: Any | undefined;
+};
+
+/** What is written to the stdin of `start`; undefined: nothing. */
+export function bootstrapInput(form: LaunchForm, params: LaunchParams): Uint8Array | undefined {
+  switch (form) {
+    case "bootstrap":
+      return toBinary(BootstrapParamsSchema, bootstrapParams(params));
+    case "bootstrap-json":
+      return Buffer.from(toJsonString(BootstrapParamsSchema, bootstrapParams(params), { registry }));
+    case "options":
+      return params.options && toBinary(AnySchema, params.options);
+    case "empty":
+      return undefined;
+  }
+}
+
+/** The kinds of options that we send: JSON writes out what is in an Any. */
+const registry = createRegistry(RuncOptionsSchema, OptionsSchema);
+
+const bootstrapParams = (params: LaunchParams): BootstrapParams =>
+  create(BootstrapParamsSchema, {
+    instanceId: params.id,
+    namespace: params.namespace,
+    logLevel: LogLevel.INFO,
+    containerdVersion: "2.4.0",
+    containerdTtrpcAddress: params.ttrpcAddress,
+    containerdGrpcAddress: params.grpcAddress,
+    containerdBinary: params.publisher,
+    extensions: params.options ? [{ value: params.options }] : [],
+    socketDir: params.socketDir,
+  });
 
 const JsonReply = z.object({
   version: z.int().min(2),

@@ -1,7 +1,7 @@
 import { Task } from "@bulkhead/lib/gen/shim_task_v3_pb.js";
 import { hasCode } from "@bulkhead/lib/std/errors.ts";
 import { createTtrpcClient, type TtrpcClient, TtrpcConnection } from "@bulkhead/lib/ttrpc/client.ts";
-import { namespace } from "./launch.ts";
+import { namespace } from "./command.ts";
 
 export type TaskClient = TtrpcClient<typeof Task>;
 
@@ -56,7 +56,7 @@ export async function connectShim(
 /** runc's shim does not find a task before the first Create, which is an answer of the right service too. */
 async function connectTask(task: TaskClient, id: string, signal: AbortSignal): Promise<{ shimPid: number }> {
   try {
-    return await task.connect({ id }, { signal, timeoutMs: 10_000 });
+    return await task.connect({ id }, { signal, timeoutMs: 30_000 });
   } catch (error) {
     if (hasCode(error, "not-found")) return { shimPid: 0 };
     throw error;

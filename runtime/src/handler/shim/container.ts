@@ -6,7 +6,7 @@ import type { ContainerLaunch, ContainerRef, HandlerState, Usage } from "../hand
 import { bundleOf, groupedSpec, resourcesAny, writeBundle } from "./bundle.ts";
 import { files, readMemory, writeState } from "./files.ts";
 import { follow } from "./follow.ts";
-import { containerStateOf, now, processState, type Shims, SIGKILL, within } from "./shims.ts";
+import { containerStateOf, now, type Shims, SIGKILL } from "./shims.ts";
 import type { ContainerState } from "./state.ts";
 import { cgroupsOf, cgroupUsage, oomKills, usageOf } from "./stats.ts";
 import { holdInput, holdOpen, makeStdio, removeStdio, startKeeper, stdioPaths } from "./stdio.ts";
@@ -38,7 +38,10 @@ export async function createContainer(
   writeState(stateDir, files.container, state);
   const output = shims.openOutput(launch);
   undo.defer(() => output.close());
-  undo.defer(() => pod.cleanUp(id, stateDir));
+  undo.defer(async () => {
+    await pod.cleanUp(id, stateDir);
+    void shims.removeLate(pod, id);
+  });
   const { pid } = await pod.task.create(
     {
       id,
@@ -50,9 +53,9 @@ export async function createContainer(
     },
     { signal, timeoutMs: shims.createMs },
   );
-  const process = processState(pid);
+  const process = shims.named(pid, pod.state);
   if (process) state.process = process;
-  const cgroups = cgroupsOf(pid);
+  const cgroups = process && cgroupsOf(pid);
   if (cgroups) {
     state.cgroups = cgroups;
     const kills = oomKills(cgroups);
@@ -61,9 +64,8 @@ export async function createContainer(
   writeState(stateDir, files.container, state);
   setMemoryLimit(shims, stateDir, launch.spec.linux?.resources);
   const input = holdInput(stdio);
-  held[Symbol.dispose]();
   undo.move();
-  follow(shims, pod, { id, stateDir, state, output, input });
+  follow(shims, pod, { id, stateDir, state, output, input, held });
   return state;
 }
 
@@ -77,7 +79,9 @@ export async function startContainer(shims: Shims, ref: ContainerRef, signal: Ab
       () => false,
     );
   await started;
-  if (live) live.started = true;
+  if (!live) return;
+  live.started = true;
+  live.held?.[Symbol.dispose]();
 }
 
 export async function killContainer(
@@ -90,14 +94,17 @@ export async function killContainer(
   const pod = await shims.podIfAlive(ref.sandbox, signal);
   const live = pod?.containers.get(ref.id);
   if (!pod || live?.exit) return;
-  if (live && signo === SIGKILL && !live.started && (await shims.neverStarted(pod, ref.id, signal)))
-    return await shims.abandon(pod, live);
+  if (live && signo === SIGKILL) {
+    if (!live.started && (await shims.neverStarted(pod, ref.id, signal)))
+      return await shims.abandon(pod, live);
+    return await shims.end(pod, live, all, signal);
+  }
   await shims.kill(pod, ref.id, signo, all, signal);
 }
 
 /** Takes a container away, whatever state it is in. Idempotent. */
 export async function removeContainer(shims: Shims, ref: ContainerRef, signal: AbortSignal): Promise<void> {
-  const pod = await shims.podIfAlive(ref.sandbox, signal);
+  const pod = await shims.podToEnd(ref.sandbox, signal);
   const bundle = bundleOf(ref.stateDir, ref.id);
   const live = pod?.containers.get(ref.id);
   if (pod) {
@@ -105,7 +112,8 @@ export async function removeContainer(shims: Shims, ref: ContainerRef, signal: A
     pod.containers.delete(ref.id);
     live?.output.close();
     live?.input?.[Symbol.dispose]();
-  } else await shims.deleteLeftovers(ref.id, bundle, within(signal, shims.stopMs));
+    live?.held?.[Symbol.dispose]();
+  } else await shims.deleteLeftovers(ref.id, bundle, signal);
   await shims.removeCgroup(ref.id, bundle);
   shims.killProcess(containerStateOf(ref).keeper);
   removeStdio(join(ref.stateDir, files.io));

@@ -1,12 +1,12 @@
 import { files, readMemory, writeState } from "./files.ts";
 import { holdMemoryLimit } from "./memory-limit.ts";
-import type { LiveContainer, ShimPod } from "./pod.ts";
+import type { NewContainer, ShimPod } from "./pod.ts";
 import { memoryUsage } from "./runsc-control.ts";
 import { type Shims, SIGKILL } from "./shims.ts";
 import { memoryOf } from "./stats.ts";
 
 /** Takes a container up that has not ended: its end is reported, and under gVisor its memory limit is held. */
-export function follow(shims: Shims, pod: ShimPod, container: Omit<LiveContainer, "ended">): void {
+export function follow(shims: Shims, pod: ShimPod, container: NewContainer): void {
   const live = pod.add(container);
   const { config, log, stopMs } = shims;
   if (!config.runsc) return;

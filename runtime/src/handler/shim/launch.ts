@@ -1,60 +1,65 @@
-import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
+import { existsSync, mkdirSync } from "node:fs";
 import { fromBinary } from "@bufbuild/protobuf";
-import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
+import type { Any } from "@bufbuild/protobuf/wkt";
 import { DeleteResponseSchema } from "@bulkhead/lib/gen/shim_task_v3_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { connectSocket } from "@bulkhead/lib/ttrpc/socket.ts";
-import { type Bootstrap, bootstrapParams, parseBootstrap } from "./bootstrap.ts";
+import { type Bootstrap, bootstrapInput, type LaunchForm, launchForms, parseBootstrap } from "./bootstrap.ts";
+import { grpcAddress, type LaunchContext, namespace, runShim, type ShimRun } from "./command.ts";
+import { lowersOomScore, serveDirectly } from "./serve-directly.ts";
 
-/** Shims keep what they own apart by namespace; Bulkhead has one. */
-export const namespace = "bulkhead";
+/** What a handler's shims were last seen to understand. */
+export type KnownForm = { form?: LaunchForm };
 
-export type LaunchContext = {
-  config: Pick<ShimHandlerConfig, "binary" | "env" | "runsc">;
-  /** Where shims put their sockets. Short: it is part of a socket's path. */
-  socketDir: string;
-  /** Socket that takes the shim's events, "" for none. */
-  eventsAddress: string;
+export type Launched = Bootstrap & {
+  /** When its launch began, in clock ticks since boot; see {@link ShimRun}. */
+  since: bigint;
 };
 
-const maxOutput = 64 << 10;
-
 /**
- * Starts the shim of a pod in its bundle and returns where it listens. BootstrapParams first; a shim that refuses
- * them gets an empty stdin. `start` ends, the shim itself stays in a process group of its own.
+ * Starts the shim of a pod in its bundle and returns where it listens. What goes into `start` differs between
+ * shims: one that refuses a form is offered the next, and what it took is remembered in `known`. `start` ends, the
+ * shim itself stays in a process group of its own.
  */
 export async function launchShim(
   context: LaunchContext,
-  id: string,
-  bundle: string,
+  launch: { id: string; bundle: string; options: Any | undefined; known: KnownForm },
   signal: AbortSignal,
-): Promise<Bootstrap> {
+): Promise<Launched> {
+  const { id, bundle, options, known } = launch;
   mkdirSync(context.socketDir, { recursive: true, mode: 0o711 });
-  const params = bootstrapParams({
+  const params = {
     id,
     namespace,
     ttrpcAddress: context.eventsAddress,
     grpcAddress: grpcAddress(context),
+    publisher: context.publisher,
     socketDir: context.socketDir,
-  });
-  let run = await runShim(context, id, bundle, ["start"], params, signal);
-  // A shim that may not lower its OOM score fails every time, whatever it is fed.
-  if (run.code !== 0 && lowersOomScore(run.stderr)) return await serveDirectly(context, id, bundle, signal);
-  if (run.code !== 0) {
-    const first = run;
-    run = await runShim(context, id, bundle, ["start"], undefined, signal);
-    if (run.code !== 0 && lowersOomScore(run.stderr)) return await serveDirectly(context, id, bundle, signal);
-    if (run.code !== 0)
-      throw new RuntimeError(
-        "internal",
-        `Cannot start the shim ${context.config.binary}: exit code ${run.code}: ${(run.stderr || first.stderr).trim()}`,
-      );
+    options,
+  };
+  const refused: { form: LaunchForm; run: ShimRun }[] = [];
+  for (const form of launchForms(known.form, options !== undefined)) {
+    const run = await runShim(context, id, bundle, ["start"], bootstrapInput(form, params), signal);
+    if (run.code === 0) {
+      const reply = parseBootstrap(run.stdout);
+      known.form = form;
+      return { ...reply, since: run.since };
+    }
+    // A shim that may not lower its OOM score fails every time, whatever it is fed.
+    if (lowersOomScore(run.stderr))
+      return { ...(await serveDirectly(context, id, bundle, signal)), since: run.since };
+    refused.push({ form, run });
   }
-  return parseBootstrap(run.stdout);
+  throw new RuntimeError("internal", `Cannot start the shim ${context.config.binary}: ${reasons(refused)}`);
 }
+
+/** What a shim said to each form, once where it says the same to several. */
+const reasons = (refused: { form: LaunchForm; run: ShimRun }[]): string => {
+  const said = Map.groupBy(refused, ({ run }) => `exit code ${run.code}: ${run.stderr.slice(0, 600)}`);
+  if (said.size === 1) return [...said.keys()].join();
+  return [...said]
+    .map(([text, each]) => `with ${each.map(({ form }) => form).join(", ")} ${text}`)
+    .join("; ");
+};
 
 /**
  * `SHIM delete`: frees what a dead shim left of a container (its processes, mounts and cgroups).
@@ -69,165 +74,10 @@ export async function deleteLeftovers(
   if (!existsSync(bundle)) return undefined;
   const run = await runShim(context, id, bundle, ["-bundle", bundle, "delete"], undefined, signal);
   if (run.code !== 0) return undefined;
-  return { code: fromBinary(DeleteResponseSchema, run.stdout).exitStatus };
-}
-
-const grpcAddress = (context: LaunchContext) => join(context.socketDir, "none.sock");
-
-const argumentsOf = (context: LaunchContext, id: string): string[] => [
-  "-namespace",
-  namespace,
-  // Nothing listens there: shims hash it into their socket's name and call it never.
-  "-address",
-  grpcAddress(context),
-  // Kata's shim refuses an empty one; Bulkhead takes events on a socket and needs no publisher.
-  "-publish-binary",
-  "/bin/true",
-  "-id",
-  id,
-];
-
-/** Nothing of our own environment: a variable such as KATA_CONF_FILE would outrank the profile's configuration. */
-const environment = ({ config, eventsAddress, ...context }: LaunchContext): NodeJS.ProcessEnv => ({
-  PATH: [
-    ...new Set([
-      dirname(config.binary),
-      ...(config.runsc ? [dirname(config.runsc.binary)] : []),
-      "/usr/local/sbin",
-      "/usr/local/bin",
-      "/usr/sbin",
-      "/usr/bin",
-      "/sbin",
-      "/bin",
-    ]),
-  ].join(":"),
-  ...config.env,
-  TTRPC_ADDRESS: eventsAddress,
-  GRPC_ADDRESS: grpcAddress({ config, eventsAddress, ...context }),
-  NAMESPACE: namespace,
-  MAX_SHIM_VERSION: "2",
-  GOMAXPROCS: "2",
-});
-
-async function runShim(
-  context: LaunchContext,
-  id: string,
-  bundle: string,
-  command: string[],
-  stdin: Uint8Array | undefined,
-  signal: AbortSignal,
-): Promise<{ code: number; stdout: Buffer; stderr: string }> {
-  const child = spawn(context.config.binary, [...argumentsOf(context, id), ...command], {
-    cwd: bundle,
-    env: environment(context),
-    detached: true,
-    stdio: ["pipe", "pipe", "pipe"],
-    signal,
-  });
-  child.stdin.on("error", () => {});
-  child.stdin.end(stdin);
-  const [stdout, stderr] = [bounded(child.stdout), bounded(child.stderr)];
-  const code = await exitOf(child);
-  return { code, stdout: stdout(), stderr: stderr().toString() };
-}
-
-const exitOf = (child: ChildProcess): Promise<number> =>
-  new Promise((resolve, reject) => {
-    child.once("error", (error) =>
-      reject(
-        error.name === "AbortError"
-          ? new RuntimeError("deadline-exceeded", "The shim did not start in time", { cause: error })
-          : new RuntimeError("failed-precondition", `Cannot run the shim: ${error.message}`, {
-              cause: error,
-            }),
-      ),
-    );
-    // "close" comes after all output; but the shim that stays behind may have inherited the pipes.
-    child.once("close", (code) => resolve(code ?? 255));
-    child.once("exit", (code) => setTimeout(() => resolve(code ?? 255), 200).unref());
-  });
-
-/** What a stream said, up to a bound. */
-const bounded = (stream: NodeJS.ReadableStream): (() => Buffer) => {
-  const chunks: Buffer[] = [];
-  let length = 0;
-  stream.on("data", (chunk: Buffer) => {
-    if (length < maxOutput) chunks.push(chunk);
-    length += chunk.length;
-  });
-  return () => Buffer.concat(chunks).subarray(0, maxOutput);
-};
-
-/**
- * gVisor's shim gives itself the OOM score -999 and fails when it may not, which is so wherever the daemon lacks
- * CAP_SYS_RESOURCE (a container, a nested node).
- */
-const lowersOomScore = (stderr: string): boolean => /OOM score/i.test(stderr) && !mayLowerOomScore();
-
-let lowering: boolean | undefined;
-const mayLowerOomScore = (): boolean => {
-  lowering ??= (() => {
-    const file = "/proc/self/oom_score_adj";
-    const before = readFileSync(file, "utf8");
-    try {
-      writeFileSync(file, "-999");
-      writeFileSync(file, before);
-      return true;
-    } catch {
-      return false;
-    }
-  })();
-  return lowering;
-};
-
-/** The socket's file is there before anybody accepts. */
-const listens = async (address: string, signal: AbortSignal): Promise<boolean> => {
   try {
-    (await connectSocket(address, signal)).destroy();
-    return true;
+    return { code: fromBinary(DeleteResponseSchema, run.stdout).exitStatus };
   } catch {
-    return false;
+    // It freed what there was, and says something else of it than the protocol has.
+    return undefined;
   }
-};
-
-/**
- * What `start` does at its core, without the OOM score: the shim run with no command is the server itself, on the
- * socket that -socket names. The name is relative to the bundle, so that no path is too long for it.
- */
-async function serveDirectly(
-  context: LaunchContext,
-  id: string,
-  bundle: string,
-  signal: AbortSignal,
-): Promise<Bootstrap> {
-  const address = `unix://${join(bundle, "shim.sock")}`;
-  rmSync(join(bundle, "shim.sock"), { force: true });
-  // The shim removes the socket named here when it ends.
-  writeFileSync(join(bundle, "address"), address);
-  const child = spawn(context.config.binary, [...argumentsOf(context, id), "-socket", "shim.sock"], {
-    cwd: bundle,
-    env: environment(context),
-    detached: true,
-    stdio: "ignore",
-  });
-  let failed: string | undefined;
-  child.once("error", (error) => {
-    failed = error.message;
-  });
-  child.once("exit", (code, signo) => {
-    failed ??= `it ended at once with ${signo ?? `code ${code}`}`;
-  });
-  child.unref();
-  if (child.pid !== undefined) writeFileSync(join(bundle, "shim.pid"), String(child.pid));
-  try {
-    while (!(await listens(address, signal))) {
-      if (failed)
-        throw new RuntimeError("internal", `Cannot start the shim ${context.config.binary}: ${failed}`);
-      await sleep(2, undefined, { signal });
-    }
-  } catch (error) {
-    child.kill("SIGKILL");
-    throw error;
-  }
-  return { version: 2, address, protocol: "ttrpc" };
 }

@@ -1,13 +1,14 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
-import { hasCode, messageOf } from "@bulkhead/lib/std/errors.ts";
+import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
+import { hasCode } from "@bulkhead/lib/std/errors.ts";
 import { isAlive } from "../../monitor/process.ts";
 import type { Exit, HandlerEvents } from "../handler.ts";
 import { bundleOf } from "./bundle.ts";
 import type { ShimConnection, TaskClient } from "./connection.ts";
 import { readMemory, writeExit } from "./files.ts";
 import type { ContainerOutput } from "./output.ts";
-import type { ContainerState, ShimState } from "./state.ts";
+import type { ContainerState, ProcessState, ShimState } from "./state.ts";
 import { oomKills } from "./stats.ts";
 
 /** How long the output of a finished container may take into the log: a child may hold the pipe open. */
@@ -22,6 +23,8 @@ export type LiveContainer = {
   output: ContainerOutput;
   /** Our own writer of its input, from create to its end or half-close. */
   input?: Disposable;
+  /** All of its pipes held open until it has started: a shim may open its own ends as late as that. */
+  held?: Disposable;
   /** True when this daemon started it: no need to ask. */
   started?: boolean;
   /** Whether it started, once this daemon asked for that: settles with the answer. */
@@ -31,16 +34,31 @@ export type LiveContainer = {
   settled?: Promise<void>;
   /** Settles when the wait for its end is over. */
   ended: Promise<void>;
+  /** What the shim's State says of its end, where Wait does not answer. */
+  known: PromiseWithResolvers<{ exitStatus: number; exitedAt: Timestamp | undefined }>;
+  /** When SIGKILL was first sent, performance.now(). */
+  killedAt?: number;
 };
+/** A container as it is handed over to its pod. */
+export type NewContainer = Omit<LiveContainer, "ended" | "known">;
 
 export type PodDeps = {
   events: HandlerEvents;
   tookOom(containerId: string): boolean;
+  /** Calls when the shim reports a container's end. */
+  onExit(containerId: string, listener: () => void): Disposable;
   /** `SHIM delete` for what is left of a container. */
   deleteLeftovers(id: string, bundle: string): Promise<{ code: number } | undefined>;
+  killProcess(process: ProcessState | undefined): void;
   now(): bigint;
   failed(error: unknown, message: string): void;
 };
+
+/** What an exit event may be ahead of Wait's answer before we ask. */
+const eventGraceMs = 1_000;
+/** How long until a Wait that failed is tried again, at first and at most. */
+const waitAgainMs = { first: 100, most: 10_000 };
+const askMs = 5_000;
 
 const nanos = ({ seconds, nanos }: Timestamp): bigint => seconds * 1_000_000_000n + BigInt(nanos);
 
@@ -58,6 +76,8 @@ export class ShimPod {
   readonly task: TaskClient;
   /** The shim holds on to something that cannot be deleted: it will not end when it is asked to. */
   stuck = false;
+  /** The shim has not answered in time: it is asked nothing more. */
+  hung = false;
   readonly containers = new Map<string, LiveContainer>();
   readonly #shim: ShimConnection;
   readonly #deps: PodDeps;
@@ -90,22 +110,37 @@ export class ShimPod {
     return this.#gone.promise;
   }
 
-  add(container: Omit<LiveContainer, "ended">): LiveContainer {
-    const live: LiveContainer = { ...container, ended: Promise.resolve() };
+  add(container: NewContainer): LiveContainer {
+    const live: LiveContainer = {
+      ...container,
+      ended: Promise.resolve(),
+      known: Promise.withResolvers(),
+    };
     this.containers.set(container.id, live);
     live.ended = this.#watch(live);
     return live;
   }
 
   /** A container whose end is known and was reported. */
-  addEnded(container: Omit<LiveContainer, "ended">): void {
+  addEnded(container: NewContainer): void {
     const done = Promise.resolve();
-    this.containers.set(container.id, { ...container, settled: done, ended: done });
+    this.containers.set(container.id, {
+      ...container,
+      settled: done,
+      ended: done,
+      known: Promise.withResolvers(),
+    });
   }
 
   /** Aborts when this daemon stops following the pod. */
   get released(): AbortSignal {
     return this.#release.signal;
+  }
+
+  /** Ends the connection, which is the shim's death to everybody here; settles when that is reported. */
+  async disconnect(): Promise<void> {
+    this.#shim.connection.close();
+    await this.gone;
   }
 
   /** Stops following the pod. What runs goes on. */
@@ -116,6 +151,7 @@ export class ShimPod {
     for (const container of this.containers.values()) {
       container.output.close();
       container.input?.[Symbol.dispose]();
+      container.held?.[Symbol.dispose]();
     }
     await this.#resources.disposeAsync();
   }
@@ -125,15 +161,44 @@ export class ShimPod {
     this.#quiet = true;
   }
 
+  /** Wait is the truth; where a shim cannot give it, State is asked, and Wait again. */
   async #watch(container: LiveContainer): Promise<void> {
+    using _hint = this.#deps.onExit(container.id, () => {
+      setTimeout(() => void this.ask(container), eventGraceMs).unref();
+    });
+    for (let pause = waitAgainMs.first; ; pause = Math.min(2 * pause, waitAgainMs.most)) {
+      try {
+        const wait = this.task.wait({ id: container.id });
+        const { exitStatus, exitedAt } = await Promise.race([wait, container.known.promise]);
+        return await this.settle(container, exitStatus, exitedAt && nanos(exitedAt));
+      } catch (error) {
+        // The connection's close is handled for all containers at once.
+        if (!this.alive || hasCode(error, "unavailable")) return;
+        if (pause === waitAgainMs.first)
+          this.#deps.failed(error, `Cannot wait for container ${container.id}`);
+      }
+      if (await this.ask(container)) continue;
+      await sleep(pause, undefined, { signal: this.released, ref: false }).catch(() => {});
+      if (this.released.aborted) return;
+    }
+  }
+
+  /** Asks the shim whether a container has ended; its word then counts for Wait's. */
+  async ask(container: LiveContainer): Promise<boolean> {
+    if (container.settled !== undefined) return true;
     try {
-      const { exitStatus, exitedAt } = await this.task.wait({ id: container.id });
-      await this.settle(container, exitStatus, exitedAt ? nanos(exitedAt) : undefined);
+      const { status, exitStatus, exitedAt } = await this.task.state(
+        { id: container.id },
+        { signal: this.released, timeoutMs: askMs },
+      );
+      if (status !== Status.STOPPED) return false;
+      container.known.resolve({ exitStatus, exitedAt });
+      return true;
     } catch (error) {
-      // The connection's close is handled for all containers at once.
-      if (!this.alive || hasCode(error, "unavailable")) return;
-      this.#deps.failed(error, `Cannot wait for container ${container.id}`);
-      await this.settle(container, 255);
+      if (!hasCode(error, "not-found")) return false;
+      // Whatever it was, it is no more, and its code is lost.
+      container.known.resolve({ exitStatus: 255, exitedAt: undefined });
+      return true;
     }
   }
 
@@ -149,6 +214,7 @@ export class ShimPod {
     const lost = code === 128 && (oomKilled || this.#processGone(container));
     const exit: Exit = { code: lost ? killedCode : code & 0xff, finishedAt, oomKilled };
     container.exit = exit;
+    container.held?.[Symbol.dispose]();
     try {
       writeExit(container.stateDir, exit);
       await container.output.drained(AbortSignal.timeout(drainMs));
@@ -200,7 +266,10 @@ export class ShimPod {
     const all = Promise.all(containers.map((container) => container.ended));
     if (this.alive) await Promise.race([all, sleep(followMs, undefined, { ref: false })]);
     for (const container of containers) {
-      if (!container.exit) await this.cleanUp(container.id, container.stateDir);
+      if (!container.exit) {
+        await this.cleanUp(container.id, container.stateDir);
+        this.#deps.killProcess(container.state.process);
+      }
       await this.settle(container, killedCode);
     }
     if (this.#quiet) return;
@@ -220,10 +289,6 @@ export class ShimPod {
   }
 
   async cleanUp(id: string, stateDir: string): Promise<void> {
-    try {
-      await this.#deps.deleteLeftovers(id, bundleOf(stateDir, id));
-    } catch (error) {
-      this.#deps.failed(error, `Cannot remove what is left of ${id}: ${messageOf(error)}`);
-    }
+    await this.#deps.deleteLeftovers(id, bundleOf(stateDir, id));
   }
 }

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { withShortPath } from "@bulkhead/lib/ttrpc/socket.ts";
-import { namespace } from "./launch.ts";
+import { namespace } from "./command.ts";
 
 /**
  * A connection into a gVisor sandbox. Its network stack is its own, so nothing outside can dial a loopback port of

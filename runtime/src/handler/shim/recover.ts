@@ -7,7 +7,7 @@ import { bundleOf } from "./bundle.ts";
 import { files, readExit, readMemory, writeExit } from "./files.ts";
 import { follow } from "./follow.ts";
 import type { ShimPod } from "./pod.ts";
-import { containerStateOf, now, type Shims, within } from "./shims.ts";
+import { containerStateOf, now, type Shims } from "./shims.ts";
 import { oomKills } from "./stats.ts";
 
 /** What a container is after a restart of the daemon. */
@@ -20,7 +20,7 @@ export async function recoverPod(
   containers: ContainerRef[],
   signal: AbortSignal,
 ): Promise<Recovered> {
-  const pod = await shims.podIfAlive(ref, signal);
+  const pod = await shims.podToEnd(ref, signal);
   const found: Recovered["containers"] = new Map();
   for (const container of containers) {
     const exit = readExit(container.stateDir) ?? (await exitOf(shims, pod, container, signal));
@@ -30,7 +30,7 @@ export async function recoverPod(
     if (existsSync(join(container.stateDir, files.io))) await takeUp(shims, pod, container, exit);
   }
   if (!pod) {
-    await shims.deleteLeftovers(ref.id, bundleOf(ref.stateDir, ref.id), within(signal, shims.stopMs));
+    await shims.deleteLeftovers(ref.id, bundleOf(ref.stateDir, ref.id), signal);
     return { sandboxAlive: false, containers: found };
   }
   const sandboxAlive = await holderRuns(pod, signal);
@@ -54,7 +54,7 @@ const exitOf = async (
   if (!pod) {
     const bundle = bundleOf(ref.stateDir, ref.id);
     if (!existsSync(bundle)) return "unknown";
-    const end = await shims.deleteLeftovers(ref.id, bundle, within(signal, shims.stopMs));
+    const end = await shims.deleteLeftovers(ref.id, bundle, signal);
     return { code: end ? end.code & 0xff : 255, finishedAt: now(), oomKilled: oomKilled() };
   }
   try {

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { hasCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { ContainerRef } from "../handler.ts";
 import { bundleOf } from "./bundle.ts";
-import { namespace } from "./launch.ts";
+import { namespace } from "./command.ts";
 import type { ShimPod } from "./pod.ts";
 
 type Runsc = { binary: string; root: string };

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { connectSocket } from "@bulkhead/lib/ttrpc/socket.ts";
 import * as z from "zod";
-import { namespace } from "./launch.ts";
+import { namespace } from "./command.ts";
 
 const maxAnswer = 1 << 20;
 

@@ -7,7 +7,8 @@ import { bundleOf, groupedSpec, writeBundle } from "./bundle.ts";
 import { connectShim } from "./connection.ts";
 import { files, writeState } from "./files.ts";
 import { launchShim } from "./launch.ts";
-import { launchedShim, processState, type Shims, SIGKILL, shimStateOf, within } from "./shims.ts";
+import { processesIn } from "./processes.ts";
+import { type Shims, SIGKILL, shimStateOf, within } from "./shims.ts";
 import type { ShimState } from "./state.ts";
 import { cgroupsOf } from "./stats.ts";
 
@@ -29,18 +30,27 @@ export async function runSandbox(
   const bundle = writeBundle(launch.stateDir, launch.id, groupedSpec(launch.spec, "sandbox", launch.id));
   const ref: SandboxRef = { id: launch.id, stateDir: launch.stateDir, state: {} };
   undo.defer(async () => {
-    const launched = launchedShim(bundle);
-    await removeSandbox(shims, ref, AbortSignal.timeout(stopMs));
     // One that did not come so far that it could be asked to go.
-    shims.killProcess(launched);
+    const launched = processesIn(bundle);
+    // What cannot be undone now is tried again when the pod is removed; the failure's own reason is what is told.
+    await removeSandbox(shims, ref, AbortSignal.timeout(2 * stopMs)).catch((error) =>
+      shims.failed(error, `Cannot undo the launch of pod ${launch.id}`),
+    );
+    for (const process of launched) shims.killProcess(process);
   });
   // A shim opens its log before it serves, and waits there for a reader, also after `start` has ended.
   using _log = shims.readLog(launch.id, bundle);
-  const reply = await launchShim(shims.launch, launch.id, bundle, deadline);
+  const { options } = shims;
+  const reply = await launchShim(
+    shims.launch,
+    { id: launch.id, bundle, options, known: shims.knownForm },
+    deadline,
+  );
   const holder = launch.rootfs !== "";
   const state: ShimState = {
     address: reply.address,
     version: reply.version,
+    since: String(reply.since),
     holder,
     netns: launch.namespaces.net ?? "",
   };
@@ -49,7 +59,6 @@ export async function runSandbox(
   try {
     state.version = probe.version;
     if (holder) {
-      const { options } = shims;
       const { pid } = await probe.task.create(
         {
           id: launch.id,
@@ -59,16 +68,16 @@ export async function runSandbox(
         },
         { signal: deadline, timeoutMs: createMs },
       );
-      const process = processState(pid);
+      const process = shims.named(pid, state);
       if (process) state.process = process;
-      const cgroups = cgroupsOf(pid);
+      const cgroups = process && cgroupsOf(pid);
       if (cgroups) state.cgroups = cgroups;
       await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs });
     }
     const { shimPid } = holder
       ? await probe.task.connect({ id: launch.id }, { signal: deadline, timeoutMs: 10_000 })
       : probe;
-    const shim = processState(shimPid);
+    const shim = shims.named(shimPid, state) ?? processesIn(bundle)[0];
     if (shim) state.shim = shim;
   } finally {
     probe.connection.close();
@@ -84,24 +93,26 @@ export async function runSandbox(
 export async function stopSandbox(shims: Shims, ref: SandboxRef, signal: AbortSignal): Promise<void> {
   const { stopMs } = shims;
   const bundle = bundleOf(ref.stateDir, ref.id);
-  const pod = await shims.podIfAlive(ref, signal);
+  const pod = await shims.podToEnd(ref, signal);
   if (pod) {
     pod.quiet();
     const containers = [...pod.containers.values()];
     await Promise.all(containers.map((live) => shims.deleteTask(pod, live.id, live, signal)));
     if (pod.state.holder) {
-      await shims
-        .kill(pod, pod.id, SIGKILL, true, signal)
-        .catch((error) => shims.failed(error, `Cannot kill pod ${pod.id}`));
-      await pod.task.wait({ id: pod.id }, { signal, timeoutMs: stopMs }).catch(() => {});
+      if (!pod.hung) {
+        await shims
+          .kill(pod, pod.id, SIGKILL, true, signal)
+          .catch((error) => shims.failed(error, `Cannot kill pod ${pod.id}`));
+        await pod.task.wait({ id: pod.id }, { signal, timeoutMs: stopMs }).catch(() => {});
+      }
       await shims.deleteTask(pod, pod.id, undefined, signal);
     }
     await Promise.all(containers.map((live) => pod.settle(live, 128 + SIGKILL)));
-    await shims.end(pod);
+    await shims.shutdown(pod);
   } else {
     await shims.gone(ref.id);
-    shims.killProcess(shimStateOf(ref)?.shim);
-    await shims.deleteLeftovers(ref.id, bundle, within(signal, stopMs));
+    shims.killShim(ref, shimStateOf(ref));
+    await shims.deleteLeftovers(ref.id, bundle, signal);
   }
   await shims.removeCgroup(ref.id, bundle);
   // Without it a second stop finds nothing to do.

@@ -1,4 +1,3 @@
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Any } from "@bufbuild/protobuf/wkt";
@@ -7,19 +6,21 @@ import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
 import { hasCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import type { Linux } from "../../linux/linux.ts";
-import { identify } from "../../monitor/process.ts";
+import { readProcess } from "../../monitor/process.ts";
 import type { Network } from "../../network/network.ts";
 import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
 import { type CgroupLayout, readLayout } from "../../stats/layout.ts";
 import type { ContainerLaunch, ContainerRef, HandlerEvents, SandboxRef } from "../handler.ts";
 import { bundleOf, createOptions } from "./bundle.ts";
+import type { LaunchContext } from "./command.ts";
 import { connectShim } from "./connection.ts";
 import { files, readState } from "./files.ts";
 import type { ShimHost } from "./host.ts";
-import { deleteLeftovers, type LaunchContext } from "./launch.ts";
+import { deleteLeftovers, type KnownForm } from "./launch.ts";
 import { LogFile } from "./log-file.ts";
 import { ContainerOutput } from "./output.ts";
 import { type LiveContainer, ShimPod } from "./pod.ts";
+import { namedProcess, processesIn } from "./processes.ts";
 import { readShimLog } from "./shim-log.ts";
 import { ContainerState, type ProcessState, ShimState, stateOf } from "./state.ts";
 import { stdioPaths } from "./stdio.ts";
@@ -40,16 +41,12 @@ export const SIGKILL = 9;
 /** How long a shim may take to end after Shutdown. */
 const shutdownMs = 3_000;
 export const connectMs = 5_000;
+/** How long a shim that is to be ended may take to answer before it is ended unasked. */
+const patienceMs = 20_000;
 
 /** `signal`, or a deadline of our own. */
 export const within = (signal: AbortSignal, ms: number): AbortSignal =>
   AbortSignal.any([signal, AbortSignal.timeout(ms)]);
-
-/** A process by its number, as it can be found again. */
-export const processState = (pid: number): ProcessState | undefined => {
-  const id = identify(pid);
-  return id && { pid, startTime: String(id.startTime) };
-};
 
 /** The state in the record, or in the file where the record has none yet. */
 export const shimStateOf = (pod: SandboxRef): ShimState | undefined =>
@@ -63,6 +60,7 @@ export class Shims {
   readonly deps: ShimHandlerDeps;
   readonly log: Logger;
   readonly launch: LaunchContext;
+  readonly knownForm: KnownForm = {};
   /** Options of Create. */
   readonly options: Any | undefined;
   readonly createMs: number;
@@ -81,6 +79,7 @@ export class Shims {
       // gVisor's shim panics, and takes the pod with it, when a sink that it was given does not answer, as while
       // the daemon restarts. It has no event that we need: out of memory is read from the sandbox's cgroup.
       eventsAddress: config.runsc ? "" : deps.host.eventsAddress,
+      publisher: deps.host.publisher,
     };
     this.options = createOptions(config);
     this.createMs = config.deadlines.create * 1000;
@@ -119,8 +118,9 @@ export class Shims {
           },
         },
         tookOom: host.tookOom,
-        deleteLeftovers: (each, bundle) =>
-          this.deleteLeftovers(each, bundle, AbortSignal.timeout(this.stopMs)),
+        onExit: host.onExit,
+        killProcess: (process) => this.killProcess(process),
+        deleteLeftovers: (each, bundle) => this.deleteLeftovers(each, bundle),
         now,
         failed: (error, message) => this.failed(error, message),
       },
@@ -130,23 +130,60 @@ export class Shims {
   }
 
   /** The pod's shim, connected to anew when it has to be; `unavailable` when it is gone. */
-  async podOf(ref: SandboxRef, signal: AbortSignal): Promise<ShimPod> {
+  async podOf(ref: SandboxRef, signal: AbortSignal, ms = connectMs): Promise<ShimPod> {
     const known = this.#pods.get(ref.id);
     if (known?.alive) return known;
     const state = shimStateOf(ref);
     if (!state) throw new RuntimeError("not-found", `Pod ${ref.id} has no shim`);
     await known?.gone;
-    return await this.adopt(ref.id, ref.stateDir, state, within(signal, connectMs));
+    return await this.adopt(ref.id, ref.stateDir, state, within(signal, ms));
   }
 
   /** undefined when the shim is gone. */
-  async podIfAlive(ref: SandboxRef, signal: AbortSignal): Promise<ShimPod | undefined> {
+  async podIfAlive(ref: SandboxRef, signal: AbortSignal, ms = connectMs): Promise<ShimPod | undefined> {
     try {
-      return await this.podOf(ref, signal);
+      return await this.podOf(ref, signal, ms);
     } catch (error) {
       if (hasCode(error, "unavailable") || hasCode(error, "not-found")) return undefined;
       throw error;
     }
+  }
+
+  /**
+   * The same for what is to be ended, or found out about: a shim that takes the connection and does not answer is
+   * killed, for what nobody can control must not run on.
+   */
+  async podToEnd(ref: SandboxRef, signal: AbortSignal): Promise<ShimPod | undefined> {
+    try {
+      return await this.podIfAlive(ref, signal, Math.min(patienceMs, this.stopMs / 2));
+    } catch (error) {
+      if (signal.aborted || !hasCode(error, "deadline-exceeded")) throw error;
+      this.failed(error, `The shim of pod ${ref.id} does not answer and is killed`);
+      this.killShim(ref, shimStateOf(ref));
+      return undefined;
+    }
+  }
+
+  /** Ends a shim that cannot be talked to any more. Its death is then reported like any other. */
+  async giveUp(pod: ShimPod, why: string): Promise<void> {
+    this.log.warn({ pod: pod.id, handler: this.config.name, why }, "shim is given up and killed");
+    pod.hung = true;
+    this.killShim(pod, pod.state);
+    await pod.disconnect();
+  }
+
+  /** Kills what is known of a shim, and what stands in its bundle. */
+  killShim({ id, stateDir }: { id: string; stateDir: string }, state: ShimState | undefined): void {
+    this.killProcess(state?.shim);
+    for (const process of processesIn(bundleOf(stateDir, id))) this.killProcess(process);
+  }
+
+  /** A process that a shim names, if it can be the pod's. */
+  named(pid: number, state: ShimState): ProcessState | undefined {
+    const process = namedProcess(pid, state.since);
+    if (!process && pid !== 0)
+      this.log.warn({ pid, handler: this.config.name }, "shim names a process that cannot be the pod's");
+    return process;
   }
 
   /** Settles when what a dead shim's containers came to was reported. */
@@ -164,8 +201,21 @@ export class Shims {
     this.#pods.clear();
   }
 
-  deleteLeftovers(id: string, bundle: string, signal: AbortSignal): Promise<{ code: number } | undefined> {
-    return deleteLeftovers(this.launch, id, bundle, signal);
+  /** Frees what is left of a container whose shim is gone. A shim that cannot even do that does not hold us up. */
+  async deleteLeftovers(
+    id: string,
+    bundle: string,
+    signal?: AbortSignal,
+  ): Promise<{ code: number } | undefined> {
+    const deadline = AbortSignal.timeout(this.stopMs);
+    try {
+      const either = signal ? AbortSignal.any([signal, deadline]) : deadline;
+      return await deleteLeftovers(this.launch, id, bundle, either);
+    } catch (error) {
+      signal?.throwIfAborted();
+      this.failed(error, `Cannot remove what is left of ${id}`);
+      return undefined;
+    }
   }
 
   openOutput(container: ContainerRef | ContainerLaunch): ContainerOutput {
@@ -185,10 +235,29 @@ export class Shims {
   /** Signals a container; one that is gone has got it. */
   async kill(pod: ShimPod, id: string, signo: number, all: boolean, signal: AbortSignal): Promise<void> {
     try {
-      await pod.task.kill({ id, signal: signo, all }, { signal, timeoutMs: 10_000 });
+      await pod.task.kill(
+        { id, signal: signo, all },
+        { signal, timeoutMs: Math.min(10_000, this.stopMs / 3) },
+      );
     } catch (error) {
       if (!hasCode(error, "not-found")) throw error;
     }
+  }
+
+  /** SIGKILL, until the container has ended. Called again and again; a shim that does not obey is given up. */
+  async end(pod: ShimPod, live: LiveContainer, all: boolean, signal: AbortSignal): Promise<void> {
+    const again = live.killedAt !== undefined;
+    live.killedAt ??= performance.now();
+    try {
+      await this.kill(pod, live.id, SIGKILL, all, signal);
+    } catch (error) {
+      if (signal.aborted || !hasCode(error, "deadline-exceeded")) throw error;
+      return await this.giveUp(pod, `it did not answer Kill of container ${live.id}`);
+    }
+    if (!again || (await pod.ask(live)) || performance.now() - live.killedAt < this.stopMs / 2) return;
+    // One that the kernel itself cannot end, as it waits for a disk, is not the shim's fault.
+    if (live.state.process && readProcess(live.state.process.pid)?.state === "D") return;
+    await this.giveUp(pod, `container ${live.id} does not end by the Kill that it answers`);
   }
 
   /**
@@ -217,30 +286,56 @@ export class Shims {
     live: LiveContainer | undefined,
     signal: AbortSignal,
   ): Promise<void> {
+    const failed = (error: unknown, message: string) => {
+      pod.hung ||= hasCode(error, "deadline-exceeded") && !signal.aborted;
+      this.failed(error, message);
+    };
     try {
-      if (live && !live.exit) {
+      if (live && !live.exit && !pod.hung) {
         if (await this.neverStarted(pod, id, signal)) return await this.abandon(pod, live);
         await this.kill(pod, id, SIGKILL, true, signal).catch((error) =>
-          this.failed(error, `Cannot kill container ${id}`),
+          failed(error, `Cannot kill container ${id}`),
         );
-        await Promise.race([live.ended, sleep(Math.min(this.stopMs, 10_000), undefined, { ref: false })]);
+        if (!pod.hung)
+          await Promise.race([live.ended, sleep(Math.min(this.stopMs, 10_000), undefined, { ref: false })]);
       }
-      await pod.task.delete({ id }, { signal, timeoutMs: this.stopMs });
+      if (!pod.hung) {
+        await pod.task.delete({ id }, { signal, timeoutMs: this.stopMs });
+        return;
+      }
     } catch (error) {
       if (hasCode(error, "not-found") || hasCode(error, "unavailable")) return;
-      this.failed(error, `Cannot delete container ${id} in its shim`);
-      await pod.cleanUp(id, live?.stateDir ?? pod.stateDir);
+      failed(error, `Cannot delete container ${id} in its shim`);
+    }
+    await pod.cleanUp(id, live?.stateDir ?? pod.stateDir);
+  }
+
+  /**
+   * A Create that was given up may still be carried out: a container that comes late is removed for as long as a
+   * stop may take.
+   */
+  async removeLate(pod: ShimPod, id: string): Promise<void> {
+    const call = { signal: pod.released, timeoutMs: this.stopMs };
+    for (let look = 0; look < 10 && pod.alive; look++) {
+      await sleep(this.stopMs / 10, undefined, { signal: pod.released, ref: false }).catch(() => {});
+      try {
+        await pod.task.state({ id }, call);
+      } catch {
+        continue;
+      }
+      await this.kill(pod, id, SIGKILL, true, pod.released).catch(() => {});
+      await pod.task.delete({ id }, call).catch((error) => this.failed(error, `Cannot delete late ${id}`));
     }
   }
 
   /** The shim's end, asked for and then made. */
-  async end(pod: ShimPod): Promise<void> {
+  async shutdown(pod: ShimPod): Promise<void> {
     pod.quiet();
-    if (!pod.stuck) {
+    if (!pod.stuck && !pod.hung) {
       await pod.task.shutdown({ id: pod.id, now: true }, { timeoutMs: shutdownMs }).catch(() => {});
       await Promise.race([pod.gone, sleep(shutdownMs, undefined, { ref: false })]);
     }
-    if (pod.alive) this.killProcess(pod.state.shim);
+    if (pod.alive) this.killShim(pod, pod.state);
     this.forget(pod.id);
     await pod.release();
   }
@@ -255,12 +350,3 @@ export class Shims {
     return this.config.wall === "vm" ? [{ type: "bind", source: rootfs, options: ["rbind", "rw"] }] : [];
   }
 }
-
-/** The shim of a launch that did not come to its end, by the file that runc's and gVisor's write. */
-export const launchedShim = (bundle: string): ProcessState | undefined => {
-  try {
-    return processState(Number(readFileSync(join(bundle, "shim.pid"), "utf8")));
-  } catch {
-    return undefined;
-  }
-};

@@ -21,6 +21,8 @@ export const ShimState = z.object({
   /** Of the task service, 2 or 3. */
   version: z.int(),
   shim: ProcessState.optional(),
+  /** When the launch began, in clock ticks since boot: no process of the pod is older. */
+  since: z.string().optional(),
   /** The holder's: its namespaces are the pod's. Not the shim's, which are the node's. */
   process: ProcessState.optional(),
   /** False: the pod has no container of its own. */

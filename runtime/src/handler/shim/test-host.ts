@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import {
   copyFileSync,
   existsSync,
@@ -44,8 +45,21 @@ export type Shell = Partial<Pick<ContainerLaunch, "tty" | "stdin" | "stdinOnce">
 
 export type TestHost = AsyncDisposable & Awaited<ReturnType<typeof openTestHost>>;
 
+/** A program that runs {@link Fault}'s fake shim. */
+const fakeShim = (dir: string): string => {
+  const path = join(dir, "containerd-shim-fake-v1");
+  const script = join(dir, "fake-shim.mjs");
+  const esbuild = join(import.meta.dirname, "../../../../node_modules/.bin/esbuild");
+  const source = join(import.meta.dirname, "fake-shim.ts");
+  // In one file: a shim starts in each test, and compiling it would be most of the test's time.
+  const flags = ["--bundle", "--platform=node", "--format=esm", "--log-level=error"];
+  execFileSync(esbuild, [source, ...flags, `--outfile=${script}`]);
+  writeFileSync(path, `#!/bin/sh\nexec '${process.execPath}' '${script}' "$@"\n`, { mode: 0o755 });
+  return path;
+};
+
 /** `kind` names the shim; each test host has its own directories, network namespace and cgroup. */
-export async function openTestHost(kind: "gvisor" | "runc") {
+export async function openTestHost(kind: "gvisor" | "runc" | "fake") {
   const dir = mkdtempSync(`/tmp/bh-shim-${kind}-`);
   const linux = createLinux();
   const stack = new AsyncDisposableStack();
@@ -94,13 +108,20 @@ export async function openTestHost(kind: "gvisor" | "runc") {
           wall: "kernel",
           runsc: { binary: join(bin, "runsc"), root: runscRoot, network: "sandbox" },
         }
-      : {
-          ...common,
-          binary: join(bin, "containerd-shim-runc-v2"),
-          optionsTypeUrl: "containerd.runc.v1.Options",
-          wall: "namespaces",
-          env: { PATH: `${bin}:/usr/sbin:/usr/bin:/sbin:/bin` },
-        };
+      : kind === "fake"
+        ? {
+            ...common,
+            binary: fakeShim(dir),
+            optionsTypeUrl: "containerd.runc.v1.Options",
+            wall: "namespaces",
+          }
+        : {
+            ...common,
+            binary: join(bin, "containerd-shim-runc-v2"),
+            optionsTypeUrl: "containerd.runc.v1.Options",
+            wall: "namespaces",
+            env: { PATH: `${bin}:/usr/sbin:/usr/bin:/sbin:/bin` },
+          };
 
   const exits = new Map<string, Exit[]>();
   const sandboxExits: string[] = [];
@@ -132,7 +153,7 @@ export async function openTestHost(kind: "gvisor" | "runc") {
 
   const openHandler = async (overrides: Partial<ShimHandlerConfig> = {}) => {
     const life = new AsyncDisposableStack();
-    const host: ShimHost = life.use(await openShimHost(join(dir, "shims"), linux));
+    const host: ShimHost = life.use(await openShimHost(join(dir, "shims"), join(dir, "bin"), linux));
     const handler = life.use(
       await createShimHandler({ ...config, ...overrides } as ShimHandlerConfig, {
         host,

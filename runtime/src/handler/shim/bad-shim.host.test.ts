@@ -1,0 +1,244 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { ContainerRef, Handler, SandboxRef } from "../handler.ts";
+import type { Fault } from "./fake-shim.ts";
+import { processesIn } from "./processes.ts";
+import { openTestHost, type TestHost } from "./test-host.ts";
+
+let host: TestHost;
+beforeAll(async () => {
+  host = await openTestHost("fake");
+});
+afterAll(async () => {
+  await host?.[Symbol.asyncDispose]();
+});
+
+const signal = () => AbortSignal.timeout(30_000);
+const alive = (pid: number): boolean => {
+  try {
+    return !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, "utf8"));
+  } catch {
+    return false;
+  }
+};
+
+/** Those that a launch takes its whole deadline for. */
+const slow = new Set<Fault>(["start-hangs", "deaf"]);
+
+/** A daemon whose shims do what the words in `faults` say; short deadlines. */
+const openDaemon = async (faults: Fault[], env: Record<string, string> = {}) => {
+  const config: Partial<ShimHandlerConfig> = {
+    name: `fake-${faults.join("-")}`,
+    env: { FAKE_SHIM: faults.join(" "), ...env },
+    deadlines: { create: faults.some((fault) => slow.has(fault)) ? 4 : 30, start: 5, stop: 3 },
+  };
+  const opened = await host.openHandler(config);
+  const { handler } = opened;
+  const launch = host.newPod();
+  const runPod = async (): Promise<SandboxRef> => {
+    const state = await handler.runSandbox(launch, signal());
+    return { id: launch.id, stateDir: launch.stateDir, state: JSON.parse(JSON.stringify(state)) };
+  };
+  return {
+    handler,
+    launch,
+    runPod,
+    bundle: `${launch.stateDir}/${launch.id}`,
+    [Symbol.asyncDispose]: () => opened[Symbol.asyncDispose](),
+  };
+};
+
+const run = async (handler: Handler, pod: SandboxRef, args: string[]): Promise<ContainerRef> => {
+  const launch = host.newContainer(pod, args);
+  const ref = host.refOf(launch, await handler.create(launch, signal()));
+  await handler.start(ref, signal());
+  return ref;
+};
+
+const pidOf = (ref: ContainerRef): number =>
+  Number(readFileSync(`${ref.stateDir}/${ref.id}/fake.pid`, "utf8"));
+
+/** Takes a pod down, whatever its shim does, and sees that nothing is left. */
+const removeAll = async (handler: Handler, pod: SandboxRef, containers: ContainerRef[] = []) => {
+  await handler.stopSandbox(pod, signal());
+  for (const ref of containers) await handler.remove(ref, signal());
+  await handler.removeSandbox(pod, signal());
+  expect(processesIn(`${pod.stateDir}/${pod.id}`)).toEqual([]);
+  for (const { stateDir } of [pod, ...containers]) expect(readdirSync(stateDir)).toEqual([]);
+};
+
+describe("a shim is launched, and a container runs in it to its end,", () => {
+  test.each([
+    ["that takes BootstrapParams and answers by protobuf, task.v3", "bootstrap", "protobuf", "3"],
+    ["that takes the runtime's options and answers in JSON, task.v2", "options", "json", "2"],
+    ["that takes nothing and answers by a bare address, task.v2", "empty", "plain", "2"],
+    ["that takes BootstrapParams in JSON", "bootstrap-json", "json", "3"],
+    ["that serves another version of the task service than its answer says", "bootstrap", "plain", "3"],
+  ])("%s", async (_title, takes, reply, version) => {
+    await using daemon = await openDaemon([], {
+      FAKE_TAKES: takes,
+      FAKE_REPLY: reply,
+      FAKE_VERSION: version,
+    });
+    const { handler } = daemon;
+    const pod = await daemon.runPod();
+    const ref = await run(handler, pod, ["sh", "-c", "echo here; exit 4"]);
+    expect(await host.exitOf(ref.id)).toMatchObject({ code: 4 });
+    expect(readFileSync(ref.logPath, "utf8")).toMatch(/ stdout F here\n$/);
+    await removeAll(handler, pod, [ref]);
+  });
+});
+
+describe("a pod whose shim does not come up fails with the reason and leaves nothing:", () => {
+  test.each<[string, Fault[], Record<string, string>, RegExp]>([
+    ["it dies at start", ["start-fails"], {}, /the fake is broken/],
+    ["it takes no form of stdin that there is", [], { FAKE_TAKES: "psalms" }, /takes psalms, not bootstrap/],
+    ["its start does not end", ["start-hangs"], {}, /did not end .* start" in time/],
+    ["nobody serves at its address", ["no-server"], {}, /Cannot connect to/],
+    ["it answers no address", [], { FAKE_REPLY: "nonsense" }, /no address/],
+    ["it speaks gRPC", [], { FAKE_REPLY: "grpc" }, /only ttrpc is supported/],
+    ["it listens and does not answer", ["deaf"], {}, /Connect: no answer/],
+  ])("%s", async (_title, faults, env, message) => {
+    await using daemon = await openDaemon(faults, env);
+    await expect(daemon.handler.runSandbox(daemon.launch, signal())).rejects.toThrow(message);
+    expect(readdirSync(daemon.launch.stateDir)).toEqual([]);
+    expect(processesIn(daemon.bundle)).toEqual([]);
+  });
+});
+
+test("a Create that is answered too late fails, and what it made late is removed", async () => {
+  await using daemon = await openDaemon(["late-create"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const launch = host.newContainer(pod, ["sleep", "1000"]);
+  const impatient = AbortSignal.timeout(500);
+  await expect(handler.create(launch, impatient)).rejects.toMatchObject({ code: "deadline-exceeded" });
+  // It is there now, and then it is not.
+  await sleep(3500);
+  await expect(handler.start(host.refOf(launch, {}), signal())).rejects.toMatchObject({ code: "not-found" });
+  const patient = await run(handler, pod, ["true"]);
+  expect(await host.exitOf(patient.id)).toMatchObject({ code: 0 });
+  await removeAll(handler, pod, [patient]);
+});
+
+test("a shim that names process 1 as its own is not believed: nobody else's process is accounted or killed", async () => {
+  await using daemon = await openDaemon(["wrong-pid"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  expect(pod.state).not.toHaveProperty("process");
+  expect((pod.state.shim as { pid: number }).pid).toBe(processesIn(daemon.bundle)[0]?.pid);
+  const ref = await run(handler, pod, ["true"]);
+  expect(ref.state).not.toHaveProperty("cgroups");
+  expect(await host.exitOf(ref.id)).toMatchObject({ code: 0 });
+  expect(await handler.sandboxStats(pod, signal())).toBeUndefined();
+  await removeAll(handler, pod, [ref]);
+});
+
+test("an exit event without an answer of Wait makes us ask; State's word counts", async () => {
+  await using daemon = await openDaemon(["no-wait", "exit-event"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sh", "-c", "exit 6"]);
+  expect(await host.exitOf(ref.id)).toMatchObject({ code: 6 });
+  await removeAll(handler, pod, [ref]);
+});
+
+test("an exit event for a container that runs is no exit", async () => {
+  await using daemon = await openDaemon(["false-exit"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sleep", "2.5"]);
+  await sleep(1800);
+  expect(host.exits.has(ref.id)).toBe(false);
+  expect(await host.exitOf(ref.id)).toMatchObject({ code: 0 });
+  await removeAll(handler, pod, [ref]);
+});
+
+test("a Wait that fails is asked again; a container is not called dead for it", async () => {
+  await using daemon = await openDaemon(["wait-fails"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sh", "-c", "sleep 1; exit 5"]);
+  expect(await host.exitOf(ref.id)).toMatchObject({ code: 5 });
+  await removeAll(handler, pod, [ref]);
+});
+
+test("a shim of before the events socket reports out of memory by the program of -publish-binary", async () => {
+  await using daemon = await openDaemon(["publishes-oom"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sh", "-c", "sleep 0.5; kill -9 $$"]);
+  expect(await host.exitOf(ref.id)).toMatchObject({ code: 137, oomKilled: true });
+  await removeAll(handler, pod, [ref]);
+});
+
+test.each<[string, Fault[]]>([
+  ["does not answer Kill", ["kill-hangs"]],
+  ["answers Kill and kills nothing", ["kill-lies"]],
+  ["does not answer Kill, nor ends its delete", ["kill-hangs", "delete-hangs"]],
+])("a container whose shim %s is ended with its shim", async (_title, faults) => {
+  await using daemon = await openDaemon(faults);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sleep", "1000"]);
+  const pid = pidOf(ref);
+  // As the CRI does: again until it has ended.
+  while (!host.exits.has(ref.id)) {
+    await handler.kill(ref, 9, true, signal());
+    await sleep(300);
+  }
+  expect(host.exits.get(ref.id)).toMatchObject([{ code: 137 }]);
+  expect(host.sandboxExits).toContain(pod.id);
+  if (!faults.includes("delete-hangs")) expect(alive(pid)).toBe(false);
+  else if (alive(pid)) process.kill(pid, "SIGKILL");
+  await removeAll(handler, pod, [ref]);
+});
+
+test("a pod whose shim answers nothing any more is stopped within its deadline", async () => {
+  await using daemon = await openDaemon(["kill-hangs"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sleep", "1000"]);
+  const pid = pidOf(ref);
+  const begun = performance.now();
+  await removeAll(handler, pod, [ref]);
+  expect(performance.now() - begun).toBeLessThan(12_000);
+  expect(host.exits.get(ref.id)).toMatchObject([{ code: 137 }]);
+  expect(alive(pid)).toBe(false);
+});
+
+test("bytes that are no frame are the end of the connection: the pod is reported lost, and nothing runs on", async () => {
+  await using daemon = await openDaemon(["garbage"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sleep", "1000"]);
+  const pid = pidOf(ref);
+  await expect(handler.stats(ref, signal())).rejects.toThrow(/no server sends/);
+  await host.until(() => host.sandboxExits.includes(pod.id), "the sandbox's end");
+  expect(host.exits.get(ref.id)).toMatchObject([{ code: 137 }]);
+  expect(alive(pid)).toBe(false);
+  await removeAll(handler, pod, [ref]);
+});
+
+test("a frame over the limit fails its call alone", async () => {
+  await using daemon = await openDaemon(["huge"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sh", "-c", "sleep 1; exit 3"]);
+  await expect(handler.stats(ref, signal())).rejects.toMatchObject({ code: "resource-exhausted" });
+  expect(await host.exitOf(ref.id)).toMatchObject({ code: 3 });
+  await removeAll(handler, pod, [ref]);
+});
+
+test("a delete that prints nonsense has deleted all the same", async () => {
+  await using daemon = await openDaemon(["delete-garbage"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sleep", "1000"]);
+  process.kill(processesIn(daemon.bundle)[0]?.pid ?? 0, "SIGKILL");
+  await host.until(() => host.sandboxExits.includes(pod.id), "the sandbox's end");
+  expect(host.exits.get(ref.id)).toMatchObject([{ code: 137 }]);
+  await removeAll(handler, pod, [ref]);
+});

@@ -1,0 +1,328 @@
+import { spawn } from "node:child_process";
+import { closeSync, existsSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createServer, type Socket } from "node:net";
+import { basename, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { parseArgs } from "node:util";
+import {
+  create,
+  type DescMessage,
+  fromBinary,
+  type MessageInitShape,
+  toBinary,
+  toJsonString,
+} from "@bufbuild/protobuf";
+import { AnySchema, anyPack, timestampNow } from "@bufbuild/protobuf/wkt";
+import { BootstrapParamsSchema, BootstrapResultSchema } from "@bulkhead/lib/gen/shim_bootstrap_pb.js";
+import { TaskExitSchema, TaskOOMSchema } from "@bulkhead/lib/gen/shim_events_pb.js";
+import { Events } from "@bulkhead/lib/gen/shim_events_service_pb.js";
+import { DeleteResponseSchema, Task } from "@bulkhead/lib/gen/shim_task_v3_pb.js";
+import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
+import { RequestSchema, ResponseSchema } from "@bulkhead/lib/gen/ttrpc_pb.js";
+import { createTtrpcClient, TtrpcConnection } from "@bulkhead/lib/ttrpc/client.ts";
+import { encodeFrame, type Frame, frameDecoder, MessageType, maxData } from "@bulkhead/lib/ttrpc/frame.ts";
+
+/**
+ * A fake: a shim that keeps to the protocol as far as it is told. It walls nothing off; a container is a process of
+ * this machine. What it does wrong is in FAKE_SHIM, a list of words (see {@link Fault}); which stdin it takes in
+ * FAKE_TAKES, which reply it gives in FAKE_REPLY, which service it serves in FAKE_VERSION.
+ */
+export type Fault =
+  /** `start` ends with an error. */
+  | "start-fails"
+  /** `start` never ends, and has started a server. */
+  | "start-hangs"
+  /** `start` ends well, and there is no server. */
+  | "no-server"
+  /** Connect, and all after it, is answered never. */
+  | "deaf"
+  /** Create is answered two seconds late. */
+  | "late-create"
+  /** Names process 1 as its own and its containers'. */
+  | "wrong-pid"
+  /** Wait is answered never. */
+  | "no-wait"
+  /** Wait fails, always. */
+  | "wait-fails"
+  /** Sends an exit event for a container that runs. */
+  | "false-exit"
+  /** Sends an exit event when there is one. */
+  | "exit-event"
+  /** Calls the program of -publish-binary when memory is short. */
+  | "publishes-oom"
+  /** Kill is answered never. */
+  | "kill-hangs"
+  /** Kill is answered, and kills nothing. */
+  | "kill-lies"
+  /** Stats is answered by bytes that are no frame. */
+  | "garbage"
+  /** Stats is answered by a frame over the limit. */
+  | "huge"
+  /** `delete` prints what is no DeleteResponse. */
+  | "delete-garbage"
+  /** `delete` never ends. */
+  | "delete-hangs";
+
+const has = (fault: Fault): boolean => (process.env.FAKE_SHIM ?? "").split(" ").includes(fault);
+const version = process.env.FAKE_VERSION ?? "3";
+const forEver = new Promise<never>(() => {});
+
+const { values, positionals } = parseArgs({
+  args: process.argv.slice(2).map((arg) => (/^-[a-z]/.test(arg) ? `-${arg}` : arg)),
+  options: {
+    namespace: { type: "string" },
+    address: { type: "string" },
+    "publish-binary": { type: "string" },
+    id: { type: "string" },
+    bundle: { type: "string" },
+  },
+  allowPositionals: true,
+});
+const id = values.id ?? "";
+const address = join(process.cwd(), "fake.sock");
+
+const formOf = (stdin: Buffer): string => {
+  if (stdin.length === 0) return "empty";
+  if (stdin[0] === 0x7b) return "bootstrap-json";
+  try {
+    return fromBinary(BootstrapParamsSchema, stdin).instanceId === id ? "bootstrap" : "options";
+  } catch {
+    return "options";
+  }
+};
+
+const start = async (): Promise<void> => {
+  const form = formOf(readFileSync(0));
+  const takes = process.env.FAKE_TAKES ?? "bootstrap";
+  if (form !== takes) throw new Error(`the fake takes ${takes}, not ${form}`);
+  if (has("start-fails")) throw new Error("the fake is broken");
+  if (!has("no-server")) {
+    const [node = "", script = ""] = process.argv;
+    spawn(node, [script, ...process.argv.slice(2, -1), "serve"], { detached: true, stdio: "ignore" }).unref();
+    while (!existsSync(address)) await sleep(5);
+  }
+  if (has("start-hangs")) setInterval(() => {}, 1e6);
+  const reply = create(BootstrapResultSchema, {
+    version: Number(version),
+    address: `unix://${address}`,
+    protocol: "ttrpc",
+  });
+  switch (process.env.FAKE_REPLY ?? "protobuf") {
+    case "protobuf":
+      process.stdout.write(toBinary(BootstrapResultSchema, reply));
+      break;
+    case "json":
+      process.stdout.write(toJsonString(BootstrapResultSchema, reply));
+      break;
+    case "plain":
+      process.stdout.write(reply.address);
+      break;
+    case "grpc":
+      process.stdout.write(toBinary(BootstrapResultSchema, { ...reply, protocol: "grpc" }));
+      break;
+    default:
+      process.stdout.write("no address at all");
+  }
+};
+
+/** A container: the process that its config.json names, without any wall. */
+type Container = {
+  args: string[];
+  stdout: string;
+  stderr: string;
+  pid: number;
+  status: Status;
+  exit: PromiseWithResolvers<number>;
+  code: number;
+  pidFile: string;
+};
+const containers = new Map<string, Container>();
+
+const containerOf = (name: string): Container => {
+  const container = containers.get(name);
+  if (!container) throw Object.assign(new Error(`no container ${name}`), { code: 5 });
+  return container;
+};
+
+const publish = async (
+  topic: string,
+  schema: DescMessage,
+  event: MessageInitShape<DescMessage>,
+): Promise<void> => {
+  using connection = await TtrpcConnection.connect(
+    process.env.TTRPC_ADDRESS ?? "",
+    AbortSignal.timeout(5000),
+  );
+  const message = anyPack(schema, create(schema, event));
+  await createTtrpcClient(Events, connection).forward({
+    envelope: { namespace: values.namespace ?? "", topic, event: message },
+  });
+};
+const exited = (name: string) =>
+  publish("/tasks/exit", TaskExitSchema, { containerId: name, id: name, exitStatus: 0 });
+
+const run = async (name: string, container: Container): Promise<void> => {
+  const [program = "", ...args] = container.args;
+  // As a real shim: both ends, so that no open waits for the other side.
+  const [out, err] = [container.stdout, container.stderr].map((path) =>
+    path === "" ? "ignore" : openSync(path, "r+"),
+  );
+  const child = spawn(program, args, {
+    cwd: "/",
+    stdio: ["ignore", out ?? "ignore", err ?? "ignore"],
+    detached: true,
+  });
+  container.pid = child.pid ?? 0;
+  container.status = Status.RUNNING;
+  writeFileSync(container.pidFile, String(container.pid));
+  child.on("exit", (code, signal) => {
+    container.status = Status.STOPPED;
+    for (const fd of [out, err]) if (typeof fd === "number") closeSync(fd);
+    container.code = signal === null ? (code ?? 0) : 137;
+    container.exit.resolve(container.code);
+    if (has("exit-event")) void exited(name);
+  });
+  if (has("false-exit")) await exited(name);
+  if (has("publishes-oom")) {
+    const event = anyPack(TaskOOMSchema, create(TaskOOMSchema, { containerId: name }));
+    const args = ["--address", values.address ?? "", "publish", "--topic", "/tasks/oom", "--namespace", "n"];
+    const publisher = spawn(values["publish-binary"] ?? "", args, { stdio: ["pipe", "ignore", "ignore"] });
+    publisher.stdin.end(toBinary(AnySchema, event));
+    await new Promise((resolve) => publisher.on("exit", resolve));
+  }
+};
+
+type Asked = { id: string; bundle: string; stdout: string; stderr: string; signal: number };
+type Method = (request: Asked, socket: Socket, frame: Frame) => Promise<Record<string, unknown>>;
+
+/** What each method of the task service answers. */
+const methods: Record<string, Method> = {
+  Connect: async () => ({ shimPid: has("wrong-pid") ? 1 : process.pid, version }),
+  Create: async ({ id: name, bundle, stdout, stderr }) => {
+    if (has("late-create") && name !== id) await sleep(2000);
+    const {
+      process: { args },
+    } = JSON.parse(readFileSync(join(bundle, "config.json"), "utf8"));
+    const pidFile = join(bundle, "fake.pid");
+    containers.set(name, {
+      args: name === id ? ["sleep", "1000"] : args,
+      stdout,
+      stderr,
+      pid: 0,
+      status: Status.CREATED,
+      exit: Promise.withResolvers(),
+      code: 0,
+      pidFile,
+    });
+    return { pid: has("wrong-pid") ? 1 : process.pid };
+  },
+  Start: async ({ id: name }) => {
+    await run(name, containerOf(name));
+    return { pid: containerOf(name).pid };
+  },
+  State: async ({ id: name }) => {
+    const { status, pid, code } = containerOf(name);
+    return {
+      id: name,
+      status,
+      pid,
+      exitStatus: code,
+      ...(status === Status.STOPPED ? { exitedAt: timestampNow() } : {}),
+    };
+  },
+  Wait: async ({ id: name }) => {
+    if (has("no-wait") && name !== id) await forEver;
+    if (has("wait-fails") && name !== id) throw new Error("cannot wait");
+    return { exitStatus: await containerOf(name).exit.promise, exitedAt: timestampNow() };
+  },
+  Kill: async ({ id: name, signal }) => {
+    const { pid, status, exit } = containerOf(name);
+    if (has("kill-hangs")) await forEver;
+    if (status === Status.CREATED) exit.resolve(137);
+    else if (!has("kill-lies")) process.kill(-pid, signal);
+    return {};
+  },
+  Delete: async ({ id: name }) => {
+    const { pid, code } = containerOf(name);
+    containers.delete(name);
+    return { pid, exitStatus: code, exitedAt: timestampNow() };
+  },
+  Stats: async (_request, socket, { streamId }) => {
+    if (has("garbage")) socket.write(Buffer.alloc(4096, 0xab));
+    if (has("huge"))
+      socket.write(
+        encodeFrame({ streamId, type: MessageType.response, flags: 0, data: new Uint8Array(maxData + 1) }),
+      );
+    return {};
+  },
+  Shutdown: async () => {
+    setTimeout(() => process.exit(0), 20);
+    return {};
+  },
+};
+
+const answer = async (frame: Frame, socket: Socket): Promise<MessageInitShape<typeof ResponseSchema>> => {
+  const { service, method, payload } = fromBinary(RequestSchema, frame.data);
+  const description = Task.methods.find(({ name }) => name === method);
+  const serve = methods[method];
+  if (has("deaf")) await forEver;
+  if (service !== `containerd.task.v${version}.Task` || !description || !serve)
+    return { status: { code: 12, message: `${service}/${method} is not served` } };
+  try {
+    const said = await serve(fromBinary(description.input, payload) as unknown as Asked, socket, frame);
+    return { payload: toBinary(description.output, create(description.output, said)) };
+  } catch (error) {
+    const { message, code = 2 } = error as Error & { code?: number };
+    return { status: { code: typeof code === "number" ? code : 2, message } };
+  }
+};
+
+const serve = (): void => {
+  const server = createServer((socket) => {
+    const decode = frameDecoder();
+    socket.on("error", () => socket.destroy());
+    socket.on("data", (chunk: Buffer) => {
+      for (const frame of decode(chunk))
+        void answer(frame as Frame, socket).then((response) => {
+          const data = toBinary(ResponseSchema, create(ResponseSchema, response));
+          socket.write(encodeFrame({ streamId: frame.streamId, type: MessageType.response, flags: 0, data }));
+        });
+    });
+  });
+  rmSync(address, { force: true });
+  // Relative: the bundle's path may be too long for a socket.
+  server.listen(basename(address));
+};
+
+const deleteLeft = async (): Promise<void> => {
+  if (has("delete-hangs")) await sleep(1e6);
+  const pidFile = join(values.bundle ?? "", "fake.pid");
+  if (existsSync(pidFile))
+    try {
+      process.kill(-Number(readFileSync(pidFile, "utf8")), "SIGKILL");
+    } catch {
+      // Gone already.
+    }
+  process.stdout.write(
+    has("delete-garbage")
+      ? Buffer.alloc(64, 0xff)
+      : toBinary(DeleteResponseSchema, create(DeleteResponseSchema, { exitStatus: 137 })),
+  );
+};
+
+try {
+  switch (positionals.at(-1)) {
+    case "start":
+      await start();
+      break;
+    case "serve":
+      serve();
+      break;
+    case "delete":
+      await deleteLeft();
+      break;
+  }
+} catch (error) {
+  process.stderr.write(`${(error as Error).message}\n`);
+  process.exit(1);
+}

@@ -1,0 +1,31 @@
+import { readdirSync, readlinkSync } from "node:fs";
+import { identify } from "../../monitor/process.ts";
+import type { ProcessState } from "./state.ts";
+
+/** A process by its number, as it can be found again. */
+export const processState = (pid: number): ProcessState | undefined => {
+  const id = identify(pid);
+  return id && { pid, startTime: String(id.startTime) };
+};
+
+/**
+ * The process that a shim names, unless it is older than the shim's launch (`since`, clock ticks since boot): a
+ * shim that names somebody else's process is not believed, for it would be accounted and killed as the pod's.
+ */
+export const namedProcess = (pid: number, since: string | undefined): ProcessState | undefined => {
+  const named = processState(pid);
+  return named && BigInt(named.startTime) >= BigInt(since ?? "0") ? named : undefined;
+};
+
+/** Processes whose working directory is the bundle: a shim is started there and stays. */
+export const processesIn = (bundle: string): ProcessState[] =>
+  readdirSync("/proc")
+    .filter((name) => /^\d+$/.test(name))
+    .filter((pid) => {
+      try {
+        return readlinkSync(`/proc/${pid}/cwd`) === bundle;
+      } catch {
+        return false;
+      }
+    })
+    .flatMap((pid) => processState(Number(pid)) ?? []);
