@@ -39,7 +39,11 @@ export type Node = AsyncDisposable & {
   order(which: "runc" | "cni", modes: Modes): void;
 };
 
-export const subnet = "10.233";
+/** Of this process: two runs may go side by side. */
+const own = process.pid % 50;
+const subnet = `10.${140 + own}`;
+/** The first of the host ports that pods may ask for. */
+export const firstHostPort = 23_000 + 10 * own;
 
 /**
  * A fake in front of runc: does what the file of its subcommand's name says (fail, hang until told otherwise, die

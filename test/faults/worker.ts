@@ -4,7 +4,7 @@ import { create } from "@bufbuild/protobuf";
 import * as cri from "@bulkhead/lib/gen/cri_pb.js";
 import type { Entry } from "./ledger.ts";
 import { firstLines } from "./ledger.ts";
-import type { Node } from "./node.ts";
+import { firstHostPort, type Node } from "./node.ts";
 import type { Actor, Program, Step } from "./plan.ts";
 
 /** The image of all containers, and those that are pulled and removed for the sake of it. */
@@ -158,7 +158,7 @@ export class Worker {
       logDirectory: `${this.#node.logs}/${this.uid}`,
       labels: { actor: String(this.#index) },
       portMappings: this.#actor.hostPort
-        ? [{ protocol: cri.Protocol.TCP, containerPort: 80, hostPort: 23_000 + this.#index }]
+        ? [{ protocol: cri.Protocol.TCP, containerPort: 80, hostPort: firstHostPort + this.#index }]
         : [],
       linux: {
         cgroupParent: `/${this.#node.cgroup}/${this.uid}`,

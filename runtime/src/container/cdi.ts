@@ -1,5 +1,6 @@
-import { open, readdir } from "node:fs/promises";
+import { readdir } from "node:fs/promises";
 import { join } from "node:path";
+import { readBounded } from "@bulkhead/lib/std/bounded-file.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { load as parseYaml } from "js-yaml";
 import * as z from "zod";
@@ -12,14 +13,8 @@ export const cdiDirectories: readonly string[] = ["/etc/cdi", "/var/run/cdi"];
 
 const maxBytes = 4 * 1024 * 1024;
 const maxFiles = 256;
-
-const read = async (path: string): Promise<string> => {
-  await using file = await open(path, "r");
-  const stats = await file.stat();
-  if (!stats.isFile()) throw new Error("not a regular file");
-  if (stats.size > maxBytes) throw new Error(`larger than ${maxBytes} bytes`);
-  return await file.readFile("utf8");
-};
+/** What an alias stands for is checked each time: a few of them, nested, make a small file an endless one. */
+const maxAliases = 100;
 
 /** All files of the directories. One that cannot be used is told and does not keep the others from being used. */
 const readFiles = async (
@@ -34,7 +29,7 @@ const readFiles = async (
       const path = join(dir, name);
       try {
         // JSON is YAML.
-        const parsed = CdiSpec.safeParse(parseYaml(await read(path)));
+        const parsed = CdiSpec.safeParse(parseYaml(await readBounded(path, maxBytes), { maxAliases }));
         if (parsed.success) files.push({ path, priority, spec: parsed.data });
         else unusable.push(`${path}: ${z.prettifyError(parsed.error).replaceAll("\n", " ")}`);
       } catch (error) {

@@ -1,4 +1,4 @@
-import { readFile } from "node:fs/promises";
+import { readBounded } from "@bulkhead/lib/std/bounded-file.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import * as z from "zod";
@@ -131,11 +131,10 @@ export const readCredentials = async (
   signal: AbortSignal,
 ): Promise<Credentials> => {
   try {
-    const text = await readFile(file, "utf8").catch((error: NodeJS.ErrnoException) => {
+    const text = await readBounded(file, maxFile).catch((error: NodeJS.ErrnoException) => {
       if (error.code === "ENOENT") return "{}";
       throw error;
     });
-    if (text.length > maxFile) throw new RuntimeError("failed-precondition", "it is larger than 1 MiB");
     const found = findCredentials(parseDockerConfig(text), whom);
     if (found.at === "file") return found.credentials;
     if (found.at === "helper") return await askHelper(found.name, found.server, signal);

@@ -1,5 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
+import { readBounded } from "@bulkhead/lib/std/bounded-file.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { parse } from "smol-toml";
 import * as z from "zod";
@@ -24,6 +25,7 @@ const HostsFile = z.object({
   host: z.record(z.string(), z.object(settings)).default({}),
   ...settings,
 });
+const maxFile = 1 << 20;
 type Settings = z.infer<z.ZodObject<typeof settings>>;
 
 /** Endpoints for images of `domain` as its hosts.toml says, in the file's order; undefined without such a file. */
@@ -35,11 +37,13 @@ export async function endpointsOfHostsToml(
   const names = [domain, domain.replace(/:(\d+)$/, "_$1_"), "_default"];
   for (const name of names) {
     const folder = join(directory, name);
-    const text = await readFile(join(folder, "hosts.toml"), "utf8").catch(() => undefined);
-    if (text === undefined) continue;
     const file = join(folder, "hosts.toml");
     try {
-      return await parseHostsToml(text, domain, folder);
+      const text = await readBounded(file, maxFile).catch((error: NodeJS.ErrnoException) => {
+        if (["ENOENT", "ENOTDIR"].includes(error.code ?? "")) return undefined;
+        throw error;
+      });
+      if (text !== undefined) return await parseHostsToml(text, domain, folder);
     } catch (error) {
       throw new RuntimeError("failed-precondition", `Cannot use ${file}: ${messageOf(error)}`, {
         cause: error,

@@ -1,7 +1,8 @@
 import { readdirSync, readFileSync } from "node:fs";
-import { readdir, readFile, stat } from "node:fs/promises";
+import { readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { readBounded } from "@bulkhead/lib/std/bounded-file.ts";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
 import { type CniNetwork, candidates, networkOf } from "./plan.ts";
 
@@ -44,8 +45,7 @@ const load = async (confDir: string): Promise<Loaded> => {
   for (const name of candidates(await namesIn(confDir))) {
     const path = join(confDir, name);
     try {
-      const text = await readFile(path, "utf8");
-      if (text.length > FILE_MAX) throw new RuntimeError("invalid-argument", "it is larger than 1 MiB");
+      const text = await readBounded(path, FILE_MAX);
       return { network: networkOf(name, text, (network) => foldedIn(join(confDir, network))) };
     } catch (error) {
       problems.push(`${path}: ${error instanceof z.ZodError ? z.prettifyError(error) : messageOf(error)}`);

@@ -1,6 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { constants } from "node:fs";
-import { mkdir, open, readFile } from "node:fs/promises";
+import { mkdir, readFile } from "node:fs/promises";
 import { dirname, join, normalize } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import {
@@ -8,13 +7,14 @@ import {
   CreateContainerResponseSchema,
   NamespaceMode,
 } from "@bulkhead/lib/gen/cri_pb.js";
-import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { readAccounts } from "../../container/accounts.ts";
 import { resolveCdi } from "../../container/cdi.ts";
 import { allDevices, askedDevices } from "../../container/devices.ts";
 import { specForGvisor } from "../../container/gvisor-paths.ts";
 import { resolveMounts } from "../../container/mounts.ts";
 import { makeInRoot, resolveInRoot } from "../../container/rootfs.ts";
+import { readSeccomp } from "../../container/seccomp-file.ts";
 import { created, newContainer } from "../../container/state.ts";
 import type { Handler, HandlerState } from "../../handler/handler.ts";
 import type { Image } from "../../image/images.ts";
@@ -31,7 +31,6 @@ import { type PidChoice, podNamespaces } from "../../spec/namespaces.ts";
 import type { Spec } from "../../spec/oci.ts";
 import { seccompChoice } from "../../spec/seccomp.ts";
 import { defaultSeccomp } from "../../spec/seccomp-default.ts";
-import { parseSeccomp } from "../../spec/seccomp-profile.ts";
 import { selinuxLabels } from "../../spec/selinux.ts";
 import { stopSignalOf } from "../../spec/stop-signal.ts";
 import { type User, userOf } from "../../spec/user.ts";
@@ -338,8 +337,6 @@ const volumesOf = async (image: Image, config: ContainerConfig, rootfs: string):
   return mounts;
 };
 
-const maxProfile = 4 * 1024 * 1024;
-
 const seccompOf = async (config: ContainerConfig, host: Runtime["host"]): Promise<unknown> => {
   const security = config.linux?.securityContext;
   const choice = seccompChoice(
@@ -352,20 +349,5 @@ const seccompOf = async (config: ContainerConfig, host: Runtime["host"]): Promis
     throw new RuntimeError("failed-precondition", "Cannot use a seccomp profile: the kernel has no seccomp");
   if (choice.use === "default")
     return defaultSeccomp(capabilitiesOf(security, host.capabilities).bounding, host.arch);
-  const text = await readProfile(choice.path).catch((error) => {
-    throw new RuntimeError(
-      "invalid-argument",
-      `Cannot use seccomp profile "${choice.path}": ${messageOf(error)}`,
-      { cause: error },
-    );
-  });
-  return parseSeccomp(choice.path, text);
-};
-
-const readProfile = async (path: string): Promise<string> => {
-  await using file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
-  const stats = await file.stat();
-  if (!stats.isFile()) throw new Error("not a regular file");
-  if (stats.size > maxProfile) throw new Error(`larger than ${maxProfile} bytes`);
-  return await file.readFile("utf8");
+  return await readSeccomp(choice.path);
 };
