@@ -3,7 +3,7 @@ import {
   dataHeader,
   decodeFrame,
   type Frame,
-  frameSize,
+  frameCutter,
   goAway,
   ping,
   rst,
@@ -93,17 +93,10 @@ export class SpdyConnection {
   }
 
   async #run(): Promise<void> {
-    let rest: Buffer = Buffer.alloc(0);
+    const frames = frameCutter(maxFrame);
     try {
-      for await (const chunk of this.#transport as AsyncIterable<Buffer>) {
-        rest = rest.length === 0 ? chunk : Buffer.concat([rest, chunk]);
-        for (let size = frameSize(rest); size !== undefined; size = frameSize(rest)) {
-          if (size > maxFrame) throw new Error(`SPDY frame of ${size} bytes`);
-          if (rest.length < size) break;
-          await this.#handle(decodeFrame(rest.subarray(0, size)));
-          rest = rest.subarray(size);
-        }
-      }
+      for await (const chunk of this.#transport as AsyncIterable<Buffer>)
+        for (const frame of frames(chunk)) await this.#handle(decodeFrame(frame));
     } catch {
       // A peer that breaks the protocol or hangs up gets no other answer than the end.
     }
@@ -130,7 +123,7 @@ export class SpdyConnection {
         const stream = this.#streams.get(frame.stream);
         if (!stream) return this.#send(rstStream(frame.stream, rst.invalidStream));
         if (stream.readableEnded) return;
-        if (frame.data.length > 0) await stream.deliver(Buffer.from(frame.data));
+        if (frame.data.length > 0) await stream.deliver(frame.data);
         if (frame.fin) stream.push(null);
         return;
       }

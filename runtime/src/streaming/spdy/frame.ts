@@ -44,6 +44,34 @@ export type Frame =
 export const frameSize = (bytes: Buffer): number | undefined =>
   bytes.length < frameHeader ? undefined : frameHeader + bytes.readUIntBE(5, 3);
 
+/**
+ * Cuts what comes into whole frames. However small the pieces are, each byte is copied once. Throws at the header of a
+ * frame of more than `limit` bytes.
+ */
+export function frameCutter(limit: number): (chunk: Buffer) => Generator<Buffer> {
+  const head = Buffer.alloc(frameHeader);
+  let frame = head;
+  let filled = 0;
+  return function* (chunk) {
+    for (let at = 0; at < chunk.length; ) {
+      const taken = chunk.copy(frame, filled, at);
+      at += taken;
+      filled += taken;
+      if (filled < frame.length) return;
+      if (frame === head) {
+        const size = frameSize(head) ?? 0;
+        if (size > limit) throw new Error(`SPDY frame of ${size} bytes`);
+        frame = Buffer.allocUnsafe(size);
+        head.copy(frame);
+        if (filled < size) continue;
+      }
+      const whole = frame;
+      [frame, filled] = [head, 0];
+      yield whole;
+    }
+  };
+}
+
 /** Decodes one whole frame. Throws when it is shorter than its type demands. */
 export function decodeFrame(frame: Buffer): Frame {
   const word = frame.readUInt32BE(0);
