@@ -1,6 +1,6 @@
-import { spawn } from "node:child_process";
 import { lstatSync, readlinkSync } from "node:fs";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 
 /** The host as the installer reaches it: its files below a root, its programs in its namespaces. */
 export type Host = {
@@ -83,7 +83,7 @@ export function execute(argv: string[], { signal, timeoutMs = 30_000 }: RunOptio
   const [file = "", ...args] = argv;
   return new Promise((resolve, reject) => {
     signal.throwIfAborted();
-    const child = spawn(file, args, { stdio: ["ignore", "pipe", "pipe"], detached: true, cwd: "/" });
+    const child = startProgram(file, args, { stdio: ["ignore", "pipe", "pipe"], detached: true, cwd: "/" });
     const output = { stdout: "", stderr: "" };
     for (const name of ["stdout", "stderr"] as const) {
       child[name].setEncoding("utf8").on("data", (chunk: string) => {

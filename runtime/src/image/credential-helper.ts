@@ -1,5 +1,5 @@
-import { spawn } from "node:child_process";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import * as z from "zod";
 import type { Credentials } from "./auth.ts";
 import { parseJson } from "./response.ts";
@@ -22,7 +22,7 @@ export const askHelper = async (
   const failed = (why: string): RuntimeError =>
     new RuntimeError("unavailable", `Cannot get credentials from ${program}: ${why}`);
   const { PATH, HOME } = process.env;
-  const child = spawn(program, ["get"], {
+  const child = startProgram(program, ["get"], {
     cwd: "/",
     // A process group of its own, to be ended as a whole.
     detached: true,

@@ -1,8 +1,8 @@
-import { spawn } from "node:child_process";
 import { mkdir, readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { Readable } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import * as z from "zod";
 import { identify, type ProcessId } from "./process.ts";
 
@@ -89,7 +89,7 @@ export const startMonitor = async (
   if (plan.logPath !== "") await mkdir(dirname(plan.logPath), { recursive: true });
   signal.throwIfAborted();
   const files = monitorFiles(plan.directory);
-  const child = spawn(conmon, monitorArguments(plan), {
+  const child = startProgram(conmon, monitorArguments(plan), {
     // conmon leaves its file `oom` in the working directory, the socket for a console in TMPDIR.
     cwd: plan.directory,
     env: {

@@ -1,8 +1,8 @@
-import { spawn } from "node:child_process";
 import { constants } from "node:fs";
 import { access } from "node:fs/promises";
 import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import { failureOf } from "./plan.ts";
 
 const STDOUT_MAX = 1024 * 1024;
@@ -46,7 +46,7 @@ export const runPlugin = async (
   signal: AbortSignal,
 ): Promise<string> => {
   if (signal.aborted) throw stopped(what, signal);
-  const child = spawn(path, [], {
+  const child = startProgram(path, [], {
     cwd: "/",
     detached: true,
     env: { ...inherited(), ...env },

@@ -1,9 +1,9 @@
-import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import type { Namespaces } from "../handler/handler.ts";
 import { type Linux, MountFlags } from "../linux/linux.ts";
 import type { IdMapping } from "../spec/oci.ts";
@@ -34,7 +34,7 @@ export const createOwnedNamespaces = async (
 ): Promise<Namespaces> => {
   await mkdir(dir, { recursive: true, mode: 0o700 });
   const kinds = which.map((kind) => kind[0]).join("");
-  const child = spawn(program, ["-n", kinds, hostname], {
+  const child = startProgram(program, ["-n", kinds, hostname], {
     stdio: ["ignore", "ignore", "pipe", "pipe"],
     signal: AbortSignal.any([signal, AbortSignal.timeout(timeoutMs)]),
     killSignal: "SIGKILL",

@@ -1,6 +1,6 @@
-import { spawn } from "node:child_process";
 import { readFile } from "node:fs/promises";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 
 /** An OCI runtime's command line: the binary with its global options. */
 export type RuntimeCommand = { path: string; options: string[]; stateRoot: string };
@@ -28,7 +28,7 @@ export const run = (
   new Promise((resolve, reject) => {
     const stdin = input === undefined ? "ignore" : "pipe";
     const output = log === undefined ? "pipe" : "ignore";
-    const child = spawn(command.path, [...globalOptions(command, log), ...args], {
+    const child = startProgram(command.path, [...globalOptions(command, log), ...args], {
       signal,
       killSignal: "SIGKILL",
       stdio: [stdin, output, output],

@@ -1,10 +1,10 @@
-import { spawn } from "node:child_process";
 import { closeSync, rmSync, writeFileSync } from "node:fs";
 import { Socket } from "node:net";
 import { join } from "node:path";
 import { type Duplex, type Readable, Writable } from "node:stream";
 import { ReadStream } from "node:tty";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import { makePipe, setWindowSize, takeDescriptor } from "../../linux/descriptor.ts";
 import type { Linux } from "../../linux/linux.ts";
 import { identify, isAlive, readProcess } from "../../monitor/process.ts";
@@ -56,12 +56,22 @@ export const startExec = async (
   ];
   const stdio = request.tty ? undefined : openPipes(request);
   if (stdio) await ownPipes(stdio.theirs, target.pid, request.process.user);
-  const child = spawn(reaper, args, {
-    cwd: target.stateDir,
-    detached: true,
-    stdio: [...(stdio?.theirs ?? (["ignore", "ignore", "ignore"] as const)), "pipe"],
-  });
-  stdio?.closeTheirs();
+  const start = () =>
+    startProgram(reaper, args, {
+      cwd: target.stateDir,
+      detached: true,
+      stdio: [...(stdio?.theirs ?? (["ignore", "ignore", "ignore"] as const)), "pipe"],
+    });
+  let child: ReturnType<typeof start>;
+  try {
+    child = start();
+  } catch (error) {
+    stdio?.destroy();
+    removeFiles();
+    throw error;
+  } finally {
+    stdio?.closeTheirs();
+  }
   const reports = child.stdio[3] as Duplex;
   const lines = readReports(reports, (error) => {
     child.once("error", error);

@@ -1,10 +1,10 @@
-import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { rmSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import { withShortPath } from "@bulkhead/lib/ttrpc/socket.ts";
 import { namespace } from "./command.ts";
 
@@ -31,7 +31,7 @@ export async function portForwardRunsc(
   await listen(server, path);
   // The shim appends its namespace to the root that it is configured with.
   const root = join(runsc.root, namespace);
-  const child = spawn(
+  const child = startProgram(
     runsc.binary,
     ["--root", root, "port-forward", "--stream", path, sandboxId, String(port)],
     { stdio: ["ignore", "ignore", "pipe"], signal },

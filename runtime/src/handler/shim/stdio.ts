@@ -1,7 +1,7 @@
-import { spawn } from "node:child_process";
 import { closeSync, constants, existsSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import type { Linux } from "../../linux/linux.ts";
 import { identify, type ProcessId } from "../../monitor/process.ts";
 
@@ -75,7 +75,7 @@ export function holdInput(stdio: Stdio): Disposable {
  */
 export function startKeeper(program: string, stdio: Stdio): ProcessId {
   using outputs = openAll([stdio.stdout, stdio.stderr], openReader);
-  const child = spawn(program, [], {
+  const child = startProgram(program, [], {
     cwd: "/",
     env: {},
     detached: true,
