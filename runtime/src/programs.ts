@@ -1,9 +1,10 @@
 import { execFile } from "node:child_process";
 import { accessSync, constants, existsSync } from "node:fs";
-import { mkdir, rename, writeFile } from "node:fs/promises";
+import { mkdir, rename } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { replaceFile } from "@bulkhead/lib/std/replace-file.ts";
 import { holderProgram } from "./spec/holder-program.ts";
 
 const runs = (path: string): boolean => {
@@ -22,8 +23,7 @@ const runs = (path: string): boolean => {
 export const ownPrograms = async (dir: string): Promise<{ holder: string; reaper: string }> => {
   await mkdir(dir, { recursive: true, mode: 0o755 });
   const holder = join(dir, "bulkhead-holder");
-  await writeFile(`${holder}.new`, holderProgram(process.arch), { mode: 0o755 });
-  await rename(`${holder}.new`, holder);
+  await replaceFile(holder, holderProgram(process.arch), 0o755);
   const name = "bulkhead-exec-reaper";
   const shipped = [join(import.meta.dirname, "bin", name), join(import.meta.dirname, "..", "bin", name)].find(
     runs,

@@ -114,7 +114,7 @@ export const serve = async (
   const told = { events, pods, containers, images };
   const handlerEvents: HandlerEvents = {
     containerExited: (id, exit) => {
-      const container = containers.update(id, (each) => exited(each, exit));
+      const container = containers.learn(id, (each) => exited(each, exit));
       exits.happened(id);
       if (container === undefined) return;
       log.info({ container: id, code: exit.code, oomKilled: exit.oomKilled }, "container exited");
@@ -123,7 +123,7 @@ export const serve = async (
     sandboxExited: (id, message) => {
       if (pods.get(id)?.state !== "ready") return;
       log.warn({ pod: id, message }, "pod sandbox lost");
-      pods.update(id, (pod) => lost(pod, message));
+      pods.learn(id, (pod) => lost(pod, message));
       notify(told, "stopped", id, id);
     },
   };

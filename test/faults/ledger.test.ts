@@ -25,7 +25,7 @@ const listed = (changes: Partial<Listed> = {}): Listed => ({
   lines: [1, 2, 3, 4, 5].map((line) => `line ${line}`),
   ...changes,
 });
-const none = { monitors: new Set<string>(), processes: new Set<string>() };
+const none = { monitors: new Set<string>(), processes: new Set<string>(), unwritable: false };
 
 test("the audit is content with what was asked for", () => {
   expect(audit([entry()], [listed()], none)).toEqual([]);
@@ -47,9 +47,10 @@ test.each([
   expect(audit([asked], found ? [found] : [], none).join("\n")).toContain(words);
 });
 
-test("a monitor that somebody killed explains a lost exit code", () => {
+test("a monitor that somebody killed, or that could write nothing, explains a lost exit code", () => {
   const hits = { ...none, monitors: new Set(["c"]) };
   expect(audit([entry()], [listed({ exitCode: 255 })], hits)).toEqual([]);
+  expect(audit([entry()], [listed({ exitCode: 255 })], { ...none, unwritable: true })).toEqual([]);
 });
 
 test("a seed gives the same rounds again, and another seed others", () => {

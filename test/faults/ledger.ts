@@ -15,7 +15,12 @@ export type Entry = {
 };
 
 /** Ids (of containers and pods) whose processes somebody killed. */
-export type Hits = { monitors: Set<string>; processes: Set<string> };
+export type Hits = {
+  monitors: Set<string>;
+  processes: Set<string>;
+  /** Nobody could write to the state directory for a while: the monitor of what ended then could not say how. */
+  unwritable: boolean;
+};
 
 /** A container as the daemon lists it. */
 export type Listed = {
@@ -46,6 +51,7 @@ export const possibleCodes = (entry: Entry, id: string, hits: Hits): number[] =>
   if (entry.ending) codes.push(...signalled);
   if (hits.processes.has(id) || hits.processes.has(entry.podId)) codes.push(137, 143, 255);
   if (hits.monitors.has(id)) codes.push(255, 137);
+  if (hits.unwritable) codes.push(255);
   // One that was never let go ends by the signal that removes it.
   if (entry.start !== "done") codes.push(128, ...signalled);
   return codes;

@@ -92,7 +92,10 @@ const runRound = async (
 ): Promise<string[]> => {
   const from = Date.now();
   const plan = roundOf(seed, number);
-  const hits: Hits = { monitors: new Set(), processes: new Set() };
+  const unwritable = plan.faults.some(
+    (fault) => fault.what === "read-only" || (fault.what === "full" && fault.where === "state"),
+  );
+  const hits: Hits = { monitors: new Set(), processes: new Set(), unwritable };
   const workers = plan.actors.map((actor, index) => new Worker(node, actor, index));
   let starting: Promise<void> = Promise.resolve();
   const restart = (): void => {

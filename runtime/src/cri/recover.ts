@@ -39,7 +39,7 @@ const recoverPod = async (runtime: Runtime, pod: Pod): Promise<void> => {
     if (pod.handler.kind === "delegate") return;
     const handler = await handlers.of(pod.handler);
     if (pod.state === "creating")
-      pods.update(pod.id, (each) => lost(each, "the runtime ended while it was started"));
+      pods.learn(pod.id, (each) => lost(each, "the runtime ended while it was started"));
     if (pod.state === "stopped") return;
     const mine = containers
       .list()
@@ -55,26 +55,26 @@ const recoverPod = async (runtime: Runtime, pod: Pod): Promise<void> => {
       const what = found.containers.get(id) ?? { state: "unknown" };
       switch (what.state) {
         case "exited":
-          containers.update(id, (each) => exited(each, what.exit));
+          containers.learn(id, (each) => exited(each, what.exit));
           break;
         case "unknown":
-          containers.update(id, (each) =>
+          containers.learn(id, (each) =>
             stateLost(each, now(), "what became of it while the runtime was away is not known"),
           );
           break;
         case "running":
           // The runtime ended between the start and its record.
-          if (state === "created") containers.update(id, (each) => started(each, now()));
+          if (state === "created") containers.learn(id, (each) => started(each, now()));
           break;
         case "created":
           break;
       }
     }
     if (!found.sandboxAlive)
-      pods.update(pod.id, (each) => lost(each, "what held the pod ended while the runtime was away"));
+      pods.learn(pod.id, (each) => lost(each, "what held the pod ended while the runtime was away"));
   } catch (error) {
     log.error({ pod: pod.id, handler: pod.handler.name, err: error }, "pod could not be recovered");
-    pods.update(pod.id, (each) => lost(each, messageOf(error)));
+    pods.learn(pod.id, (each) => lost(each, messageOf(error)));
   }
 };
 

@@ -1,7 +1,8 @@
-import { readFile, rename, rm, writeFile } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import { Socket } from "node:net";
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { replaceFile } from "@bulkhead/lib/std/replace-file.ts";
 import * as z from "zod";
 import type { Linux } from "../linux/linux.ts";
 import { createConfig } from "./config.ts";
@@ -222,9 +223,7 @@ const restoreInterface = (
 };
 
 const keep = async (pod: NetworkPod, kept: Kept): Promise<void> => {
-  const path = join(pod.dir, KEPT);
-  await writeFile(`${path}.new`, JSON.stringify(kept), { mode: 0o600 });
-  await rename(`${path}.new`, path);
+  await replaceFile(join(pod.dir, KEPT), JSON.stringify(kept));
 };
 
 const keptOf = async (pod: NetworkPod): Promise<Kept | undefined> => {

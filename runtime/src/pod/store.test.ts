@@ -1,4 +1,4 @@
-import { mkdtempSync, readdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
@@ -72,6 +72,24 @@ test("a record that cannot be read is reported and does not hide the others", ()
   again.load((error) => errors.push(error.message));
   expect(again.list().map(({ id }) => id)).toEqual(["one"]);
   expect(errors.join()).toContain("two.json");
+});
+
+test("what has happened is taken in although it cannot be written, and is written as soon as it can be", async () => {
+  const dir = directory();
+  const store = openPods(dir);
+  store.add(pod("one"));
+  rmSync(dir, { recursive: true });
+  expect(() => store.update("one", ready)).toThrow("ENOENT");
+  expect(store.require("one").state).toBe("creating");
+  store.learn("one", (each) => lost(each, "its holder died"));
+  expect(store.require("one").state).toBe("lost");
+  mkdirSync(dir);
+  const read = () => {
+    const again = openPods(dir);
+    again.load(fail);
+    return again.get("one")?.state;
+  };
+  await expect.poll(read, { timeout: 5000 }).toBe("lost");
 });
 
 test("ids are found by a prefix that only one has", () => {

@@ -4,6 +4,9 @@ import type { Records } from "./records.ts";
 /** What every kept thing has: its id, and the name that no other may have at the same time. */
 type Kept = { id: string };
 
+/** How long until a record that could not be written is tried again. */
+const rewriteMs = 500;
+
 /** Things by id, in memory and as records; names stay reserved for as long as the thing is there. */
 export class IndexById<T extends Kept> {
   readonly #what: string;
@@ -48,6 +51,30 @@ export class IndexById<T extends Kept> {
     this.#records.put(id, next);
     this.#byId.set(id, next);
     return next;
+  }
+
+  /**
+   * Takes in what has happened, which is true whether or not it can be written down (a full disk): the record follows
+   * as soon as it can. A restart before that finds out again.
+   */
+  learn(id: string, change: (value: T) => T): T | undefined {
+    const value = this.#byId.get(id);
+    if (value === undefined) return undefined;
+    const next = change(value);
+    if (next === value) return value;
+    this.#byId.set(id, next);
+    this.#write(id);
+    return next;
+  }
+
+  #write(id: string): void {
+    const value = this.#byId.get(id);
+    if (value === undefined) return;
+    try {
+      this.#records.put(id, value);
+    } catch {
+      setTimeout(() => this.#write(id), rewriteMs).unref();
+    }
   }
 
   delete(id: string): void {

@@ -1,6 +1,7 @@
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { replaceFileSync } from "@bulkhead/lib/std/replace-file.ts";
 
 /** How a value becomes JSON and comes back; `decode` throws on what it does not know. */
 export type Codec<T> = { encode(value: T): unknown; decode(json: unknown): T };
@@ -22,9 +23,7 @@ export class Records<T> {
   }
 
   put(id: string, value: T): void {
-    const path = this.#path(id);
-    writeFileSync(`${path}.new`, JSON.stringify(this.#codec.encode(value)), { mode: 0o600 });
-    renameSync(`${path}.new`, path);
+    replaceFileSync(this.#path(id), JSON.stringify(this.#codec.encode(value)));
   }
 
   delete(id: string): void {

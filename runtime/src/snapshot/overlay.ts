@@ -1,18 +1,8 @@
 import { existsSync, lstatSync, readFileSync, statSync } from "node:fs";
-import {
-  chmod,
-  chown,
-  mkdir,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  stat,
-  utimes,
-  writeFile,
-} from "node:fs/promises";
+import { chmod, chown, mkdir, readdir, readFile, rename, rm, stat, utimes } from "node:fs/promises";
 import { dirname, isAbsolute, join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { replaceFile } from "@bulkhead/lib/std/replace-file.ts";
 import * as z from "zod";
 import { type Linux, MountFlags } from "../linux/linux.ts";
 import type { UnpackLimits } from "./apply.ts";
@@ -543,7 +533,4 @@ const readJson = async <T>(path: string, schema: z.ZodType<T>): Promise<T | unde
   }
 };
 
-const writeJson = async (path: string, value: unknown): Promise<void> => {
-  await writeFile(`${path}.new`, JSON.stringify(value), { mode: 0o600 });
-  await rename(`${path}.new`, path);
-};
+const writeJson = (path: string, value: unknown): Promise<void> => replaceFile(path, JSON.stringify(value));

@@ -1,6 +1,7 @@
 import { readdir, readFile, rmdir } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Linux } from "../linux/linux.ts";
 import { readProcess } from "../monitor/process.ts";
 import { processesOf } from "./cgroup.ts";
@@ -22,16 +23,29 @@ export const specCgroup = async (file: string, id: string, layout: CgroupLayout)
   }
 };
 
-/** Ends what is left in a cgroup and removes it, with those below it. One that is gone is no failure. */
+/** How long processes that were killed may take to be gone: long on a machine that has much else to do. */
+const goneMs = 5_000;
+
+/**
+ * Ends what is left in a cgroup and removes it, with those below it. One that is gone is no failure; one that cannot
+ * be removed is, so that whoever asked keeps its record and asks again.
+ */
 export const removeCgroup = async (paths: CgroupPaths, linux: Pick<Linux, "kill">): Promise<void> => {
+  const end = Date.now() + goneMs;
   // The directories may be of different hierarchies, each with processes of its own.
   for (const [controller, path] of Object.entries(paths))
-    for (let pass = 0; pass < 20 && !(await removeTree(path)); pass++) {
-      for (const pid of processesOf({ [controller]: path })) {
+    for (let pass = 0; !(await removeTree(path)); pass++) {
+      const left = processesOf({ [controller]: path });
+      for (const pid of left) {
         const startTime = readProcess(pid)?.startTime;
         if (startTime !== undefined) linux.kill(pid, startTime, 9);
       }
-      await sleep(5 * pass);
+      if (Date.now() > end)
+        throw new RuntimeError(
+          "unavailable",
+          `Cannot remove the cgroup ${path}: ${left.length > 0 ? `processes ${left.join(", ")} do not end` : "it is busy"}`,
+        );
+      await sleep(Math.min(5 * pass, 100));
     }
 };
 

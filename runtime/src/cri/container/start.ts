@@ -47,7 +47,7 @@ export const startContainer =
         await timed(runtime.metrics, pod.handler.name, "start", () => handler.start(ref, deadline));
       } catch (failure) {
         const error = await explained(runtime, pod, container, failure);
-        runtime.containers.update(id, (each) => startFailed(each, now(), messageOf(error)));
+        runtime.containers.learn(id, (each) => startFailed(each, now(), messageOf(error)));
         runtime.exits.happened(id);
         notify(runtime, "stopped", id, podId);
         await handler
@@ -57,7 +57,7 @@ export const startContainer =
           );
         throw error;
       }
-      runtime.containers.update(id, (each) => started(each, now()));
+      runtime.containers.learn(id, (each) => started(each, now()));
       notify(runtime, "started", id, podId);
     });
     return create(StartContainerResponseSchema);

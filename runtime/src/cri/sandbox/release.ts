@@ -20,16 +20,16 @@ export const releasePod = async (runtime: Needs, id: string, signal: AbortSignal
   const network = pod.held.network;
   if (network) {
     await runtime.network.detach(networkPod(runtime, pod), network.result, signal);
-    runtime.pods.update(id, (each) => hold(each, { network: undefined }));
+    runtime.pods.learn(id, (each) => hold(each, { network: undefined }));
   }
   const dir = podDir(runtime, id);
   if (pod.held.shm) {
     await unmountShm(podFiles(dir, "pod").shm, runtime.linux);
-    runtime.pods.update(id, (each) => hold(each, { shm: undefined }));
+    runtime.pods.learn(id, (each) => hold(each, { shm: undefined }));
   }
   if (pod.held.namespaces) {
     await runtime.network.removeNamespaces(join(dir, "namespaces"));
-    runtime.pods.update(id, (each) => hold(each, { namespaces: undefined }));
+    runtime.pods.learn(id, (each) => hold(each, { namespaces: undefined }));
   }
 };
 

@@ -100,7 +100,7 @@ const rollBack = async (runtime: Runtime, id: string, cause: unknown): Promise<v
     if (pod) await removePod(runtime, pod, cleanup());
   } catch (error) {
     runtime.log.warn({ pod: id, err: error }, "pod sandbox could not be rolled back");
-    runtime.pods.update(id, (pod) => lost(pod, messageOf(cause)));
+    runtime.pods.learn(id, (pod) => lost(pod, messageOf(cause)));
   }
 };
 

@@ -20,7 +20,7 @@ export const stopPod = async (runtime: Runtime, pod: Pod, signal: AbortSignal): 
   const before = runtime.pods.get(pod.id);
   if (before === undefined || before.state === "stopped") return;
   // From here on nothing new is let in; what is under way must be through before we count.
-  runtime.pods.update(pod.id, stopping);
+  runtime.pods.learn(pod.id, stopping);
   await runtime.activity.idle(pod.id);
   const seconds = pod.handler.deadlines.stop;
   const deadline = AbortSignal.any([signal, AbortSignal.timeout(seconds * 1000)]);
@@ -31,6 +31,6 @@ export const stopPod = async (runtime: Runtime, pod: Pod, signal: AbortSignal): 
       .map((container) => killContainer(runtime, container.id, deadline)),
   );
   await releasePod(runtime, pod.id, AbortSignal.timeout((seconds + 60) * 1000));
-  runtime.pods.update(pod.id, stopped);
+  runtime.pods.learn(pod.id, stopped);
   notify(runtime, "stopped", pod.id, pod.id);
 };

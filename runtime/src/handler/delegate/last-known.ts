@@ -1,8 +1,9 @@
 import { createHash } from "node:crypto";
-import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
+import { mkdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type DescMessage, fromBinary, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import { hasCode } from "@bulkhead/lib/std/errors.ts";
+import { replaceFile } from "@bulkhead/lib/std/replace-file.ts";
 
 /** kubelet asks with a handful of filters; crictl's one-off filters push each other out. */
 const maxAnswers = 32;
@@ -54,9 +55,7 @@ export class LastKnown {
 
   async #write(key: string, answer: Buffer): Promise<void> {
     await mkdir(this.#dir, { recursive: true, mode: 0o700 });
-    const file = join(this.#dir, key);
-    await writeFile(`${file}.new`, answer);
-    await rename(`${file}.new`, file);
+    await replaceFile(join(this.#dir, key), answer);
   }
 
   async #recall(key: string): Promise<Buffer | undefined> {

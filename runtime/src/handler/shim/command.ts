@@ -1,7 +1,8 @@
-import { type ChildProcess, spawn } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
 import { dirname, join } from "node:path";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import { identify } from "../../monitor/process.ts";
 
 /** Shims keep what they own apart by namespace; Bulkhead has one. */
@@ -77,7 +78,7 @@ export async function runShim(
   signal: AbortSignal,
 ): Promise<ShimRun> {
   signal.throwIfAborted();
-  const child = spawn(context.config.binary, [...argumentsOf(context, id), ...command], {
+  const child = startProgram(context.config.binary, [...argumentsOf(context, id), ...command], {
     cwd: bundle,
     env: environment(context),
     detached: true,

@@ -31,6 +31,8 @@ export async function createContainer(
     removeStdio(io);
     rmSync(bundle, { recursive: true, force: true });
   });
+  // Where the shim cannot be told to: after that, it is too late to learn which it is.
+  undo.defer(() => shims.removeCgroup(id, bundle));
   makeStdio(io, stdio, linux);
   const held = undo.use(holdOpen(stdio));
   const keeper = startKeeper(pauseProgram, stdio);

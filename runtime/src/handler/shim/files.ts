@@ -1,5 +1,6 @@
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { replaceFileSync } from "@bulkhead/lib/std/replace-file.ts";
 import type { Exit } from "../handler.ts";
 import { ExitFile, MemoryFile } from "./state.ts";
 
@@ -13,9 +14,7 @@ export const files = {
 } as const;
 
 export function writeState(directory: string, name: string, value: object): void {
-  const path = join(directory, name);
-  writeFileSync(`${path}.new`, JSON.stringify(value), { mode: 0o600 });
-  renameSync(`${path}.new`, path);
+  replaceFileSync(join(directory, name), JSON.stringify(value));
 }
 
 /** undefined when there is none. */

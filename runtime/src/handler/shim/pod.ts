@@ -209,7 +209,7 @@ export class ShimPod {
   }
 
   async #settle(container: LiveContainer, code: number, finishedAt: bigint): Promise<void> {
-    const oomKilled = this.#oomKilled(container, code);
+    const oomKilled = this.#tookOom(container, code);
     // Of a sandbox that ran out of memory the process may still be on its way out.
     const lost = code === 128 && (oomKilled || this.#processGone(container));
     const exit: Exit = { code: lost ? killedCode : code & 0xff, finishedAt, oomKilled };
@@ -234,6 +234,16 @@ export class ShimPod {
 
   #processGone({ state: { process } }: LiveContainer): boolean {
     return !!process && !isAlive({ pid: process.pid, startTime: BigInt(process.startTime) });
+  }
+
+  /** An exit is told, whatever cannot be read about it (no descriptors are left). */
+  #tookOom(container: LiveContainer, code: number): boolean {
+    try {
+      return this.#oomKilled(container, code);
+    } catch (error) {
+      this.#deps.failed(error, `Cannot learn whether container ${container.id} was out of memory`);
+      return false;
+    }
   }
 
   #oomKilled(container: LiveContainer, code: number): boolean {

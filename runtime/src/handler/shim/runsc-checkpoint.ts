@@ -1,4 +1,3 @@
-import { spawn } from "node:child_process";
 import { copyFile, mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { hasCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
@@ -75,7 +74,7 @@ const maxSaid = 16 << 10;
 const runRunsc = (runsc: Runsc, args: string[], signal: AbortSignal): Promise<void> =>
   new Promise((resolve, reject) => {
     // The shim appends its namespace to the root that it is configured with.
-    const child = spawn(runsc.binary, ["--root", join(runsc.root, namespace), ...args], {
+    const child = startProgram(runsc.binary, ["--root", join(runsc.root, namespace), ...args], {
       stdio: ["ignore", "ignore", "pipe"],
       signal,
       killSignal: "SIGKILL",

@@ -1,8 +1,8 @@
-import { spawn } from "node:child_process";
 import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import { connectSocket } from "@bulkhead/lib/ttrpc/socket.ts";
 import type { Bootstrap } from "./bootstrap.ts";
 import { argumentsOf, environment, type LaunchContext } from "./command.ts";
@@ -53,7 +53,7 @@ export async function serveDirectly(
   rmSync(join(bundle, "shim.sock"), { force: true });
   // The shim removes the socket named here when it ends.
   writeFileSync(join(bundle, "address"), address);
-  const child = spawn(context.config.binary, [...argumentsOf(context, id), "-socket", "shim.sock"], {
+  const child = startProgram(context.config.binary, [...argumentsOf(context, id), "-socket", "shim.sock"], {
     cwd: bundle,
     env: environment(context),
     detached: true,

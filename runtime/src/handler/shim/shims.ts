@@ -106,7 +106,10 @@ export class Shims {
   async adopt(id: string, stateDir: string, state: ShimState, signal: AbortSignal): Promise<ShimPod> {
     const { events, host } = this.deps;
     const shim = await connectShim(state.address, state.version, id, signal);
+    await using undo = new AsyncDisposableStack();
+    undo.defer(() => shim.connection.close());
     const resources = this.readLog(id, bundleOf(stateDir, id));
+    undo.move();
     const pod: ShimPod = new ShimPod(
       { id, stateDir, state, shim, resources },
       {
