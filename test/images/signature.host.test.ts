@@ -6,6 +6,7 @@ import { beforeAll, describe, expect, test } from "vitest";
 import { inCache } from "../tools/cache.ts";
 import { run } from "../tools/run.ts";
 import { mediaTypes } from "./image.ts";
+import { startProxy } from "./proxy.ts";
 import { blobOf, descriptorOf, pushBlob, pushManifest } from "./push.ts";
 import { gzipLayer, never, push, text, useStore } from "./store-fixture.ts";
 
@@ -65,6 +66,55 @@ const sign = async (
   });
   await pushManifest(target, `${digest.replace(":", "-")}.sig`, manifest);
 };
+
+const bundleType = "application/vnd.dev.sigstore.bundle.v0.3+json";
+type Claims = { digest?: string; predicateType?: string; material?: object };
+
+/** A Sigstore bundle that refers to the image, as cosign 3 makes it, signed by openssl. Returns the referring manifest. */
+const signByBundle = async (repository: string, digest: string, key: string, claims: Claims = {}) => {
+  const target = { url: use.registry.url, repository };
+  const payload = Buffer.from(
+    JSON.stringify({
+      _type: "https://in-toto.io/Statement/v1",
+      subject: [{ digest: { sha256: (claims.digest ?? digest).slice(7) } }],
+      predicateType: claims.predicateType ?? "https://sigstore.dev/cosign/sign/v1",
+    }),
+  );
+  const payloadType = "application/vnd.in-toto+json";
+  const signed = Buffer.concat([
+    Buffer.from(`DSSEv1 ${payloadType.length} ${payloadType} ${payload.length} `),
+    payload,
+  ]);
+  const sig = execFileSync("openssl", ["dgst", "-sha256", "-sign", key], { input: signed });
+  const bundle = blobOf(bundleType, {
+    mediaType: bundleType,
+    verificationMaterial: claims.material ?? { publicKey: { hint: "" } },
+    dsseEnvelope: {
+      payload: payload.toString("base64"),
+      payloadType,
+      signatures: [{ sig: sig.toString("base64") }],
+    },
+  });
+  const empty = blobOf("application/vnd.oci.empty.v1+json", Buffer.from("{}"));
+  for (const blob of [bundle, empty]) await pushBlob(target, blob);
+  const manifest = blobOf(mediaTypes.manifest, {
+    schemaVersion: 2,
+    mediaType: mediaTypes.manifest,
+    artifactType: bundleType,
+    config: descriptorOf(empty),
+    layers: [descriptorOf(bundle)],
+    subject: { mediaType: mediaTypes.manifest, digest, size: 1 },
+  });
+  await pushManifest(target, manifest.digest, manifest);
+  return manifest;
+};
+
+const indexOf = (...manifests: { mediaType: string; digest: string; bytes: Uint8Array }[]) =>
+  blobOf("application/vnd.oci.image.index.v1+json", {
+    schemaVersion: 2,
+    mediaType: "application/vnd.oci.image.index.v1+json",
+    manifests: manifests.map(descriptorOf),
+  });
 
 describe("Image signature policy", () => {
   const pushed = async (repository: string) => {
@@ -127,6 +177,75 @@ describe("Image signature policy", () => {
     expect((await use.images.pull({ ref }, never)).repoTags).toEqual([ref]);
   });
 
+  test("takes a bundle by the referrers' tag; of another key, image or kind, or keyless, it is refused in words", async () => {
+    const cases: [string, RegExp, string, Claims][] = [
+      ["bundle-key", /it is by another key/, keys.other, {}],
+      ["bundle-image", /it is of another image/, keys.own, { digest: `sha256:${"0".repeat(64)}` }],
+      [
+        "bundle-attestation",
+        /it is an attestation \("https:..slsa.dev.*"\), not a signature/,
+        keys.own,
+        { predicateType: "https://slsa.dev/provenance/v1" },
+      ],
+      [
+        "bundle-keyless",
+        /it is keyless \(by a certificate\), which is not verified here/,
+        keys.own,
+        { material: { certificate: { rawBytes: "" } } },
+      ],
+    ];
+    await withPolicy("any");
+    for (const [name, why, key, claims] of cases) {
+      const { digest, layer, ref } = await pushed(`prod/${name}`);
+      const manifest = await signByBundle(`prod/${name}`, digest, key, claims);
+      const target = { url: use.registry.url, repository: `prod/${name}` };
+      await pushManifest(target, digest.replace(":", "-"), indexOf(manifest));
+      await refused(ref, layer, why);
+    }
+    const { digest, layer, ref } = await pushed("prod/bundle");
+    const target = { url: use.registry.url, repository: "prod/bundle" };
+    const [wrong, right] = [
+      await signByBundle("prod/bundle", digest, keys.other),
+      await signByBundle("prod/bundle", digest, keys.own),
+    ];
+    await pushManifest(target, digest.replace(":", "-"), indexOf(wrong, right));
+    await withPolicy("repository");
+    await refused(
+      ref,
+      layer,
+      /a bundle, which names no repository: with the rule's "identity: any" it counts/,
+    );
+    await withPolicy("any");
+    expect((await use.images.pull({ ref }, never)).repoTags).toEqual([ref]);
+  });
+
+  test("takes a bundle by the registry's own list of referrers, page by page", async () => {
+    const { digest } = await pushed("prod/listed");
+    const [wrong, right] = [
+      await signByBundle("prod/listed", digest, keys.other),
+      await signByBundle("prod/listed", digest, keys.own),
+    ];
+    // A fake: Debian's registry has no such list.
+    await using proxy = await startProxy(use.registry.url);
+    proxy.intercept = ({ path }, response) => {
+      const url = new URL(path, proxy.url);
+      if (url.pathname !== `/v2/prod/listed/referrers/${digest}`) return false;
+      const isFirst = url.searchParams.get("n") !== "2";
+      response.writeHead(200, {
+        "content-type": "application/vnd.oci.image.index.v1+json",
+        ...(isFirst && { link: `<${proxy.url}/v2/elsewhere?n=2>; rel="next"` }),
+      });
+      response.end(indexOf(isFirst ? wrong : right).bytes);
+      return true;
+    };
+    await use.reopen({
+      signatures: [{ images: ["**"], keys: [keys.ownPublic], identity: "any" }],
+    });
+    const ref = `${proxy.host}/prod/listed:1`;
+    expect((await use.images.pull({ ref }, never)).repoTags).toEqual([ref]);
+    expect(proxy.seen.filter(({ path }) => path.includes("/referrers/"))).toHaveLength(2);
+  });
+
   test("a key that cannot be read stops the daemon's start, by name", async () => {
     const file = join(use.root, "no.pub");
     await writeFile(file, "no key");
@@ -136,27 +255,27 @@ describe("Image signature policy", () => {
   });
 
   const cosign = inCache("bin", "cosign");
-  test.runIf(existsSync(cosign))(
-    `takes what cosign itself signed${existsSync(cosign) ? "" : " (skipped: ./dev setup makes cosign)"}`,
-    async () => {
-      const { digest, ref } = await pushed("prod/by-cosign");
+  test.runIf(existsSync(cosign)).each([
+    ["its tag", false, "repository"],
+    // What cosign 3 does unasked, cosign 2 does when it is told to.
+    ["a bundle", true, "any"],
+  ] as const)(
+    `takes what cosign itself signed by %s${existsSync(cosign) ? "" : " (skipped: ./dev tools makes cosign)"}`,
+    async (_, isBundle, identity) => {
+      const repository = `prod/by-cosign-${isBundle ? "bundle" : "tag"}`;
+      const { digest, ref } = await pushed(repository);
       const env = { COSIGN_PASSWORD: "x", HOME: use.root };
       const own = { cwd: use.root, env };
       await run([cosign, "generate-key-pair"], own);
       await use.reopen({
-        signatures: [
-          {
-            images: [`${use.registry.host}/**`],
-            keys: [join(use.root, "cosign.pub")],
-            identity: "repository",
-          },
-        ],
+        signatures: [{ images: [`${use.registry.host}/**`], keys: [join(use.root, "cosign.pub")], identity }],
       });
       expect(await readFile(join(use.root, "cosign.pub"), "utf8")).toMatch(/PUBLIC KEY/);
       await expect(use.images.pull({ ref }, never)).rejects.toThrow(/^SignatureValidationFailed/);
-      const image = `${use.registry.host}/prod/by-cosign@${digest}`;
+      const image = `${use.registry.host}/${repository}@${digest}`;
       const flags = ["--yes", "--tlog-upload=false", "--use-signing-config=false", "--allow-http-registry"];
-      await run([cosign, "sign", ...flags, "--key", join(use.root, "cosign.key"), image], own);
+      const format = `--new-bundle-format=${isBundle}`;
+      await run([cosign, "sign", ...flags, format, "--key", join(use.root, "cosign.key"), image], own);
       expect((await use.images.pull({ ref }, never)).repoTags).toEqual([ref]);
     },
   );

@@ -25,6 +25,12 @@ export class RegistryUnavailable extends RuntimeError {
   }
 }
 
+const longestPauseMs = 30_000;
+
+/** Milliseconds before attempt `after` + 1: growing and scattered, as long as the registry wants, within bounds. */
+export const pauseBefore = (after: number, retryAfterMs = 0): number =>
+  Math.min(Math.max(retryAfterMs, 200 * 2 ** (after - 1) * (0.75 + Math.random() / 2)), longestPauseMs);
+
 /** Retry-After in milliseconds: seconds or a date (RFC 9110, section 10.2.3). */
 export const retryAfter = (value: string | undefined, now = Date.now()): number | undefined => {
   if (value === undefined) return undefined;

@@ -92,6 +92,8 @@ export function layoutRepository(directory: string, name: string): Repository {
       const bytes = checked(await read(blobAt(found.digest), limits.manifest), found.digest);
       return { digest: found.digest, contentType: found.mediaType, bytes };
     },
+    // Where a layout has any, they stand under the tag of the fallback.
+    referrers: async () => undefined,
     blob: async ({ digest }) => checked(await read(blobAt(digest), limits.config), digest),
     download: async (into) => {
       const path = blobAt(into.descriptor.digest);

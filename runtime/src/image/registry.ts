@@ -1,15 +1,16 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { hasCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import type { Dispatcher } from "undici";
 import { type Credentials, credentialsOf, meantFor } from "./auth.ts";
 import { assertDigest, type BlobFile, hashOf } from "./blob-file.ts";
 import { readCredentials } from "./docker-config.ts";
 import { type Endpoint, endpointsOf, type Trust } from "./endpoint.ts";
-import { EndpointError, RegistryUnavailable, retryAfter } from "./endpoint-error.ts";
+import { EndpointError, pauseBefore, RegistryUnavailable, retryAfter } from "./endpoint-error.ts";
 import { endpointsOfHostsToml } from "./hosts-toml.ts";
 import type { PullRequest } from "./images.ts";
-import { type Descriptor, isForeign, limits, manifestTypes, sha256 } from "./manifest.ts";
+import { nextPage } from "./link.ts";
+import { type Descriptor, isForeign, limits, manifestTypes, parseManifest, sha256 } from "./manifest.ts";
 import { layoutDirectory, layoutRepository } from "./oci-layout.ts";
 import { isDigest, nameOf, type Reference } from "./reference.ts";
 import { bodyOf, collect, discard, errorDetail, headerOf } from "./response.ts";
@@ -25,6 +26,8 @@ export interface Repository {
   ): Promise<{ digest: string; contentType: string; bytes: Buffer }>;
   /** Fetches a small blob into memory; digest and size are checked. */
   blob(descriptor: Descriptor, signal: AbortSignal): Promise<Buffer>;
+  /** What refers to a manifest (distribution-spec, "Listing Referrers"); undefined when the registry cannot say. */
+  referrers(digest: string, signal: AbortSignal): Promise<Descriptor[] | undefined>;
   /** Fetches what is missing of a blob; resolves when digest and size are right. */
   download(into: BlobFile, signal: AbortSignal): Promise<void>;
 }
@@ -42,9 +45,11 @@ export type RegistryOptions = {
 };
 
 const attempts = 4;
-const maxRetryAfterMs = 30_000;
 /** What a connection must bring for its breaking not to count as a failed attempt. */
 const progressBytes = 256 << 10;
+
+/** Pages of one list that are followed. */
+const maxPages = 10;
 
 type Source = {
   endpoint: Endpoint;
@@ -95,6 +100,16 @@ export class Registry implements AsyncDisposable {
       blob: async (descriptor, signal) => {
         const able = await sources(({ pull }) => pull, signal);
         return this.#first(name, able, signal, (source) => this.#blob(source, descriptor, signal));
+      },
+      referrers: async (digest, signal) => {
+        const able = await sources(({ pull }) => pull, signal);
+        try {
+          return await this.#first(name, able, signal, (source) => this.#referrers(source, digest, signal));
+        } catch (error) {
+          // 404, or whatever a registry answers to what it does not know.
+          if (hasCode(error, "not-found") || hasCode(error, "failed-precondition")) return undefined;
+          throw error;
+        }
       },
       download: async (into, signal) => {
         const able = await sources(({ pull }) => pull, signal);
@@ -206,6 +221,23 @@ export class Registry implements AsyncDisposable {
     });
   }
 
+  async #referrers(source: Source, digest: string, signal: AbortSignal): Promise<Descriptor[]> {
+    const what = `referrers of ${digest}`;
+    const found: Descriptor[] = [];
+    let resource: string | undefined = `referrers/${digest}`;
+    for (let page = 0; resource !== undefined && page < maxPages; page++) {
+      const asked: string = resource;
+      const response = await this.#retrying(source, signal, () =>
+        this.#get(source, asked, what, { accept: manifestTypes[0] }, signal),
+      );
+      const parsed = parseManifest(await collect(response, limits.manifest, what), manifestTypes[0]);
+      if (parsed.kind !== "index") throw new EndpointError("invalid", `${what} are no index`);
+      found.push(...parsed.index.manifests);
+      resource = nextPage(headerOf(response, "link"), `referrers/${digest}`);
+    }
+    return found;
+  }
+
   #download(source: Source, into: BlobFile, signal: AbortSignal): Promise<void> {
     const { digest } = into.descriptor;
     const ask = (headers: Record<string, string>) =>
@@ -254,10 +286,7 @@ export class Registry implements AsyncDisposable {
         seen = progress();
         if (!(error instanceof EndpointError) || error.kind !== "unavailable" || attempt >= source.attempts)
           throw error;
-        const pause = 200 * 2 ** (attempt - 1) * (0.75 + Math.random() / 2);
-        await sleep(Math.min(Math.max(error.retryAfterMs ?? 0, pause), maxRetryAfterMs), undefined, {
-          signal,
-        });
+        await sleep(pauseBefore(attempt, error.retryAfterMs), undefined, { signal });
       }
     }
   }

@@ -3,10 +3,11 @@ import { readFile } from "node:fs/promises";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
 import { globOf } from "./glob.ts";
-import { parseManifest, sha256 } from "./manifest.ts";
+import { type Descriptor, parseManifest, sha256 } from "./manifest.ts";
 import { nameOf, parseReference, type Reference } from "./reference.ts";
 import type { Repository } from "./registry.ts";
 import { parseJson } from "./response.ts";
+import { bundleObjection, isBundle, keyless } from "./signature-bundle.ts";
 
 /** Who must have signed which images: the first rule that names an image decides, one of its keys suffices. */
 export type SignatureRule = {
@@ -27,7 +28,10 @@ export class SignatureError extends RuntimeError {
 
 const payloadType = "application/vnd.dev.cosign.simplesigning.v1+json";
 const signatureAnnotation = "dev.cosignproject.cosign/signature";
+const certificateAnnotation = "dev.sigstore.cosign/certificate";
 const maxPayload = 64 << 10;
+/** With the proofs of a transparency log. */
+const maxBundle = 1 << 20;
 const maxSignatures = 100;
 
 /** cosign's payload (containers/image containers-signature.5, "simple signing"). */
@@ -91,7 +95,8 @@ export const objection = (
 
 /**
  * Throws a {@link SignatureError} unless the index or the manifest of an image (`digests`) is signed as its rule wants,
- * by cosign's scheme: the tag sha256-HEX.sig of the same repository holds payloads and signatures.
+ * by one of cosign's schemes: payloads and signatures under the tag sha256-HEX.sig of the same repository, or bundles
+ * that refer to the image.
  */
 export const verifySignature = async (
   rule: SignatureRule,
@@ -104,10 +109,17 @@ export const verifySignature = async (
   const keys = await Promise.all(rule.keys.map(readKey));
   const objections: string[] = [];
   for (const digest of new Set(digests)) {
-    for await (const { bytes, signature } of signaturesOf(digest, repository, signal)) {
+    for await (const { bytes, signature, isKeyless } of signaturesOf(digest, repository, signal)) {
       const problem = keys.some((key) => isSignedBy(key, bytes, signature))
         ? objection(bytes, digest, reference, rule.identity)
-        : "it is by another key";
+        : isKeyless
+          ? keyless
+          : "it is by another key";
+      if (problem === undefined) return;
+      objections.push(problem);
+    }
+    for await (const bytes of bundlesOf(digest, repository, signal)) {
+      const problem = bundleObjection(bytes, digest, keys, rule.identity);
       if (problem === undefined) return;
       objections.push(problem);
     }
@@ -120,19 +132,57 @@ export const verifySignature = async (
   );
 };
 
+/** A document that may not be there. */
+const orAbsent = async <T>(fetched: Promise<T>): Promise<T | undefined> => {
+  try {
+    return await fetched;
+  } catch (error) {
+    if (hasCode(error, "not-found")) return undefined;
+    throw error;
+  }
+};
+
+/** What refers to a manifest, by the registry's own list or by the tag that stands for it (distribution-spec, "Referrers Tag Schema"). */
+const referrersOf = async (
+  digest: string,
+  repository: Repository,
+  signal: AbortSignal,
+): Promise<Descriptor[]> => {
+  const listed = await repository.referrers(digest, signal);
+  if (listed !== undefined) return listed;
+  const document = await orAbsent(repository.manifest(digest.replace(":", "-"), signal));
+  if (document === undefined) return [];
+  const parsed = parseManifest(document.bytes, document.contentType);
+  return parsed.kind === "index" ? parsed.index.manifests : [];
+};
+
+/** Bundles that refer to a manifest. By their manifests: not every client tells the list what kind they are. */
+async function* bundlesOf(
+  digest: string,
+  repository: Repository,
+  signal: AbortSignal,
+): AsyncGenerator<Buffer> {
+  for (const { digest: referrer } of (await referrersOf(digest, repository, signal)).slice(
+    0,
+    maxSignatures,
+  )) {
+    const document = await orAbsent(repository.manifest(referrer, signal));
+    const parsed = document && parseManifest(document.bytes, document.contentType);
+    const [layer] = parsed?.kind === "manifest" ? parsed.manifest.layers : [];
+    if (layer === undefined || !isBundle(layer.mediaType) || layer.size > maxBundle) continue;
+    const bytes = await repository.blob(layer, signal);
+    if (sha256(bytes) === layer.digest) yield bytes;
+  }
+}
+
 /** Payloads and signatures of a manifest. What is not of cosign's form is left out. */
 async function* signaturesOf(
   digest: string,
   repository: Repository,
   signal: AbortSignal,
-): AsyncGenerator<{ bytes: Buffer; signature: Buffer }> {
-  let document: Awaited<ReturnType<Repository["manifest"]>>;
-  try {
-    document = await repository.manifest(`${digest.replace(":", "-")}.sig`, signal);
-  } catch (error) {
-    if (hasCode(error, "not-found")) return;
-    throw error;
-  }
+): AsyncGenerator<{ bytes: Buffer; signature: Buffer; isKeyless: boolean }> {
+  const document = await orAbsent(repository.manifest(`${digest.replace(":", "-")}.sig`, signal));
+  if (document === undefined) return;
   const parsed = parseManifest(document.bytes, document.contentType);
   if (parsed.kind !== "manifest") return;
   for (const layer of parsed.manifest.layers.slice(0, maxSignatures)) {
@@ -141,6 +191,7 @@ async function* signaturesOf(
     const bytes = await repository.blob(layer, signal);
     // The registry client has checked it; this makes it true for every repository.
     if (sha256(bytes) !== layer.digest) continue;
-    yield { bytes, signature: Buffer.from(text, "base64") };
+    const isKeyless = layer.annotations?.[certificateAnnotation] !== undefined;
+    yield { bytes, signature: Buffer.from(text, "base64"), isKeyless };
   }
 }
