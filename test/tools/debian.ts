@@ -9,6 +9,7 @@ import { run } from "./run.ts";
 export const debianPrograms = {
   etcd: { pkg: "etcd-server", path: "usr/bin/etcd" },
   "docker-registry": { pkg: "docker-registry", path: "usr/bin/docker-registry" },
+  tinyproxy: { pkg: "tinyproxy-bin", path: "usr/bin/tinyproxy" },
   prometheus: { pkg: "prometheus", path: "usr/bin/prometheus" },
 } as const;
 

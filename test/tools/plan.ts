@@ -9,7 +9,7 @@ export type Step = {
   | { do: "apt"; packages: readonly string[] }
   | { do: "go"; module: string; builds: readonly GoBuild[] }
   | { do: "kubectl" }
-  | { do: "debian"; programs: readonly ("etcd" | "docker-registry" | "prometheus")[] }
+  | { do: "debian"; programs: readonly ("etcd" | "docker-registry" | "prometheus" | "tinyproxy")[] }
   | { do: "rootfs" }
 );
 
@@ -104,7 +104,7 @@ export const steps: readonly Step[] = [
   // Large, and of the tests inside virtual machines alone.
   { id: "emulator", do: "apt", after: ["packages"], packages: ["qemu-system-x86"] },
   { id: "kubectl", do: "kubectl", after: ["packages"] },
-  { id: "programs", do: "debian", after: ["packages"], programs: ["etcd", "docker-registry"] },
+  { id: "programs", do: "debian", after: ["packages"], programs: ["etcd", "docker-registry", "tinyproxy"] },
   { id: "rootfs", do: "rootfs", after: ["packages"] },
   {
     id: "containerd",

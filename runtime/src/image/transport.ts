@@ -90,7 +90,10 @@ export class Transport implements AsyncDisposable {
       });
     } catch (cause) {
       signal.throwIfAborted();
-      throw new EndpointError("unavailable", `${url.origin}: ${reasonOf(cause)}`, { cause });
+      const proxy = proxyFor(url, process.env);
+      // Never its user and password.
+      const by = proxy === undefined ? "" : ` by the proxy ${proxy.host}`;
+      throw new EndpointError("unavailable", `${url.origin}${by}: ${reasonOf(cause)}`, { cause });
     }
   }
 
