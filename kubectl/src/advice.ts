@@ -10,6 +10,7 @@ export const advice: Record<string, string> = {
   EngineFailed: "the node's runtime did not come up: read bulkhead-runtime's journal on that node",
   FailureThreshold:
     "mend what the failed nodes name, or undo the change; the rollout goes on when the failed nodes are well or spec changes",
+  ForeignPolicy: "delete that admission policy or binding: its name is kept for the profile's tenancy",
   ForeignRuntimeClass: "delete that RuntimeClass, or give the profile another spec.runtimeClass.name",
   InstallFailed: "the message names the step that failed; the node was put back to its last good state",
   InUse: "the profile goes when the last pod of its RuntimeClass has ended: kubectl bulkhead tenants",
@@ -17,6 +18,8 @@ export const advice: Record<string, string> = {
   KubeletSwitchFailed:
     "the kubelet did not come back on Bulkhead's socket and was pointed back: read the kubelet's journal",
   LeaveFailed: "the node could not be given back yet; the agent tries again: read the message",
+  NamespaceConflict:
+    "the older profile keeps the namespaces: make the two spec.tenancy.namespaceSelectors exclude each other",
   NoNodes: "label nodes so that spec.nodeSelector selects them, or widen it",
   NoReport: "no agent has reported from there: is a node-agent pod on that node, and does it run?",
   NodesFailed: "kubectl bulkhead status PROFILE tells each node's reason",
@@ -24,8 +27,12 @@ export const advice: Record<string, string> = {
   NotSupported: "this version of Bulkhead cannot do what the profile asks there: read the message",
   Paused: "kubectl bulkhead rollout resume PROFILE",
   PodsRunning: "the node keeps the handler until the last pod that uses it has ended",
+  PodsOutside:
+    "these pods are older than the policy, static, or an exempt account's: restart them, or exempt their namespace",
+  PolicyRefused: "the API server would not take the admission policy: the message has its words",
   RemovingFromNodes:
     "the agents of the named nodes give the handler back; a node that is gone for good: delete its Node",
+  RuntimeClassNotReady: "tenancy waits for the profile's RuntimeClass: see the condition RuntimeClassReady",
   RuntimeClassRefused: "the API server would not take the RuntimeClass: the message has its words",
 };
 

@@ -1,5 +1,6 @@
 import * as z from "zod";
 import { firecrackerHandler, kataHandler } from "./kata.ts";
+import { Tenancy, TenancyStatus } from "./tenancy.ts";
 
 /**
  * RuntimeProfile (cluster-scoped, written by people): which wall a workload stands behind.
@@ -256,6 +257,8 @@ export const RuntimeProfileSpec = z.object({
   probe: z
     .object({ interval: duration.default("60s"), assertIsolation: z.boolean().default(true) })
     .default({ interval: "60s", assertIsolation: true }),
+  /** Which namespaces stand behind this wall; without it the wall is only for pods that ask. */
+  tenancy: Tenancy.optional(),
 });
 export type RuntimeProfileSpec = z.infer<typeof RuntimeProfileSpec>;
 
@@ -282,6 +285,7 @@ export const profileConditions = [
   "Progressing",
   "Ready",
   "Degraded",
+  "TenancyEnforced",
 ] as const;
 
 export const RuntimeProfileStatus = z.object({
@@ -297,6 +301,7 @@ export const RuntimeProfileStatus = z.object({
     .optional(),
   pods: z.int().optional(),
   startSeconds: z.object({ p50: z.number(), p99: z.number() }).optional(),
+  tenancy: TenancyStatus.optional(),
 });
 export type RuntimeProfileStatus = z.infer<typeof RuntimeProfileStatus>;
 
@@ -308,6 +313,7 @@ export type RuntimeProfile = {
     uid?: string;
     generation?: number;
     resourceVersion?: string;
+    creationTimestamp?: string;
     deletionTimestamp?: string;
     finalizers?: string[];
     labels?: Record<string, string>;

@@ -1,6 +1,6 @@
 import type { Logger } from "pino";
 import { type Clock, systemClock } from "../std/clock.ts";
-import { messageOf } from "../std/errors.ts";
+import { hasCode, messageOf } from "../std/errors.ts";
 import { backoff } from "./backoff.ts";
 import { apiStatusOf, type Client, isExpired, type Scope } from "./client.ts";
 import { type KubeObject, keyOf, type Resource } from "./object.ts";
@@ -18,6 +18,8 @@ export type ReflectorOptions<T extends KubeObject> = Scope & {
   pageSize?: number;
   /** A watch that carries nothing for so long is dead. The API server sends a bookmark every minute. */
   idleMs?: number;
+  /** A server that does not know the resource is as good as one without objects; it is asked again now and then. */
+  optional?: boolean;
 };
 
 export type Reflector<T extends KubeObject> = {
@@ -27,9 +29,14 @@ export type Reflector<T extends KubeObject> = {
   /** Resolves when the first list is in the store. */
   readonly synced: Promise<void>;
   readonly isSynced: boolean;
+  /** False while the server does not know the resource, or was not asked yet. */
+  readonly isServed: boolean;
   /** Lists and watches until the signal aborts. Never rejects: failures are logged and tried again. */
   run(signal: AbortSignal): Promise<void>;
 };
+
+/** An API server comes to know a resource by an upgrade: no need to ask often. */
+const unservedMs = 5 * 60_000;
 
 /** managedFields can be most of an object, and nobody here reads them. */
 const withoutManagedFields = <T extends KubeObject>(object: T): T => {
@@ -52,6 +59,7 @@ export const createReflector = <T extends KubeObject>(options: ReflectorOptions<
   const handlers: ((change: Change<T>) => void)[] = [];
   const { promise: synced, resolve: markSynced } = Promise.withResolvers<void>();
   let isSynced = false;
+  let isServed = false;
   const keep = (object: T): T | undefined => {
     const kept = withoutManagedFields(object);
     return options.transform ? options.transform(kept) : kept;
@@ -80,6 +88,7 @@ export const createReflector = <T extends KubeObject>(options: ReflectorOptions<
       at = page.continue;
     } while (at);
     for (const change of store.replace(items)) tell(change);
+    isServed = true;
     isSynced = true;
     markSynced();
     log?.debug({ resource: resource.plural, objects: store.size }, "listed");
@@ -115,13 +124,18 @@ export const createReflector = <T extends KubeObject>(options: ReflectorOptions<
         if (clock.now() - started < 1000) await clock.sleep(delays.next(), signal);
       } catch (error) {
         if (signal.aborted) return;
-        if (isExpired(error)) {
+        let wait = apiStatusOf(error)?.retryAfterMs ?? delays.next();
+        if (options.optional && hasCode(error, "not-found")) {
+          isServed = false;
+          isSynced = true;
+          markSynced();
+          wait = unservedMs;
+        } else if (isExpired(error)) {
           log?.info({ resource: resource.plural }, "resource version expired: listing anew");
           resourceVersion = undefined;
         } else {
           log?.warn({ resource: resource.plural, err: messageOf(error) }, "list or watch failed");
         }
-        const wait = apiStatusOf(error)?.retryAfterMs ?? delays.next();
         try {
           await clock.sleep(wait, signal);
         } catch {
@@ -140,6 +154,9 @@ export const createReflector = <T extends KubeObject>(options: ReflectorOptions<
     synced,
     get isSynced() {
       return isSynced;
+    },
+    get isServed() {
+      return isServed;
     },
     run,
   };

@@ -29,9 +29,41 @@ export const nodes: Resource<KubeObject> = {
   metadataOnly: true,
 };
 
+/** A Namespace without spec and status: its name and labels. */
+export const namespaces: Resource<KubeObject> = {
+  apiVersion: "v1",
+  kind: "Namespace",
+  plural: "namespaces",
+  namespaced: false,
+  metadataOnly: true,
+};
+
 export type Pod = KubeObject & {
   spec?: { runtimeClassName?: string; nodeName?: string };
   status?: { phase?: string };
+};
+
+type SecurityContext = {
+  privileged?: boolean;
+  procMount?: string;
+  capabilities?: { add?: string[] };
+  seccompProfile?: { type: string };
+  appArmorProfile?: { type: string };
+};
+type JudgedContainer = { securityContext?: SecurityContext };
+
+/** As much of a pod as decides whether it stands behind its wall. */
+export type JudgedPod = Omit<Pod, "spec"> & {
+  spec?: NonNullable<Pod["spec"]> & {
+    hostPID?: boolean;
+    hostIPC?: boolean;
+    hostNetwork?: boolean;
+    volumes?: { hostPath?: object }[];
+    securityContext?: Pick<SecurityContext, "seccompProfile" | "appArmorProfile">;
+    containers?: JudgedContainer[];
+    initContainers?: JudgedContainer[];
+    ephemeralContainers?: JudgedContainer[];
+  };
 };
 
 export const pods: Resource<Pod> = { apiVersion: "v1", kind: "Pod", plural: "pods", namespaced: true };
@@ -52,6 +84,27 @@ export const runtimeClasses: Resource<RuntimeClass> = {
   plural: "runtimeclasses",
   namespaced: false,
 };
+
+/** An object of admissionregistration.k8s.io/v1: a policy of CEL expressions, or the binding that puts it in force. */
+export type AdmissionObject = KubeObject & { spec: Record<string, unknown> };
+
+const admission = (kind: string, plural: string): Resource<AdmissionObject> => ({
+  apiVersion: "admissionregistration.k8s.io/v1",
+  kind,
+  plural,
+  namespaced: false,
+});
+export const validatingPolicies = admission("ValidatingAdmissionPolicy", "validatingadmissionpolicies");
+export const validatingBindings = admission(
+  "ValidatingAdmissionPolicyBinding",
+  "validatingadmissionpolicybindings",
+);
+/** Kubernetes 1.36 and later. */
+export const mutatingPolicies = admission("MutatingAdmissionPolicy", "mutatingadmissionpolicies");
+export const mutatingBindings = admission(
+  "MutatingAdmissionPolicyBinding",
+  "mutatingadmissionpolicybindings",
+);
 
 export const customResourceDefinitions: Resource<CustomResourceDefinition & KubeObject> = {
   apiVersion: "apiextensions.k8s.io/v1",

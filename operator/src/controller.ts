@@ -6,12 +6,17 @@ import { queueMetrics } from "@bulkhead/lib/kube/metrics.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import { createReflector, type Reflector, type ReflectorOptions } from "@bulkhead/lib/kube/reflector.ts";
 import {
+  type JudgedPod,
+  mutatingBindings,
+  mutatingPolicies,
+  namespaces,
   nodeRuntimes,
   nodes,
-  type Pod,
   pods,
   runtimeClasses,
   runtimeProfiles,
+  validatingBindings,
+  validatingPolicies,
 } from "@bulkhead/lib/kube/resources.ts";
 import { createQueue } from "@bulkhead/lib/kube/workqueue.ts";
 import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
@@ -19,9 +24,12 @@ import { type Clock, systemClock } from "@bulkhead/lib/std/clock.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
-import { byRuntimeClass, runtimeClassOf } from "./gather.ts";
+import { byNamespace, byRuntimeClass, hasEnded } from "./gather.ts";
 import { profileMetrics } from "./metrics.ts";
 import { type Context, reconcileNode, reconcileProfile } from "./reconcile.ts";
+import { profileOf } from "./tenancy/policies.ts";
+import { brokenBy, type WatchedPod } from "./tenancy/rules.ts";
+import { selects } from "./tenancy/selector.ts";
 
 export type ControllerOptions = {
   client: Client;
@@ -31,6 +39,8 @@ export type ControllerOptions = {
   clock?: Clock;
   /** An agent silent for longer is not believed any more. */
   staleAfterMs?: number;
+  /** Where the operator and the agents run: no profile's tenancy takes that namespace in. */
+  namespace: string;
 };
 
 export type Controller = {
@@ -42,20 +52,24 @@ export type Controller = {
   work(signal: AbortSignal): Promise<void>;
 };
 
-/** Of a pod only what deletion and counting ask for: clusters have a hundred thousand. */
-const slimPod = ({ metadata, spec, status }: Pod): Pod | undefined =>
-  spec?.runtimeClassName
-    ? {
-        metadata: {
-          name: metadata.name,
-          ...(metadata.namespace ? { namespace: metadata.namespace } : {}),
-          ...(metadata.uid ? { uid: metadata.uid } : {}),
-          ...(metadata.resourceVersion ? { resourceVersion: metadata.resourceVersion } : {}),
-        },
-        spec: { runtimeClassName: spec.runtimeClassName },
-        status: { ...(status?.phase ? { phase: status.phase } : {}) },
-      }
-    : undefined;
+/** Of a pod only what deletion and counting ask for: clusters have a hundred thousand. Those that ended not at all. */
+const slimPod = (pod: JudgedPod): WatchedPod | undefined => {
+  if (hasEnded(pod)) return undefined;
+  const { name, namespace, resourceVersion } = pod.metadata;
+  const broken = brokenBy(pod);
+  return {
+    metadata: {
+      name,
+      ...(namespace ? { namespace } : {}),
+      ...(resourceVersion ? { resourceVersion } : {}),
+    },
+    ...(pod.spec?.runtimeClassName ? { spec: { runtimeClassName: pod.spec.runtimeClassName } } : {}),
+    ...(broken.length > 0 ? { broken } : {}),
+  };
+};
+
+/** Namespaces of the system's own; Bulkhead's is added. Nothing of a tenant is there. */
+const systemNamespaces = ["kube-system", "kube-public", "kube-node-lease"];
 
 const slimNode = ({ metadata }: KubeObject): KubeObject => ({
   metadata: {
@@ -75,7 +89,18 @@ export const createController = (options: ControllerOptions): Controller => {
     nodeRuntimes: follow(nodeRuntimes),
     nodes: follow(nodes, { transform: slimNode }),
     runtimeClasses: follow(runtimeClasses),
-    pods: follow(pods, { transform: slimPod, indexes: { [byRuntimeClass]: runtimeClassOf } }),
+    pods: follow<WatchedPod>(pods, {
+      transform: slimPod,
+      indexes: {
+        [byRuntimeClass]: ({ spec }) => spec?.runtimeClassName,
+        [byNamespace]: ({ metadata }) => metadata.namespace,
+      },
+    }),
+    namespaces: follow(namespaces, { transform: slimNode }),
+    validatingPolicies: follow(validatingPolicies),
+    validatingBindings: follow(validatingBindings),
+    mutatingPolicies: follow(mutatingPolicies, { optional: true }),
+    mutatingBindings: follow(mutatingBindings, { optional: true }),
   };
   const stores = {
     profiles: reflectors.profiles.store,
@@ -83,6 +108,11 @@ export const createController = (options: ControllerOptions): Controller => {
     nodes: reflectors.nodes.store,
     runtimeClasses: reflectors.runtimeClasses.store,
     pods: reflectors.pods.store,
+    namespaces: reflectors.namespaces.store,
+    validatingPolicies: reflectors.validatingPolicies.store,
+    validatingBindings: reflectors.validatingBindings.store,
+    mutatingPolicies: reflectors.mutatingPolicies.store,
+    mutatingBindings: reflectors.mutatingBindings.store,
   };
   const observe = queueMetrics(registry);
   const profileQueue = createQueue({ clock, observer: observe("runtimeprofile") });
@@ -97,6 +127,8 @@ export const createController = (options: ControllerOptions): Controller => {
     enqueueNode: (name) => nodeQueue.add(name),
     clock,
     staleAfterMs,
+    reserved: [...systemNamespaces, options.namespace],
+    mutates: () => reflectors.mutatingPolicies.isServed,
     log,
   };
 
@@ -119,6 +151,8 @@ export const createController = (options: ControllerOptions): Controller => {
       return;
     }
     profileQueue.add(name);
+    // The older of two has a namespace, and a stronger wall is as good as one's own: tenancy looks at all profiles.
+    for (const other of stores.profiles.list()) if (other.spec?.tenancy) soon(other.metadata.name);
   });
 
   reflectors.nodes.on((change) => {
@@ -163,13 +197,36 @@ export const createController = (options: ControllerOptions): Controller => {
     for (const profile of stores.profiles.list()) {
       const theirs = change.object.metadata.labels?.[labels.profile] === profile.metadata.name;
       if (theirs || safeClassName(profile) === name) profileQueue.add(profile.metadata.name);
+      else if (profile.spec?.tenancy) soon(profile.metadata.name);
     }
   });
 
+  reflectors.namespaces.on((change) => {
+    if (change.type === "updated" && sameJson(change.old.metadata.labels, change.object.metadata.labels))
+      return;
+    for (const profile of stores.profiles.list()) if (profile.spec?.tenancy) soon(profile.metadata.name);
+  });
+
+  for (const reflector of [
+    reflectors.validatingPolicies,
+    reflectors.validatingBindings,
+    reflectors.mutatingPolicies,
+    reflectors.mutatingBindings,
+  ]) {
+    reflector.on(({ object: { metadata } }) => {
+      // Also of a profile that is gone: what it left must go.
+      const owner = metadata.labels?.[labels.profile] ?? profileOf(metadata.name);
+      if (owner !== undefined) profileQueue.add(owner);
+    });
+  }
+
   reflectors.pods.on((change) => {
     const className = change.object.spec?.runtimeClassName;
+    const namespace = stores.namespaces.get(change.object.metadata.namespace ?? "");
     for (const profile of stores.profiles.list()) {
-      if (safeClassName(profile) === className) soon(profile.metadata.name);
+      const selector = profile.spec?.tenancy?.namespaceSelector;
+      const tenants = selector && namespace && selects(selector, namespace.metadata.labels ?? {});
+      if (safeClassName(profile) === className || tenants) soon(profile.metadata.name);
     }
   });
 

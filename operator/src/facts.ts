@@ -1,6 +1,7 @@
 import type { DesiredProfile, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import type { RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
+import type { TenancyFacts } from "./tenancy/facts.ts";
 
 /** All that a plan is made of. Gathered in one place, so that planning does no I/O and a test is a table. */
 
@@ -31,6 +32,7 @@ export type ProfileFacts = {
   nodes: NodeFacts[];
   /** Pods of the RuntimeClass that have not ended: how many, and the first ten as namespace/name. */
   pods: { total: number; names: string[] };
+  tenancy: TenancyFacts;
 };
 
 /** The agent reported lately. */

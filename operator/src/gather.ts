@@ -1,3 +1,4 @@
+import { labels } from "@bulkhead/lib/api/group.ts";
 import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import {
   type RuntimeProfile,
@@ -6,12 +7,24 @@ import {
 } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
 import { keyOf } from "@bulkhead/lib/kube/object.ts";
-import type { Pod, RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
+import {
+  type AdmissionObject,
+  mutatingBindings,
+  mutatingPolicies,
+  type Pod,
+  type RuntimeClass,
+  validatingBindings,
+  validatingPolicies,
+} from "@bulkhead/lib/kube/resources.ts";
 import type { Store } from "@bulkhead/lib/kube/store.ts";
 import { z } from "zod";
 import type { NodeFacts, ProfileFacts } from "./facts.ts";
 import type { Decision, NodeRuntimeFacts } from "./plan.ts";
 import { ownerOf } from "./runtime-class.ts";
+import { claimsOf, isElder, type TenancyFacts } from "./tenancy/facts.ts";
+import { type Elder, type Policy, profileOf } from "./tenancy/policies.ts";
+import type { WatchedPod } from "./tenancy/rules.ts";
+import { isAtLeast } from "./tenancy/wall.ts";
 
 /** The copies of the cluster's objects that planning reads. */
 export type Stores = {
@@ -19,17 +32,21 @@ export type Stores = {
   nodeRuntimes: Store<NodeRuntime>;
   nodes: Store<KubeObject>;
   runtimeClasses: Store<RuntimeClass>;
-  /** Only pods that name a RuntimeClass. */
-  pods: Store<Pod>;
+  /** Only pods that have not ended. */
+  pods: Store<WatchedPod>;
+  namespaces: Store<KubeObject>;
+  validatingPolicies: Store<AdmissionObject>;
+  validatingBindings: Store<AdmissionObject>;
+  mutatingPolicies: Store<AdmissionObject>;
+  mutatingBindings: Store<AdmissionObject>;
 };
 
-/** Index of pods: those that have not ended, by RuntimeClass. */
+/** Indexes of pods. */
 export const byRuntimeClass = "runtimeClass";
+export const byNamespace = "namespace";
 
-export const runtimeClassOf = (pod: Pod): string | undefined =>
-  pod.status?.phase === "Succeeded" || pod.status?.phase === "Failed"
-    ? undefined
-    : pod.spec?.runtimeClassName;
+export const hasEnded = ({ status }: Pod): boolean =>
+  status?.phase === "Succeeded" || status?.phase === "Failed";
 
 /** What the operator decided for nodes, by node and profile. It outruns NodeRuntime.spec by the time a write takes. */
 export type Decisions = Map<string, Map<string, Decision>>;
@@ -39,6 +56,10 @@ export type Surroundings = {
   decisions: Decisions;
   now: number;
   staleAfterMs: number;
+  /** Namespaces that no profile's tenancy takes in. */
+  reserved: string[];
+  /** The API server has MutatingAdmissionPolicies. */
+  mutates: boolean;
 };
 
 const matches = (selector: Record<string, string> | undefined, labels: Record<string, string>): boolean =>
@@ -76,6 +97,64 @@ const nodeFacts = (name: string, selected: boolean, profile: string, from: Surro
   };
 };
 
+/** Policies and bindings that are the profile's by label, or have a name that is kept for its. */
+export const policiesOf = (name: string, stores: Stores): Policy[] =>
+  (
+    [
+      [mutatingBindings, stores.mutatingBindings],
+      [mutatingPolicies, stores.mutatingPolicies],
+      [validatingBindings, stores.validatingBindings],
+      [validatingPolicies, stores.validatingPolicies],
+    ] as const
+  ).flatMap(([resource, store]) =>
+    [...store.list()]
+      .filter(
+        ({ metadata }) => metadata.labels?.[labels.profile] === name || profileOf(metadata.name) === name,
+      )
+      .map((object) => ({ resource, object })),
+  );
+
+const tenancyFacts = (
+  profile: RuntimeProfile,
+  valid: boolean,
+  classes: string[],
+  { stores, reserved, mutates }: Surroundings,
+): TenancyFacts => {
+  const elders: Elder[] = [];
+  const stronger: string[] = [];
+  if (valid && profile.spec.tenancy) {
+    for (const other of stores.profiles.list()) {
+      const { name } = other.metadata;
+      const parsed = RuntimeProfileSpec.safeParse(other.spec);
+      if (name === profile.metadata.name || !parsed.success) continue;
+      if (parsed.data.tenancy && isElder(other, profile)) elders.push({ name, tenancy: parsed.data.tenancy });
+      const className = runtimeClassName({ metadata: other.metadata, spec: parsed.data });
+      const runtimeClass = stores.runtimeClasses.get(className);
+      if (runtimeClass && ownerOf(runtimeClass) === name && isAtLeast(parsed.data, profile.spec)) {
+        stronger.push(className);
+      }
+    }
+    elders.sort((one, other) => (one.name < other.name ? -1 : 1));
+    stronger.sort();
+  }
+  return {
+    elders,
+    stronger,
+    reserved,
+    mutates,
+    existing: policiesOf(profile.metadata.name, stores),
+    claims: valid
+      ? claimsOf(
+          profile,
+          [...classes, ...stronger],
+          { elders, reserved },
+          stores.namespaces.list(),
+          (namespace) => stores.pods.indexed(byNamespace, namespace),
+        )
+      : { namespaces: 0, conflicts: [], outside: [] },
+  };
+};
+
 /** All that planning one profile needs; undefined when there is no such profile. */
 export const gatherProfile = (profile: RuntimeProfile, from: Surroundings): ProfileFacts => {
   const { stores, now, staleAfterMs } = from;
@@ -101,6 +180,7 @@ export const gatherProfile = (profile: RuntimeProfile, from: Surroundings): Prof
     ...(runtimeClass ? { runtimeClass } : {}),
     nodes: nodes.sort((a, b) => (a.name < b.name ? -1 : 1)),
     pods: { total: using.length, names: using.map(keyOf).sort().slice(0, 10) },
+    tenancy: tenancyFacts(known, parsed.success, ours ? [className] : [], from),
   };
 };
 

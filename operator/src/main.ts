@@ -81,6 +81,7 @@ const run = async (flags: RunFlags): Promise<void> => {
     registry,
     log,
     staleAfterMs: flags.staleAfter * 1000,
+    namespace: flags.namespace,
   });
   const http = await serve(flags.metricsAddress, registry, controller.missing);
   undo.defer(() => http.close());

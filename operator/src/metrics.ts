@@ -1,13 +1,26 @@
 import { Gauge, type Registry } from "prom-client";
 import type { NodeState } from "./status.ts";
+import type { Claims } from "./tenancy/facts.ts";
 
 export type ProfileMetrics = {
-  profile(name: string, is: { ready: boolean; states: Record<NodeState, number>; pods: number }): void;
+  profile(
+    name: string,
+    is: {
+      ready: boolean;
+      states: Record<NodeState, number>;
+      pods: number;
+      tenancy?: Pick<Claims, "namespaces" | "outside"> & { enforced: boolean };
+    },
+  ): void;
   /** A profile that is gone must not go on being reported. */
   forget(name: string): void;
 };
 
-/** The operator's own metrics; labels are bounded by the number of profiles. */
+/** Namespaces of a profile that are told by name; the rest of them are added up under this one. */
+const mostNamespaces = 100;
+const otherNamespaces = "(others)";
+
+/** The operator's own metrics; labels are bounded by the number of profiles, and 101 namespaces of each. */
 export const profileMetrics = (registry: Registry): ProfileMetrics => {
   const registers = [registry];
   const ready = new Gauge({
@@ -28,16 +41,58 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
     labelNames: ["profile"] as const,
     registers,
   });
+  const enforced = new Gauge({
+    name: "bulkhead_tenancy_enforced",
+    help: "1 while the condition TenancyEnforced of a profile with spec.tenancy is True",
+    labelNames: ["profile"] as const,
+    registers,
+  });
+  const namespaces = new Gauge({
+    name: "bulkhead_tenancy_namespaces",
+    help: "Namespaces that stand behind the profile's wall",
+    labelNames: ["profile"] as const,
+    registers,
+  });
+  const outside = new Gauge({
+    name: "bulkhead_tenancy_pods_outside",
+    help: "Pods of a profile's namespaces that run outside its wall; (others) beyond the 100 namespaces with the most",
+    labelNames: ["profile", "namespace"] as const,
+    registers,
+  });
+  const told = new Map<string, string[]>();
+  const forgetTenancy = (profile: string) => {
+    enforced.remove({ profile });
+    namespaces.remove({ profile });
+    for (const namespace of told.get(profile) ?? []) outside.remove({ profile, namespace });
+    told.delete(profile);
+  };
   const states: NodeState[] = ["ready", "updating", "waiting", "failed", "unreachable"];
   return {
     profile: (profile, is) => {
       ready.set({ profile }, is.ready ? 1 : 0);
       pods.set({ profile }, is.pods);
       for (const state of states) nodes.set({ profile, state }, is.states[state]);
+      forgetTenancy(profile);
+      if (!is.tenancy) return;
+      enforced.set({ profile }, is.tenancy.enforced ? 1 : 0);
+      namespaces.set({ profile }, is.tenancy.namespaces);
+      const rest = is.tenancy.outside.slice(mostNamespaces);
+      const shown = [
+        ...is.tenancy.outside.slice(0, mostNamespaces),
+        ...(rest.length > 0
+          ? [{ namespace: otherNamespaces, pods: rest.reduce((sum, { pods }) => sum + pods, 0) }]
+          : []),
+      ];
+      for (const { namespace, pods } of shown) outside.set({ profile, namespace }, pods);
+      told.set(
+        profile,
+        shown.map(({ namespace }) => namespace),
+      );
     },
     forget: (profile) => {
       ready.remove({ profile });
       pods.remove({ profile });
+      forgetTenancy(profile);
       for (const state of states) nodes.remove({ profile, state });
     },
   };

@@ -1,8 +1,6 @@
-import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { finalizer, labels } from "@bulkhead/lib/api/group.ts";
 import type { NodeRuntime, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
@@ -13,9 +11,9 @@ import { events } from "@bulkhead/lib/kube/events.ts";
 import { leases } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import { nodeRuntimes, nodes, pods, runtimeClasses, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
-import { hasCode } from "@bulkhead/lib/std/errors.ts";
 import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
+import { eventually, startOperator as launchOperator, type Operator } from "@bulkhead/test/operator/start.ts";
 import { dump, load, loadAll } from "js-yaml";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 
@@ -40,64 +38,8 @@ afterAll(async () => {
   await server?.[Symbol.asyncDispose]();
 });
 
-type Operator = {
-  child: ChildProcess;
-  address: string;
-  lines: string[];
-  kill(signal: NodeJS.Signals): Promise<void>;
-};
-
-const startOperator = async (...flags: string[]): Promise<Operator> => {
-  const child = spawn(
-    "setpriv",
-    [
-      ...["--pdeathsig", "KILL", "--", process.execPath, join(import.meta.dirname, "main.ts"), "run"],
-      ...["--kubeconfig", server.kubeconfig, "--namespace", namespace, "--metrics-address", "127.0.0.1:0"],
-      ...["--log-level", "debug", ...flags],
-    ],
-    { stdio: ["ignore", "pipe", "pipe"] },
-  );
-  const lines: string[] = [];
-  const { promise: address, resolve, reject } = Promise.withResolvers<string>();
-  child.on("exit", () => reject(new Error(`the operator ended: ${lines.slice(-5).join("\n")}`)));
-  createInterface({ input: child.stderr }).on("line", (line) => lines.push(line));
-  createInterface({ input: child.stdout }).on("line", (line) => {
-    lines.push(line);
-    const entry = line.startsWith("{") ? JSON.parse(line) : {};
-    if (entry.msg === "started") resolve(entry.address);
-  });
-  return {
-    child,
-    address: await address,
-    lines,
-    kill: async (signal) => {
-      if (child.exitCode !== null || child.signalCode !== null) return;
-      const exited = once(child, "exit");
-      child.kill(signal);
-      await exited;
-    },
-  };
-};
-
-/** Waits until `read` gives something that `holds`; an object that is not there gives undefined. */
-const eventually = async <T>(
-  what: string,
-  read: () => Promise<T>,
-  holds: (value: T | undefined) => boolean,
-  ms = 15_000,
-): Promise<T> => {
-  const deadline = Date.now() + ms;
-  for (;;) {
-    const value = await read().catch((error: unknown) => {
-      if (hasCode(error, "not-found")) return undefined;
-      throw error;
-    });
-    if (holds(value)) return value as T;
-    if (Date.now() > deadline)
-      throw new Error(`not within ${ms} ms: ${what}: ${JSON.stringify(value, null, 1)}`);
-    await sleep(50);
-  }
-};
+const startOperator = (...flags: string[]): Promise<Operator> =>
+  launchOperator(server.kubeconfig, namespace, ...flags);
 
 const profile = (name: string) => client.get(runtimeProfiles, name);
 const runtimeOf = (node: string) => client.get(nodeRuntimes, node);

@@ -41,11 +41,19 @@ const facts = (more: Partial<ProfileFacts> = {}): ProfileFacts => ({
   profile: profile(),
   nodes: [node("a"), node("b")],
   pods: { total: 0, names: [] },
+  tenancy: {
+    elders: [],
+    stronger: [],
+    reserved: [],
+    mutates: true,
+    existing: [],
+    claims: { namespaces: 0, conflicts: [], outside: [] },
+  },
   ...more,
 });
 const ours: ClassState = { class: "ours" };
 const plan = (more: Partial<ProfileFacts> = {}, classState: ClassState = ours) =>
-  planProfile(facts(more), target, classState);
+  planProfile(facts(more), target, classState, { tenancy: "none" });
 const conditions = (is: ReturnType<typeof plan>): Record<string, string> =>
   Object.fromEntries((is.status.conditions ?? []).map((c) => [c.type, `${c.status} ${c.reason}`]));
 

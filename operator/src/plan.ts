@@ -8,6 +8,7 @@ import { isFresh, type ProfileFacts, serves } from "./facts.ts";
 import { type Rollout, rollOut } from "./rollout.ts";
 import { desiredRuntimeClass, drift, ownerOf } from "./runtime-class.ts";
 import { type ClassState, type NodeState, type Removal, type Summary, summarize } from "./status.ts";
+import type { TenancyState } from "./tenancy/plan.ts";
 
 /** What is to be done about the RuntimeClass. */
 export type ClassStep =
@@ -82,6 +83,7 @@ export const planProfile = (
   facts: ProfileFacts,
   target: DesiredProfile,
   classState: ClassState,
+  tenancyState: TenancyState,
 ): ProfilePlan => {
   const { profile } = facts;
   const hold: Rollout = { stage: "done", assignments: new Map() };
@@ -96,6 +98,7 @@ export const planProfile = (
     facts,
     target: target.revision,
     classState,
+    tenancyState,
     ...(held ? {} : { rollout }),
     ...(removal ? { removal: removal.removal } : {}),
   });

@@ -8,12 +8,15 @@ import type { Clock } from "@bulkhead/lib/std/clock.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import type { ProfileFacts } from "./facts.ts";
-import { type Decisions, gatherNode, gatherProfile, type Stores } from "./gather.ts";
+import { type Decisions, gatherNode, gatherProfile, policiesOf, type Stores } from "./gather.ts";
 import type { ProfileMetrics } from "./metrics.ts";
 import { type ClassPlan, type ClassStep, needsFinalizer, planClass, planNode, planProfile } from "./plan.ts";
 import { desiredProfile } from "./revision.ts";
 import { managedBy } from "./runtime-class.ts";
 import type { ClassState } from "./status.ts";
+import { applyTenancy } from "./tenancy/apply.ts";
+import { planLeftovers, planTenancy, type TenancyPlan, type TenancyState } from "./tenancy/plan.ts";
+import { newlyOutside } from "./tenancy/status.ts";
 
 export type Context = {
   client: Client;
@@ -26,21 +29,28 @@ export type Context = {
   enqueueNode: (name: string) => void;
   clock: Clock;
   staleAfterMs: number;
+  /** Namespaces that no profile's tenancy takes in. */
+  reserved: string[];
+  /** The API server has MutatingAdmissionPolicies. */
+  mutates: () => boolean;
   log: Logger;
 };
 
 const { operator } = fieldManager;
 
-const surroundings = ({ stores, decisions, clock, staleAfterMs }: Context) => ({
+const surroundings = ({ stores, decisions, clock, staleAfterMs, reserved, mutates }: Context) => ({
   stores,
   decisions,
   now: clock.now(),
   staleAfterMs,
+  reserved,
+  mutates: mutates(),
 });
 
 /**
- * One profile: gather → plan → apply. First the RuntimeClass, whose fate decides the rest; then what each node
- * shall hold (written by reconcileNode); then the status, Events and metrics; last the finalizer.
+ * One profile: gather → plan → apply. First the RuntimeClass, whose fate decides the rest; then the policies that
+ * send tenants behind it; then what each node shall hold (written by reconcileNode); then the status, Events and
+ * metrics; last the finalizer.
  */
 export const reconcileProfile = async (
   name: string,
@@ -48,7 +58,7 @@ export const reconcileProfile = async (
   signal: AbortSignal,
 ): Promise<{ requeueAfterMs: number } | undefined> => {
   const profile = latest(name, context);
-  if (!profile) return forgetProfile(name, context);
+  if (!profile) return forgetProfile(name, context, signal);
 
   const facts = gatherProfile(profile, surroundings(context));
   if (needsFinalizer(facts)) await addFinalizer(facts, context, signal);
@@ -56,8 +66,10 @@ export const reconcileProfile = async (
   const classPlan = planClass(facts);
   const classState = await applyClass(facts, classPlan, context, signal);
 
+  const tenancyState = await putTenancyInForce(facts, planTenancy(facts, classState), context, signal);
+
   const target = desiredProfile(facts.profile);
-  const plan = planProfile(facts, target, classState);
+  const plan = planProfile(facts, target, classState, tenancyState);
   decide(facts, plan.assignments, context);
 
   if (plan.statusChanged) await writeStatus(facts, plan.status, context, signal);
@@ -71,18 +83,26 @@ export const reconcileProfile = async (
       `node ${node.name}: ${node.reason}: ${node.message}`,
     );
   }
+  for (const outside of newlyOutside(facts.profile.status?.tenancy, plan.status.tenancy)) {
+    announceOutside(facts.profile, outside, context);
+  }
+  const isTrue = (type: string) =>
+    plan.status.conditions?.some((c) => c.type === type && c.status === "True") ?? false;
   context.metrics.profile(name, {
-    ready: plan.status.conditions?.some((c) => c.type === "Ready" && c.status === "True") ?? false,
+    ready: isTrue("Ready"),
     states: plan.states,
     pods: facts.pods.total,
+    ...(plan.status.tenancy
+      ? { tenancy: { ...facts.tenancy.claims, enforced: isTrue("TenancyEnforced") } }
+      : {}),
   });
 
   if (plan.finalizer === "remove") {
     await removeFinalizer(facts.profile, context, signal);
     return undefined;
   }
-  if (classState.class === "refused") {
-    throw new RuntimeError("failed-precondition", classState.message);
+  for (const state of [classState, tenancyState]) {
+    if ("message" in state) throw new RuntimeError("failed-precondition", state.message);
   }
   // Agents that fall silent send no event.
   return facts.nodes.length > 0 ? { requeueAfterMs: context.staleAfterMs / 3 } : undefined;
@@ -99,8 +119,13 @@ const latest = (name: string, { stores, written }: Context): RuntimeProfile | un
   return cached;
 };
 
-/** The profile is gone: so is everything that was decided for it. */
-const forgetProfile = (name: string, { decisions, metrics, written, enqueueNode }: Context): undefined => {
+/** The profile is gone: so is everything that was decided for it, and what somebody's cut of the finalizer left. */
+const forgetProfile = async (name: string, context: Context, signal: AbortSignal): Promise<undefined> => {
+  const { client, stores, decisions, metrics, written, enqueueNode } = context;
+  await applyTenancy(client, planLeftovers(name, policiesOf(name, stores)), {
+    signal,
+    fieldManager: operator,
+  });
   written.delete(name);
   metrics.forget(name);
   for (const [node, decided] of decisions) {
@@ -228,6 +253,43 @@ const applyClass = async (
   }
 };
 
+const putTenancyInForce = async (
+  { profile }: ProfileFacts,
+  plan: TenancyPlan,
+  context: Context,
+  signal: AbortSignal,
+): Promise<TenancyState> => {
+  const state = await applyTenancy(context.client, plan, { signal, fieldManager: operator });
+  const { name } = profile.metadata;
+  for (const step of plan.steps) {
+    context.log.info({ profile: name, step: step.do, policy: step.object.metadata.name }, "tenancy policy");
+  }
+  if (plan.steps.some((step) => step.do === "replace") && state.tenancy === "in-force") {
+    emit(
+      profile,
+      context,
+      "Normal",
+      "PoliciesUpdated",
+      "admission policies were not as the profile wants them",
+    );
+  }
+  return state;
+};
+
+/** Told to the tenant, too: the Event stands in the namespace. */
+const announceOutside = (
+  { metadata }: RuntimeProfile,
+  { namespace, pods, example, reason }: ReturnType<typeof newlyOutside>[number],
+  { recorder }: Context,
+) =>
+  recorder.emit({
+    regarding: { apiVersion: "v1", kind: "Namespace", name: namespace, namespace },
+    type: "Warning",
+    reason: "PodsOutside",
+    action: "Reconcile",
+    note: `${pods} pods run outside the wall of RuntimeProfile "${metadata.name}", such as ${example}: ${reason}`,
+  });
+
 /** Records what each node shall hold and has the nodes that differ reconciled. */
 const decide = (
   facts: ProfileFacts,
@@ -269,7 +331,7 @@ const isWarning = ({ type, status, reason }: Condition): boolean =>
     ? status === "True"
     : type === "Progressing"
       ? reason === "InUse" || reason === "FailureThreshold"
-      : status === "False" && reason !== "Deleting" && reason !== "NodesNotReady" && reason !== "NoNodes";
+      : status === "False" && !["Deleting", "NodesNotReady", "NoNodes", "Audit"].includes(reason);
 
 const announce = (profile: RuntimeProfile, condition: Condition, context: Context) => {
   // That nothing is wrong is no news on a profile that never was.

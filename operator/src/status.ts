@@ -6,6 +6,8 @@ import {
 import { setCondition } from "@bulkhead/lib/kube/conditions.ts";
 import { failedOn, isFresh, isHealthy, type NodeFacts, type ProfileFacts, serves } from "./facts.ts";
 import type { Rollout } from "./rollout.ts";
+import type { TenancyState } from "./tenancy/plan.ts";
+import { tenancyEnforced, tenancyFault, tenancyStatus } from "./tenancy/status.ts";
 
 /** How the RuntimeClass stands after this reconcile. */
 export type ClassState =
@@ -24,6 +26,7 @@ export type Situation = {
   facts: ProfileFacts;
   target: string;
   classState: ClassState;
+  tenancyState: TenancyState;
   rollout?: Rollout;
   removal?: Removal;
 };
@@ -191,6 +194,9 @@ const first = (checks: Check[], view: View): Finding | undefined => {
  * Read from above, this is the documentation of what a condition means.
  */
 const conditions = (view: View): Omit<Condition, "lastTransitionTime">[] => {
+  const observedGeneration = view.facts.profile.metadata.generation;
+  const generation = observedGeneration === undefined ? {} : { observedGeneration };
+  const tenancy = tenancyEnforced(view);
   const decide = (
     type: string,
     found: "True" | "False",
@@ -202,9 +208,7 @@ const conditions = (view: View): Omit<Condition, "lastTransitionTime">[] => {
       type,
       status: finding ? found : found === "True" ? "False" : "True",
       ...(finding ?? otherwise),
-      ...(view.facts.profile.metadata.generation === undefined
-        ? {}
-        : { observedGeneration: view.facts.profile.metadata.generation }),
+      ...generation,
     };
   };
   const idle = first([paused, rolloutHalted], view);
@@ -229,10 +233,13 @@ const conditions = (view: View): Omit<Condition, "lastTransitionTime">[] => {
         message: `${view.verdicts.length} of ${view.verdicts.length} nodes ready at revision ${view.target}`,
       },
     ),
-    decide("Degraded", "True", [specInvalid, classForeign, classRefused, rolloutHalted, nodesFailed], {
-      reason: "AsExpected",
-      message: "",
-    }),
+    decide(
+      "Degraded",
+      "True",
+      [specInvalid, classForeign, classRefused, rolloutHalted, nodesFailed, tenancyFault],
+      { reason: "AsExpected", message: "" },
+    ),
+    ...(tenancy ? [{ ...tenancy, ...generation }] : []),
   ];
 };
 
@@ -271,6 +278,12 @@ export const summarize = (situation: Situation): Summary => {
   const ready = selected.filter((node) => serves(node.reported) && isFresh(node, facts));
   const before = profile.status ?? {};
   const latencies = startSeconds(selected);
+  const tenancy = tenancyStatus(situation);
+  const found = conditions(view);
+  // Of what the profile does not ask for any more, nothing is said.
+  const kept = (before.conditions ?? []).filter(
+    ({ type }) => type !== "TenancyEnforced" || found.some((condition) => condition.type === type),
+  );
   const current = rollout?.stage === "done" && selected.length > 0 ? target : before.currentRevision;
   const states: Summary["states"] = {
     ready: of(view, "ready").length,
@@ -285,10 +298,7 @@ export const summarize = (situation: Situation): Summary => {
       ...(profile.metadata.generation === undefined
         ? {}
         : { observedGeneration: profile.metadata.generation }),
-      conditions: conditions(view).reduce(
-        (all, condition) => setCondition(all, condition, facts.now),
-        before.conditions ?? [],
-      ),
+      conditions: found.reduce((all, condition) => setCondition(all, condition, facts.now), kept),
       nodes: {
         desired: selected.length,
         updated: selected.filter((node) => node.reported?.revision === target).length,
@@ -304,6 +314,7 @@ export const summarize = (situation: Situation): Summary => {
           }),
       pods: facts.pods.total,
       ...(latencies ? { startSeconds: latencies } : {}),
+      ...(tenancy ? { tenancy } : {}),
     },
   };
 };
