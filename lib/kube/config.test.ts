@@ -30,7 +30,10 @@ test("Outside a pod, without a kubeconfig, the error says what is missing", asyn
   await expect(inClusterConfig({ env: {}, directory })).rejects.toThrow("KUBERNETES_SERVICE_HOST is not set");
 });
 
-test("A kubeconfig that is not there or has no cluster is named in the error", async () => {
+// The first use loads @kubernetes/client-node, which takes seconds on a busy machine.
+test("A kubeconfig that is not there or has no cluster is named in the error", {
+  timeout: 60_000,
+}, async () => {
   await expect(kubeconfigFile(join(directory, "none"))).rejects.toMatchObject({ code: "invalid-argument" });
   const empty = join(directory, "empty");
   await writeFile(empty, "apiVersion: v1\nkind: Config\nclusters: []\ncontexts: []\nusers: []\n");
