@@ -37,6 +37,7 @@ import { openPods } from "./pod/store.ts";
 import { ownPrograms } from "./programs.ts";
 import { Activity } from "./record/activity.ts";
 import { Locks } from "./record/lock.ts";
+import { createDisks } from "./snapshot/disks.ts";
 import { overlay } from "./snapshot/overlay.ts";
 import { readLayout } from "./stats/layout.ts";
 import { createStreamingServer } from "./streaming/server.ts";
@@ -197,6 +198,7 @@ export const serve = async (
     linux,
     network,
     snapshotter,
+    disks: await createDisks(join(config.root, "disks")),
     images,
     handlers,
     pods,

@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { canaryImage } from "@bulkhead/lib/api/group.ts";
 import type { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
-import { kataProblem, vmSettings } from "@bulkhead/lib/api/kata.ts";
+import { kataProblem } from "@bulkhead/lib/api/kata.ts";
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { handlerKind } from "@bulkhead/lib/api/runtime-profile.ts";
@@ -111,7 +111,6 @@ export function unsupported(profile: DesiredProfile, bundle: Supplies): string |
     case "kata":
     case "firecracker": {
       const problem = profile.handler.kata && kataProblem(profile.handler.kata);
-      if (vmSettings(profile.handler)?.rootfs === "block") return "rootfs: block is not supported yet";
       return problem === undefined
         ? noVm(profile, kataRoot(profile, ""), bundle.vm)
         : `handler.kata: ${problem}`;

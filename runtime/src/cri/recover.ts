@@ -23,6 +23,9 @@ export const recover = async (runtime: Runtime): Promise<void> => {
         log.warn({ container: container.id, err }, "half-made container could not be removed"),
       );
   await removeStrays(runtime);
+  await runtime.disks
+    .sweep(new Set([...pods.list(), ...containers.list()].map(({ id }) => id)))
+    .catch((err) => log.warn({ err }, "disks of containers that are gone could not be removed"));
   log.info(
     {
       pods: pods.list().length,

@@ -15,6 +15,7 @@ import type { Pod } from "../pod/state.ts";
 import type { PodStore } from "../pod/store.ts";
 import type { Activity } from "../record/activity.ts";
 import type { Locks } from "../record/lock.ts";
+import type { Disks } from "../snapshot/disks.ts";
 import type { Snapshotter } from "../snapshot/snapshotter.ts";
 import type { HostFacts } from "../spec/host.ts";
 import type { StreamingServer } from "../streaming/streaming.ts";
@@ -30,6 +31,7 @@ export type Runtime = {
   linux: Linux;
   network: Network;
   snapshotter: Snapshotter;
+  disks: Disks;
   images: ImageStore;
   handlers: Handlers;
   pods: PodStore;

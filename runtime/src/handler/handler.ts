@@ -102,6 +102,8 @@ export type SandboxLaunch = {
   spec: Spec;
   /** Mounted root file system of the holder, "" when the handler needs none. */
   rootfs: string;
+  /** The same as a disk of its own, for a wall that is given no directory: a file, or a block device of the node. */
+  disk?: string;
   /** Absolute; where the pod's logs go. May be "". */
   logDirectory: string;
   annotations: Record<string, string>;
@@ -116,6 +118,8 @@ export type ContainerLaunch = {
   stateDir: string;
   /** Mounted by the snapshotter; spec.root.path is the same. */
   rootfs: string;
+  /** As of {@link SandboxLaunch.disk}. */
+  disk?: string;
   spec: Spec;
   tty: boolean;
   stdin: boolean;

@@ -35,6 +35,7 @@ import { selinuxLabels } from "../../spec/selinux.ts";
 import { stopSignalOf } from "../../spec/stop-signal.ts";
 import { type User, userOf } from "../../spec/user.ts";
 import { podIdsOf, requireSameIds } from "../../spec/user-namespace.ts";
+import { makeDisk } from "../disk.ts";
 import { notify } from "../notify.ts";
 import {
   containerDir,
@@ -289,12 +290,14 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     runsc?.emptyDir === "sandbox" ? await emptyDirHints(podDir(runtime, pod.id), config.mounts) : {};
   const edited = withEdits(plain, cdi, security?.privileged ?? false);
   const spec = { ...edited, annotations: { ...hints, ...edited.annotations } };
+  const disk = await makeDisk(runtime, pod.handler, { key: id, directory: rootfs }, signal);
   const handlerState = await handler.create(
     {
       id,
       sandbox: sandboxRef(runtime, pod),
       stateDir,
       rootfs,
+      ...(disk === undefined ? {} : { disk }),
       spec: runsc ? await specForGvisor(spec, stateDir) : spec,
       tty: config.tty,
       stdin: config.stdin,

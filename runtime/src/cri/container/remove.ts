@@ -30,11 +30,11 @@ export const removeContainerById = (runtime: Runtime, id: string, signal: AbortS
   });
 
 /**
- * Unmounts a container's root and the images that are its volumes, and lets go of their layers. By what is there, not
+ * Removes a container's disk, unmounts its root and the images that are its volumes, and lets go of their layers. By what is there, not
  * by the record: a creation that failed half-way has noted nothing yet.
  */
 export const releaseMounts = async (
-  runtime: Pick<Runtime, "stateDir" | "snapshotter">,
+  runtime: Pick<Runtime, "stateDir" | "snapshotter" | "disks">,
   id: string,
 ): Promise<void> => {
   const dir = containerDir(runtime, id);
@@ -45,6 +45,7 @@ export const releaseMounts = async (
     await runtime.snapshotter.removeContainer(`${id}-${name}`);
   }
   await runtime.snapshotter.removeContainer(id);
+  await runtime.disks.remove(id);
 };
 
 /** Takes away everything of a container that does not run: the way down of create, remove and recovery. */

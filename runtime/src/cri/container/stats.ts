@@ -8,6 +8,7 @@ import {
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { isVisible, type Visible } from "../../container/state.ts";
 import type { Usage } from "../../handler/handler.ts";
+import { writableOf } from "../disk.ts";
 import { hasId, hasLabels, isShown } from "../filter.ts";
 import { containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
 import { requireVisible } from "./visible.ts";
@@ -57,7 +58,7 @@ export const statsOf = async (
   const handler = runtime.handlers.running(pod.handler);
   const [{ usage, nanoCores }, writable, fs] = await Promise.all([
     runtime.sampler.of(container.id, () => handler.stats(containerRef(runtime, pod, container), signal)),
-    runtime.snapshotter.usage(container.id).catch(() => ({ bytes: 0n, inodes: 0n })),
+    writableOf(runtime, pod.handler, container.id).catch(() => ({ bytes: 0n, inodes: 0n })),
     runtime.images.fsInfo(),
   ]);
   return create(ContainerStatsSchema, {

@@ -13,6 +13,7 @@ import { type CgroupLayout, type CgroupPaths, readLayout } from "../../stats/lay
 import { commonLabels, metricCatalog, type Sample } from "../../stats/metric-catalog.ts";
 import { networkSamples, processSamples, readDisk, readUlimits } from "../../stats/process-metrics.ts";
 import { pidIn } from "../container/create.ts";
+import { writableOf } from "../disk.ts";
 import { containerRef, type Runtime, type RuntimeMethods, sandboxRef } from "../runtime.ts";
 import { interfacesOf } from "./stats.ts";
 
@@ -83,7 +84,7 @@ const containerMetricsOf = async (
     readMetrics(cgroup, layout),
     pid === undefined ? [] : processSamples(processesOf(cgroup)),
     pid === undefined ? [] : readUlimits(pid),
-    runtime.snapshotter.usage(container.id).catch(() => undefined),
+    writableOf(runtime, pod.handler, container.id).catch(() => undefined),
     runtime.images.fsInfo().then(({ mountpoint }) => readDisk(mountpoint)),
   ]);
   const samples: Sample[] = [

@@ -5,7 +5,7 @@ import { hold, type Pod } from "../../pod/state.ts";
 import { podDir, type Runtime, sandboxRef } from "../runtime.ts";
 import { networkPod } from "./network-pod.ts";
 
-type Needs = Pick<Runtime, "pods" | "handlers" | "network" | "linux" | "stateDir">;
+type Needs = Pick<Runtime, "pods" | "handlers" | "network" | "linux" | "stateDir" | "disks">;
 
 /**
  * Gives back what a pod's record says it holds, but for the handler's own things, which containers still need
@@ -37,6 +37,7 @@ export const releasePod = async (runtime: Needs, id: string, signal: AbortSignal
 export const removePod = async (runtime: Needs, pod: Pod, signal: AbortSignal): Promise<void> => {
   if (pod.held.sandbox)
     await runtime.handlers.running(pod.handler).removeSandbox(sandboxRef(runtime, pod), signal);
+  await runtime.disks.remove(pod.id);
   await rm(podDir(runtime, pod.id), { recursive: true, force: true });
   runtime.pods.delete(pod.id);
 };

@@ -18,6 +18,7 @@ import { holderPath, holderSpec } from "../../spec/holder-spec.ts";
 import { podNamespaces } from "../../spec/namespaces.ts";
 import { sysctlsOf } from "../../spec/sysctl.ts";
 import { podIdsOf } from "../../spec/user-namespace.ts";
+import { holderDiskMiB, makeDisk } from "../disk.ts";
 import { notify } from "../notify.ts";
 import { cleanup, now, podDir, type Runtime, type RuntimeMethods } from "../runtime.ts";
 import { networkPod, requirePortMappings } from "./network-pod.ts";
@@ -176,6 +177,15 @@ const build = async (
     allowedAnnotations: handlerConfig.allowedAnnotations,
     host: runtime.host,
   });
+  const disk =
+    rootfs === ""
+      ? undefined
+      : await makeDisk(
+          runtime,
+          handlerConfig,
+          { key: id, directory: rootfs, sizeMiB: holderDiskMiB },
+          signal,
+        );
   update((each) => hold(each, { sandbox: { state: {} } }));
   const state = await timed(metrics, name, "sandbox", () =>
     handler.runSandbox(
@@ -186,6 +196,7 @@ const build = async (
         hostname,
         spec,
         rootfs,
+        ...(disk === undefined ? {} : { disk }),
         logDirectory: config.logDirectory,
         annotations: spec.annotations ?? {},
       },

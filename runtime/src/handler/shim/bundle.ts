@@ -5,6 +5,7 @@ import { type Any, AnySchema } from "@bufbuild/protobuf/wkt";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { OptionsSchema as RuncOptionsSchema } from "@bulkhead/lib/gen/shim_runc_options_pb.js";
 import { OptionsSchema } from "@bulkhead/lib/gen/shim_runtime_options_pb.js";
+import { type Linux, MountFlags } from "../../linux/linux.ts";
 import type { Resources, Spec } from "../../spec/oci.ts";
 
 /**
@@ -25,6 +26,32 @@ export const groupedSpec = (spec: Spec, type: "sandbox" | "container", sandboxId
     "io.kubernetes.cri.sandbox-id": sandboxId,
   },
 });
+
+/** What a shim mounts on the bundle's rootfs before it starts a container. */
+export type RootfsMount = { type: string; source: string; options: string[] };
+
+/**
+ * The root file system as Kata takes it: a directory that it mounts in the bundle and shares with the guest, or a disk
+ * that it plugs into the machine and never mounts on the node. A file becomes one by the option "loop".
+ */
+export const rootfsMounts = ({ rootfs, disk }: { rootfs: string; disk?: string }): RootfsMount[] =>
+  disk === undefined
+    ? [{ type: "bind", source: rootfs, options: ["rbind", "rw"] }]
+    : [{ type: "ext4", source: disk, options: disk.startsWith("/dev/") ? ["rw"] : ["rw", "loop"] }];
+
+/** The spec of a container whose root the shim mounts: in the bundle, as containerd says it. */
+export const rooted = (spec: Spec): Spec => ({ ...spec, root: { ...spec.root, path: "rootfs" } });
+
+/** Unmounts whatever is mounted on a directory, also several times. Succeeds when nothing is. */
+export async function unmountAll(directory: string, linux: Pick<Linux, "umount">): Promise<void> {
+  for (let mounts = 0; mounts < 8; mounts++)
+    try {
+      await linux.umount(directory, MountFlags.DETACH | MountFlags.NOFOLLOW);
+    } catch (error) {
+      if (["EINVAL", "ENOENT"].includes((error as NodeJS.ErrnoException).code ?? "")) return;
+      throw error;
+    }
+}
 
 /** Makes the bundle; returns its path. Idempotent. */
 export function writeBundle(stateDir: string, id: string, spec: Spec): string {

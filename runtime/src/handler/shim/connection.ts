@@ -1,5 +1,5 @@
 import { Task } from "@bulkhead/lib/gen/shim_task_v3_pb.js";
-import { hasCode } from "@bulkhead/lib/std/errors.ts";
+import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { createTtrpcClient, type TtrpcClient, TtrpcConnection } from "@bulkhead/lib/ttrpc/client.ts";
 import { namespace } from "./command.ts";
 
@@ -15,12 +15,30 @@ export type ShimConnection = {
   shimPid: number;
 };
 
+/**
+ * Kata's runtime-rs gives every failure the same code. By its words a task that is not there, or not there yet, is
+ * told from what went wrong.
+ */
+export const withCode = (error: unknown): unknown =>
+  hasCode(error, "unknown") &&
+  /failed to find (container|process)|process already terminated|runtime not ready/.test(messageOf(error))
+    ? new RuntimeError("not-found", messageOf(error), { cause: error })
+    : error;
+
 /** Versions 2 and 3 have the same messages under another package. */
-const taskClient = (connection: TtrpcConnection, version: 2 | 3): TaskClient =>
-  createTtrpcClient(Task, connection, {
+const taskClient = (connection: TtrpcConnection, version: 2 | 3): TaskClient => {
+  const transport: Pick<TtrpcConnection, "unary" | "stream"> = {
+    unary: (...call) =>
+      connection.unary(...call).catch((error) => {
+        throw withCode(error);
+      }),
+    stream: (...call) => connection.stream(...call),
+  };
+  return createTtrpcClient(Task, transport, {
     typeName: `containerd.task.v${version}.Task`,
     metadata: { "containerd-namespace-ttrpc": namespace },
   });
+};
 
 /**
  * Connects and finds the task service: the version that the shim's reply named first, else the other one. The
@@ -53,7 +71,7 @@ export async function connectShim(
   }
 }
 
-/** runc's shim does not find a task before the first Create, which is an answer of the right service too. */
+/** runc's shim and Kata's find no task before the first Create, which is an answer of the right service too. */
 async function connectTask(task: TaskClient, id: string, signal: AbortSignal): Promise<{ shimPid: number }> {
   try {
     return await task.connect({ id }, { signal, timeoutMs: 30_000 });

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { hasCode } from "@bulkhead/lib/std/errors.ts";
 import type { Resources } from "../../spec/oci.ts";
 import type { ContainerLaunch, ContainerRef, HandlerState, Usage } from "../handler.ts";
-import { bundleOf, groupedSpec, resourcesAny, writeBundle } from "./bundle.ts";
+import { bundleOf, groupedSpec, resourcesAny } from "./bundle.ts";
 import { files, readMemory, writeState } from "./files.ts";
 import { follow } from "./follow.ts";
 import { containerStateOf, now, type Shims, SIGKILL } from "./shims.ts";
@@ -21,15 +21,18 @@ export async function createContainer(
   const { options } = shims;
   const pod = await shims.podOf(launch.sandbox, signal);
   const { id, stateDir } = launch;
-  const bundle = writeBundle(stateDir, id, groupedSpec(launch.spec, "container", launch.sandbox.id));
+  const { bundle, rootfs } = shims.writeBundle(
+    launch,
+    groupedSpec(launch.spec, "container", launch.sandbox.id),
+  );
   const io = join(stateDir, files.io);
   const stdio = stdioPaths(io, launch);
   const state: ContainerState = {};
   await using undo = new AsyncDisposableStack();
-  undo.defer(() => {
+  undo.defer(async () => {
     shims.killProcess(state.keeper);
     removeStdio(io);
-    rmSync(bundle, { recursive: true, force: true });
+    await shims.removeBundle(bundle);
   });
   // Where the shim cannot be told to: after that, it is too late to learn which it is.
   undo.defer(() => shims.removeCgroup(id, bundle));
@@ -48,7 +51,7 @@ export async function createContainer(
     {
       id,
       bundle,
-      rootfs: shims.rootfsMounts(launch.rootfs),
+      rootfs,
       terminal: launch.tty,
       ...stdio,
       ...(options ? { options } : {}),
@@ -119,7 +122,7 @@ export async function removeContainer(shims: Shims, ref: ContainerRef, signal: A
   await shims.removeCgroup(ref.id, bundle);
   shims.killProcess(containerStateOf(ref).keeper);
   removeStdio(join(ref.stateDir, files.io));
-  rmSync(bundle, { recursive: true, force: true });
+  await shims.removeBundle(bundle);
   for (const file of [files.container, files.exit, files.memory])
     rmSync(join(ref.stateDir, file), { force: true });
 }

@@ -9,6 +9,7 @@ import { follow } from "./follow.ts";
 import type { ShimPod } from "./pod.ts";
 import { containerStateOf, now, type Shims } from "./shims.ts";
 import { oomKills } from "./stats.ts";
+import { holdOpen, stdioPaths } from "./stdio.ts";
 
 /** What a container is after a restart of the daemon. */
 type Found = Exit | "created" | "running" | "unknown";
@@ -79,13 +80,23 @@ const takeUp = async (
   ref: ContainerRef,
   exit: Found,
 ): Promise<void> => {
+  // Before the reader, which would take a FIFO that its shim has not opened yet for one at its end.
+  const io = stdioPaths(join(ref.stateDir, files.io), ref);
+  const held = exit === "created" ? holdOpen(io) : undefined;
   const output = shims.openOutput(ref);
   output.start();
   const ended = typeof exit === "object";
   if (pod && !ended && exit !== "unknown") {
-    follow(shims, pod, { id: ref.id, stateDir: ref.stateDir, state: containerStateOf(ref), output });
+    follow(shims, pod, {
+      id: ref.id,
+      stateDir: ref.stateDir,
+      state: containerStateOf(ref),
+      output,
+      ...(held ? { held } : {}),
+    });
     return;
   }
+  held?.[Symbol.dispose]();
   await output.drained(AbortSignal.timeout(5_000));
   if (!pod) return output.close();
   if (ended) {

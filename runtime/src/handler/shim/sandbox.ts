@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { socketPath } from "@bulkhead/lib/ttrpc/socket.ts";
 import type { HandlerState, SandboxLaunch, SandboxRef } from "../handler.ts";
-import { bundleOf, groupedSpec, writeBundle } from "./bundle.ts";
+import { bundleOf, groupedSpec } from "./bundle.ts";
 import { connectShim } from "./connection.ts";
 import { files, writeState } from "./files.ts";
 import { launchShim } from "./launch.ts";
@@ -27,7 +27,7 @@ export async function runSandbox(
     );
   const deadline = within(signal, createMs);
   await using undo = new AsyncDisposableStack();
-  const bundle = writeBundle(launch.stateDir, launch.id, groupedSpec(launch.spec, "sandbox", launch.id));
+  const { bundle, rootfs } = shims.writeBundle(launch, groupedSpec(launch.spec, "sandbox", launch.id));
   const ref: SandboxRef = { id: launch.id, stateDir: launch.stateDir, state: {} };
   undo.defer(async () => {
     // One that did not come so far that it could be asked to go.
@@ -63,7 +63,7 @@ export async function runSandbox(
         {
           id: launch.id,
           bundle,
-          rootfs: shims.rootfsMounts(launch.rootfs),
+          rootfs,
           ...(options ? { options } : {}),
         },
         { signal: deadline, timeoutMs: createMs },
@@ -116,7 +116,7 @@ export async function stopSandbox(shims: Shims, ref: SandboxRef, signal: AbortSi
   }
   await shims.removeCgroup(ref.id, bundle);
   // Without it a second stop finds nothing to do.
-  rmSync(bundle, { recursive: true, force: true });
+  await shims.removeBundle(bundle);
 }
 
 /** What is left of a pod that is stopped. Idempotent. */

@@ -12,6 +12,7 @@ import {
   updateContainer,
 } from "./container.ts";
 import { execInTask } from "./exec.ts";
+import { dialGuest } from "./guest.ts";
 import { portForwardRunsc } from "./port-forward.ts";
 import { recoverPod } from "./recover.ts";
 import { checkpointContainer } from "./runsc-checkpoint.ts";
@@ -82,7 +83,10 @@ export async function createShimHandler(
     async portForward(ref, port, signal) {
       if (config.runsc)
         return await portForwardRunsc(config.runsc, deps.host.socketDir, ref.id, port, signal);
-      return await deps.network.dial(shimStateOf(ref)?.netns ?? "", port, signal);
+      const netns = shimStateOf(ref)?.netns ?? "";
+      return config.wall === "vm"
+        ? await dialGuest(deps.linux.addresses(netns, "eth0"), port, signal)
+        : await deps.network.dial(netns, port, signal);
     },
     recover: (ref, containers, signal) => recoverPod(shims, ref, containers, signal),
     [Symbol.asyncDispose]: () => shims.release(),

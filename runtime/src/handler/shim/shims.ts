@@ -1,3 +1,4 @@
+import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Any } from "@bufbuild/protobuf/wkt";
@@ -8,10 +9,19 @@ import type { Logger } from "pino";
 import type { Linux } from "../../linux/linux.ts";
 import { readProcess } from "../../monitor/process.ts";
 import type { Network } from "../../network/network.ts";
+import type { Spec } from "../../spec/oci.ts";
 import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
 import { type CgroupLayout, readLayout } from "../../stats/layout.ts";
 import type { ContainerLaunch, ContainerRef, HandlerEvents, SandboxRef } from "../handler.ts";
-import { bundleOf, createOptions } from "./bundle.ts";
+import {
+  bundleOf,
+  createOptions,
+  type RootfsMount,
+  rooted,
+  rootfsMounts,
+  unmountAll,
+  writeBundle,
+} from "./bundle.ts";
 import type { LaunchContext } from "./command.ts";
 import { connectShim } from "./connection.ts";
 import { files, readState } from "./files.ts";
@@ -27,7 +37,7 @@ import { stdioPaths } from "./stdio.ts";
 
 export type ShimHandlerDeps = {
   host: ShimHost;
-  linux: Pick<Linux, "mkfifo" | "tee" | "kill">;
+  linux: Pick<Linux, "mkfifo" | "tee" | "kill" | "umount" | "addresses">;
   network: Pick<Network, "dial">;
   events: HandlerEvents;
   log: Logger;
@@ -237,11 +247,10 @@ export class Shims {
 
   /** Signals a container; one that is gone has got it. */
   async kill(pod: ShimPod, id: string, signo: number, all: boolean, signal: AbortSignal): Promise<void> {
+    // A guest under emulation takes its time, as its handler's deadlines say.
+    const most = this.config.wall === "vm" ? this.stopMs : 10_000;
     try {
-      await pod.task.kill(
-        { id, signal: signo, all },
-        { signal, timeoutMs: Math.min(10_000, this.stopMs / 3) },
-      );
+      await pod.task.kill({ id, signal: signo, all }, { signal, timeoutMs: Math.min(most, this.stopMs / 3) });
     } catch (error) {
       if (!hasCode(error, "not-found")) throw error;
     }
@@ -335,8 +344,10 @@ export class Shims {
   async shutdown(pod: ShimPod): Promise<void> {
     pod.quiet();
     if (!pod.stuck && !pod.hung) {
-      await pod.task.shutdown({ id: pod.id, now: true }, { timeoutMs: shutdownMs }).catch(() => {});
-      await Promise.race([pod.gone, sleep(shutdownMs, undefined, { ref: false })]);
+      // One that is killed while it takes a virtual machine down leaves the machine.
+      const ms = this.config.wall === "vm" ? this.stopMs : shutdownMs;
+      await pod.task.shutdown({ id: pod.id, now: true }, { timeoutMs: ms }).catch(() => {});
+      await Promise.race([pod.gone, sleep(ms, undefined, { ref: false })]);
     }
     if (pod.alive) this.killShim(pod, pod.state);
     this.forget(pod.id);
@@ -348,8 +359,24 @@ export class Shims {
     await removeCgroup(await specCgroup(join(bundle, "config.json"), id, this.#layout), this.deps.linux);
   }
 
-  /** Kata shares a directory that it finds mounted in the bundle; the others go where root.path says. */
-  rootfsMounts(rootfs: string): { type: string; source: string; options: string[] }[] {
-    return this.config.wall === "vm" ? [{ type: "bind", source: rootfs, options: ["rbind", "rw"] }] : [];
+  /** Writes the bundle of a container; returns its path, and what the shim is to mount as its root. */
+  writeBundle(
+    launch: Pick<ContainerLaunch, "id" | "stateDir" | "rootfs" | "disk" | "spec">,
+    spec: Spec,
+  ): { bundle: string; rootfs: RootfsMount[] } {
+    const rootfs = this.config.wall === "vm" ? rootfsMounts(launch) : [];
+    return {
+      bundle: writeBundle(launch.stateDir, launch.id, rootfs.length > 0 ? rooted(spec) : spec),
+      rootfs,
+    };
+  }
+
+  /**
+   * Removes a bundle. A shim that was killed leaves its root mounted there: unmounted first, so that what is removed
+   * is not what the mount shows.
+   */
+  async removeBundle(bundle: string): Promise<void> {
+    if (this.config.wall === "vm") await unmountAll(join(bundle, "rootfs"), this.deps.linux);
+    rmSync(bundle, { recursive: true, force: true });
   }
 }

@@ -1,0 +1,184 @@
+import { execFileSync } from "node:child_process";
+import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
+import type { ContainerRef, Handler, SandboxRef } from "@bulkhead/runtime/handler/handler.ts";
+import { openTestHost, type TestHost } from "@bulkhead/runtime/handler/shim/test-host.ts";
+import { createDisks, type Disks } from "@bulkhead/runtime/snapshot/disks.ts";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+
+/**
+ * The conventions of Kata's shim, without Kata: containerd's shim of runc driven as Kata is (sandbox first, root file
+ * systems as mounts of the shim's), and a fake of Kata's own. A real Kata is driven by test/kata/kata.host.test.ts.
+ */
+
+const signal = () => AbortSignal.timeout(60_000);
+/** Short: a socket below it has a pod's whole id in its path, as below /run/kata. */
+const fakeRun = `/tmp/bh-fk${process.pid}`;
+let host: TestHost;
+let disks: Disks;
+
+beforeAll(async () => {
+  host = await openTestHost("runc");
+  disks = await createDisks(join("/var/tmp", `bh-kata-disks-${process.pid}`));
+});
+afterAll(async () => {
+  await disks?.sweep(new Set());
+  await host?.[Symbol.asyncDispose]();
+  rmSync(fakeRun, { recursive: true, force: true });
+  execFileSync("rmdir", [`/var/tmp/bh-kata-disks-${process.pid}`]);
+});
+
+const mountsBelow = (path: string): string[] =>
+  readFileSync("/proc/self/mountinfo", "utf8")
+    .split("\n")
+    .flatMap((line) => line.split(" ")[4] ?? [])
+    .filter((point) => point.startsWith(path));
+
+type Form = "shared" | "disk" | "device";
+const kataOf = (form: Form) =>
+  ({
+    runtime: form === "device" ? "go" : "rust",
+    rootfs: form === "shared" ? "virtio-fs" : "block",
+    diskMiB: 64,
+  }) as const;
+
+/** A disk as the CRI layer makes it; undefined for a shared root. */
+const diskOf = async (form: Form, key: string, directory: string): Promise<{ disk?: string }> => {
+  if (form === "shared") return {};
+  const file = await disks.make(key, directory, 64, signal());
+  return { disk: form === "device" ? await disks.attach(key, signal()) : file };
+};
+
+const runPod = async (handler: Handler, form: Form): Promise<SandboxRef> => {
+  const launch = host.newPod();
+  const disk = await diskOf(form, launch.id, launch.rootfs);
+  const state = await handler.runSandbox({ ...launch, ...disk }, signal());
+  return { id: launch.id, stateDir: launch.stateDir, state: JSON.parse(JSON.stringify(state)) };
+};
+const run = async (handler: Handler, pod: SandboxRef, form: Form, args: string[]) => {
+  const launch = host.newContainer(pod, args);
+  const disk = await diskOf(form, launch.id, launch.rootfs);
+  const ref: ContainerRef = host.refOf(launch, await handler.create({ ...launch, ...disk }, signal()));
+  await handler.start(ref, signal());
+  return { ref, rootfs: launch.rootfs };
+};
+const logOf = (ref: ContainerRef): string => readFileSync(ref.logPath, "utf8");
+const removePod = async (handler: Handler, pod: SandboxRef): Promise<void> => {
+  await handler.stopSandbox(pod, signal());
+  await handler.removeSandbox(pod, signal());
+  await disks.remove(pod.id);
+};
+
+describe.each<Form>(["shared", "disk", "device"])("runc's shim driven as Kata, its roots by %s,", (form) => {
+  test("runs a pod of two containers, whose writes go where they should", async () => {
+    await using opened = await host.openHandler({ wall: "vm", kata: kataOf(form) });
+    const { handler } = opened;
+    const pod = await runPod(handler, form);
+    const write = "echo here >/written; dd if=/dev/zero of=/big bs=1M count=80 2>&1 || echo FULL; rm -f /big";
+    const one = await run(handler, pod, form, ["/bin/sh", "-c", write]);
+    const two = await run(handler, pod, form, ["/bin/sh", "-c", "[ -e /written ] || echo alone; sleep 100"]);
+    expect((await host.exitOf(one.ref.id)).code).toBe(0);
+    await host.until(
+      () => existsSync(two.ref.logPath) && logOf(two.ref).includes("alone"),
+      "the second container",
+    );
+    expect(existsSync(join(one.rootfs, "written"))).toBe(form === "shared");
+    expect(logOf(one.ref).includes("FULL")).toBe(form !== "shared");
+    for (const { ref } of [one, two]) {
+      await handler.remove(ref, signal());
+      await disks.remove(ref.id);
+    }
+    await removePod(handler, pod);
+    expect(mountsBelow(host.dir).filter((point) => point.includes(pod.id))).toEqual([]);
+    expect(execFileSync("losetup", ["-l", "-n", "-O", "BACK-FILE"], { encoding: "utf8" })).not.toContain(
+      "bh-kata-disks",
+    );
+  });
+
+  test("leaves the root's files alone when its shim was killed with the root mounted", async () => {
+    await using opened = await host.openHandler({ wall: "vm", kata: kataOf(form) });
+    const { handler } = opened;
+    const pod = await runPod(handler, form);
+    const { ref, rootfs } = await run(handler, pod, form, ["/bin/sleep", "100"]);
+    process.kill((pod.state.shim as { pid: number }).pid, "SIGKILL");
+    await host.until(() => host.sandboxExits.includes(pod.id), "the pod's loss");
+    await handler.remove(ref, signal());
+    await removePod(handler, pod);
+    await disks.remove(ref.id);
+    expect(existsSync(join(rootfs, "bin/busybox"))).toBe(true);
+    expect(mountsBelow(host.dir).filter((point) => point.includes(ref.id))).toEqual([]);
+  });
+});
+
+describe.each<Form>(["shared", "disk", "device"])("a fake of Kata's shim, roots by %s,", (form) => {
+  let config: Partial<ShimHandlerConfig>;
+  let log: string;
+
+  beforeAll(() => {
+    const dir = join(host.dir, `fake-kata-${form}`);
+    mkdirSync(dir);
+    const binary = join(dir, "containerd-shim-kata-v2");
+    // The shim is a program of its own: nothing of the test's environment reaches it but what the handler says.
+    writeFileSync(
+      binary,
+      `#!/bin/sh\nexec ${process.execPath} ${join(import.meta.dirname, "fake-kata-shim.ts")} "$@"\n`,
+    );
+    chmodSync(binary, 0o755);
+    const configPath = join(dir, "configuration.toml");
+    writeFileSync(configPath, "");
+    log = join(dir, "requests");
+    writeFileSync(log, "");
+    config = {
+      binary,
+      configPath,
+      optionsTypeUrl: "io.containerd.kata.v2.options",
+      wall: "vm",
+      kata: kataOf(form),
+      env: { FAKE_KATA_LOG: log, FAKE_KATA_RUN: fakeRun },
+    };
+  });
+  // biome-ignore lint/suspicious/noExplicitAny: what the fake wrote
+  const asked = (): any[] =>
+    readFileSync(log, "utf8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+
+  test("takes the sandbox first, then the containers, as Kata would", async () => {
+    let opened = await host.openHandler(config);
+    const pod = await runPod(opened.handler, form);
+    const { ref } = await run(opened.handler, pod, form, ["/bin/sleep", "100"]);
+    await host.until(() => existsSync(ref.logPath) && logOf(ref).includes(`from ${ref.id}`), "output");
+    expect(asked()).toMatchObject([
+      {
+        create: pod.id,
+        type: "sandbox",
+        rootfs: { shared: "shared", disk: "block file", device: "block device" }[form],
+        root: "rootfs",
+        options: {
+          any: "runtimeoptions.v1.Options",
+          type: "io.containerd.kata.v2.options",
+          config: config.configPath,
+        },
+      },
+      { create: ref.id, type: "container", annotations: { "io.kubernetes.cri.sandbox-id": pod.id } },
+    ]);
+    // A restart of the daemon: a container that is not there is told from a shim that fails.
+    await opened[Symbol.asyncDispose]();
+    opened = await host.openHandler(config);
+    const lost = host.refOf(host.newContainer(pod, ["/x"]), {});
+    const found = await opened.handler.recover(pod, [ref, lost], signal());
+    expect(found.sandboxAlive).toBe(true);
+    expect(found.containers.get(ref.id)).toEqual({ state: "running" });
+    expect(found.containers.get(lost.id)).toEqual({ state: "unknown" });
+    await opened.handler.kill(ref, 15, false, signal());
+    expect((await host.exitOf(ref.id)).code).toBe(143);
+    await opened.handler.remove(ref, signal());
+    await opened.handler.remove(ref, signal());
+    await removePod(opened.handler, pod);
+    expect(asked().slice(-3)).toEqual([{ delete: ref.id }, { delete: pod.id }, { shutdown: pod.id }]);
+    await disks.remove(ref.id);
+    await opened[Symbol.asyncDispose]();
+  });
+});
