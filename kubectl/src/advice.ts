@@ -5,6 +5,9 @@
 export const advice: Record<string, string> = {
   AgentSilent: "look at the node and at its node-agent pod: kubectl -n bulkhead-system get pods -o wide",
   AgentsSilent: "look at the nodes and their node-agent pods: kubectl -n bulkhead-system get pods -o wide",
+  ArtifactChanged:
+    "somebody changed programs on that node: find out who; artifact.repair: true fetches them anew",
+  ArtifactFailed: "the artifact could not be fetched or its signature is not the policy's: read the message",
   CanaryFailed:
     "the handler is installed and its wall does not hold or does not start: read the message, then the installer's log on that node",
   EngineFailed: "the node's runtime did not come up: read bulkhead-runtime's journal on that node",

@@ -28,6 +28,8 @@ const create = (name: string, spec: unknown) =>
 
 const digest = `registry.example/gvisor@sha256:${"a".repeat(64)}`;
 
+const pem = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0=\n-----END PUBLIC KEY-----\n";
+
 describe("The API server accepts", () => {
   const accepted: [string, unknown][] = [
     ["a profile of each namespaces wall", { handler: { runc: {} } }],
@@ -63,6 +65,13 @@ describe("The API server accepts", () => {
     ],
     ["a containerd shim", { handler: { shim: { runtimeType: "io.containerd.kata-qemu.v2" } } }],
     ["an artifact by digest", { handler: { gvisor: {} }, artifact: { image: digest } }],
+    [
+      "an artifact with a signature policy that is put right",
+      {
+        handler: { gvisor: {} },
+        artifact: { image: digest, repair: true, verify: { cosign: { publicKeys: [pem] } } },
+      },
+    ],
     ["maxUnavailable as a number", { handler: { runc: {} }, rollout: { maxUnavailable: 3 } }],
     ["maxUnavailable as a percentage", { handler: { runc: {} }, rollout: { maxUnavailable: "10%" } }],
     ["a toleration of everything", { handler: { runc: {} }, tolerations: [{ operator: "Exists" }] }],
@@ -139,6 +148,16 @@ describe("The API server refuses, naming the field,", () => {
       "a flag with a shell's meaning",
       "spec.handler.runc.flags",
       { handler: { runc: { flags: ["--a=$(id)"] } } },
+    ],
+    [
+      "a signature policy without an image",
+      "spec.artifact",
+      { ...runc, artifact: { bundled: true, verify: { cosign: { publicKeys: [pem] } } } },
+    ],
+    [
+      "a key that is none",
+      "spec.artifact.verify.cosign.publicKeys",
+      { ...runc, artifact: { image: digest, verify: { cosign: { publicKeys: ["/etc/key.pem"] } } } },
     ],
     [
       "a shim named by path",

@@ -212,12 +212,43 @@ const artifact = z
       .max(512)
       .regex(/@sha256:[0-9a-f]{64}$/, "must name the image by digest (…@sha256:…)")
       .optional(),
+    /** Who must have signed the image; the digest alone is enough where this is left out. */
+    verify: z
+      .object({
+        cosign: z.object({
+          /** In PEM, as of cosign generate-key-pair. A signature by one of them is enough. */
+          publicKeys: z
+            .array(
+              z
+                .string()
+                .max(4096)
+                .regex(
+                  /^-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]+-----END PUBLIC KEY-----\n?$/,
+                  "must be a public key in PEM (-----BEGIN PUBLIC KEY-----)",
+                ),
+            )
+            .min(1)
+            .max(8),
+          /** repository: the signature names the image's own repository. any: one of a copy counts, too. */
+          identity: z.enum(["repository", "any"]).default("repository"),
+        }),
+      })
+      .optional(),
+    /**
+     * Whether an artifact whose files were changed on a node is fetched again. Left out or false: it is told, and no
+     * new pods of the profile come to that node.
+     */
+    repair: z.boolean().optional(),
   })
   .meta({
     "x-kubernetes-validations": [
       {
         rule: "(has(self.bundled) && self.bundled) != has(self.image)",
         message: "exactly one of bundled: true and image must be set",
+      },
+      {
+        rule: "has(self.image) || (!has(self.verify) && !has(self.repair))",
+        message: "verify and repair need image",
       },
     ],
   });

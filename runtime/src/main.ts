@@ -5,6 +5,7 @@ import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { Command, Option } from "commander";
 import pino, { type Logger } from "pino";
 import * as z from "zod";
+import type { ArtifactRequest, ArtifactSources } from "./artifact/fetch.ts";
 import { bashCompletion } from "./completion.ts";
 import { type Config, defaultConfig, parseConfig, readConfig } from "./config.ts";
 
@@ -99,6 +100,7 @@ config
 type FetchOptions = {
   config?: string;
   registry?: string;
+  certs?: string;
   credentials?: string;
   key: string[];
   identity: "repository" | "any";
@@ -118,60 +120,81 @@ const positive = (value: string): number => {
   return Number(value);
 };
 
-program
+const artifact = program
   .command("artifact")
-  .description("programs of a wall that come as an OCI image or artifact")
-  .command("fetch <image> <directory>")
+  .description("programs of a wall that come as an OCI image or artifact");
+
+/** A subcommand of `artifact`, with the options by which one is found and trusted. */
+const artifactCommand = (usage: string): Command =>
+  artifact
+    .command(usage)
+    .option(
+      "--config <file>",
+      "whose registries and signature rules hold (default: /etc/bulkhead/runtime.yaml)",
+    )
+    .option("--registry <host[:port][/path]>", "ask this registry instead of the image's own")
+    .option("--certs <directory>", "HOST/hosts.toml and certificates, instead of the configuration's")
+    .option("--credentials <file>", "a docker config.json, instead of the configuration's")
+    .option(
+      "--key <file>",
+      "public key that must have signed it; any one of several",
+      (file: string, before: string[]) => [...before, file],
+      [],
+    )
+    .addOption(
+      new Option("--identity <what>", "whether the signature must name the image's repository")
+        .choices(["repository", "any"])
+        .default("repository"),
+    )
+    .option("--platform <os/architecture>", "instead of this machine's", platform);
+
+/** Calls `work` with what the flags and the configuration say, until SIGTERM, and prints its answer in one line. */
+const withArtifact = async (
+  image: string,
+  flags: FetchOptions,
+  work: (
+    request: Omit<ArtifactRequest, "directory" | "limits">,
+    sources: ArtifactSources,
+    signal: AbortSignal,
+  ) => Promise<object>,
+): Promise<void> => {
+  const { registries, images } = await readConfig(flags.config);
+  const stop = new AbortController();
+  for (const signal of ["SIGTERM", "SIGINT"] as const)
+    process.once(signal, () => stop.abort(new Error(signal)));
+  const { registry, key: keys, identity } = flags;
+  const sources = {
+    mirrors: registries.mirrors,
+    certsDir: flags.certs ?? registries.configPath,
+    credentialsFile: flags.credentials ?? registries.credentials ?? undefined,
+    signatures: images.signatures,
+    log: pino({ level: "warn", base: null }, process.stderr),
+  };
+  const request = { image, registry, keys, identity, platform: flags.platform };
+  const answer = await work(request, sources, stop.signal);
+  process.stdout.write(`${JSON.stringify(answer)}\n`);
+};
+
+artifactCommand("verify <image>")
+  .description("verify the digest and the signature of one, and fetch nothing else of it")
+  .action(async (image: string, flags: FetchOptions) => {
+    const { verifyArtifact } = await import("./artifact/fetch.ts");
+    await withArtifact(image, flags, verifyArtifact);
+  });
+artifactCommand("fetch <image> <directory>")
   .description("fetch one by digest, verify it, and unpack it into DIRECTORY: root/ and manifest.json")
-  .option(
-    "--config <file>",
-    "whose registries and signature rules hold (default: /etc/bulkhead/runtime.yaml)",
-  )
-  .option("--registry <host[:port][/path]>", "ask this registry instead of the image's own")
-  .option("--credentials <file>", "a docker config.json, instead of the configuration's")
-  .option(
-    "--key <file>",
-    "public key that must have signed it; any one of several",
-    (file: string, before: string[]) => [...before, file],
-    [],
-  )
-  .addOption(
-    new Option("--identity <what>", "whether the signature must name the image's repository")
-      .choices(["repository", "any"])
-      .default("repository"),
-  )
-  .option("--platform <os/architecture>", "instead of this machine's", platform)
   .option("--max-bytes <number>", "bound of its unpacked size", positive, 8 * 2 ** 30)
   .option("--max-files <number>", "bound of its entries", positive, 50_000)
   .action(async (image: string, directory: string, flags: FetchOptions) => {
     const { fetchArtifact } = await import("./artifact/fetch.ts");
-    const { registries, images } = await readConfig(flags.config);
-    const stop = new AbortController();
-    for (const signal of ["SIGTERM", "SIGINT"] as const)
-      process.once(signal, () => stop.abort(new Error(signal)));
     process.umask(0o022);
-    const { list, manifest } = await fetchArtifact(
-      {
-        image,
-        directory,
-        registry: flags.registry,
-        keys: flags.key,
-        identity: flags.identity,
-        platform: flags.platform,
-        limits: { bytes: flags.maxBytes, files: flags.maxFiles },
-      },
-      {
-        mirrors: registries.mirrors,
-        certsDir: registries.configPath,
-        credentialsFile: flags.credentials ?? registries.credentials ?? undefined,
-        signatures: images.signatures,
-        log: pino({ level: "warn", base: null }, process.stderr),
-      },
-      stop.signal,
-    );
-    const { files, ...rest } = manifest;
-    const bytes = files.reduce((sum, file) => sum + (file.kind === "file" ? file.size : 0), 0);
-    process.stdout.write(`${JSON.stringify({ ...rest, list, files: files.length, bytes })}\n`);
+    await withArtifact(image, flags, async (request, sources, signal) => {
+      const limits = { bytes: flags.maxBytes, files: flags.maxFiles };
+      const { list, manifest } = await fetchArtifact({ ...request, directory, limits }, sources, signal);
+      const { files, ...rest } = manifest;
+      const bytes = files.reduce((sum, file) => sum + (file.kind === "file" ? file.size : 0), 0);
+      return { ...rest, list, files: files.length, bytes };
+    });
   });
 
 program

@@ -11,6 +11,7 @@ export const all = {
     pullPolicy: "Always",
     pullSecrets: [{ name: "pull" }],
   },
+  artifacts: { registry: "registry.test:5000/mirror" },
   apiServer: { host: "api.test", port: 6443 },
   operator: {
     replicas: 2,

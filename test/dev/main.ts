@@ -137,6 +137,26 @@ program
   });
 
 program
+  .command("artifact")
+  .description("images of the programs of a wall (docs/artifacts.md)")
+  .command("build")
+  .description("build one and push it; prints its reference by digest")
+  .argument("<what...>", "gvisor, kata (of KATA_ROOT, default /opt/kata), DIRECTORY or ARCH=DIRECTORY")
+  .option("--registry <host[:port]>", "where to push it")
+  .option("--name <name>", "its repository there")
+  .option("--tag <tag>", "its tag there", "latest")
+  .option("--insecure", "the registry speaks plain HTTP")
+  .option("--layout <directory>", "an OCI image layout to write, instead of or before pushing")
+  .action(async (what: string[], options: Record<string, string | boolean>) => {
+    if (what.includes("gvisor")) await prepare("host");
+    const { buildArtifact } = await import("./artifact.ts");
+    const flags = Object.entries(options).flatMap(([name, value]) =>
+      value === true ? [`--${name}`] : [`--${name}`, String(value)],
+    );
+    print(await buildArtifact(what, flags, signal));
+  });
+
+program
   .command("test")
   .description("set everything up, run checks and tests, and end with a line that counts them")
   .argument("[filters...]", "only test files whose path has one of these in it")

@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { lstat, mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { ArtifactManifest } from "@bulkhead/lib/api/artifact-manifest.ts";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
@@ -10,6 +10,7 @@ import {
   type ArtifactRequest,
   type ArtifactSources,
   fetchArtifact,
+  verifyArtifact,
 } from "../../runtime/src/artifact/fetch.ts";
 import { createLinux } from "../../runtime/src/linux/linux-ffi.ts";
 import { inCache } from "../tools/cache.ts";
@@ -58,6 +59,13 @@ const pushImage = (repository: string, ...layers: Layer[]): Promise<string> => {
 const imageWith = (repository: string, ...layers: Entry[][]): Promise<string> =>
   pushImage(repository, ...layers.map((entries) => layerOf(tarOf(entries))));
 
+const noSources: ArtifactSources = {
+  mirrors: {},
+  certsDir: undefined,
+  credentialsFile: undefined,
+  signatures: [],
+  log: { debug: () => {}, warn: () => {} },
+};
 const fetchIt = (
   image: string,
   more: Partial<ArtifactRequest> = {},
@@ -65,19 +73,11 @@ const fetchIt = (
 ) =>
   fetchArtifact(
     { image, directory, keys: [], identity: "repository", limits, ...more },
-    {
-      mirrors: {},
-      certsDir: undefined,
-      credentialsFile: undefined,
-      signatures: [],
-      log: { debug: () => {}, warn: () => {} },
-      ...sources,
-    },
+    { ...noSources, ...sources },
     never,
   );
 const nothingLeft = async (): Promise<void> => {
-  expect(existsSync(directory)).toBe(false);
-  expect(existsSync(`${directory}.part`)).toBe(false);
+  expect((await readdir(scratch)).filter((name) => name.startsWith(basename(directory)))).toEqual([]);
 };
 const refused = async (image: Promise<string>, why: string, more: Partial<ArtifactRequest> = {}) => {
   await expect(fetchIt(await image, more)).rejects.toThrow(why);
@@ -87,8 +87,8 @@ const textOf = (path: string): Promise<string> => readFile(join(directory, "root
 
 describe("An artifact", () => {
   test("that is an image becomes a directory with a list of digests; a later layer wins", async () => {
-    await mkdir(`${directory}.part`);
-    await writeFile(join(`${directory}.part`, "rubbish"), "of a fetch that was killed");
+    await mkdir(`${directory}.killed.part`);
+    await writeFile(join(`${directory}.killed.part`, "rubbish"), "of a fetch that was killed");
     const image = await imageWith(
       "gvisor",
       [file("bin/runsc", "one", 0o755), file("bin/old", "gone"), file("share/doc", "text")],
@@ -121,7 +121,7 @@ describe("An artifact", () => {
       expect.objectContaining({ path: "share/doc", mode: 0o644 }),
     ]);
     await expect(fetchIt(image)).rejects.toThrow("is there already");
-    expect(existsSync(`${directory}.part`)).toBe(false);
+    expect((await readdir(scratch)).filter((name) => name.endsWith(".part"))).toEqual([]);
   });
 
   test("of an index is the one for the platform", async () => {
@@ -360,6 +360,14 @@ describe.runIf(existsSync(cosign))(
       await refused(Promise.resolve(image), "the image is not signed", { keys: [publicKey] });
       await sign(image);
       await refused(Promise.resolve(image), "it is by another key", { keys: [otherKey] });
+      const policy = { image, keys: [publicKey], identity: "repository" } as const;
+      await expect(verifyArtifact(policy, noSources, never)).resolves.toEqual({
+        digest: image.split("@")[1],
+        manifest: image.split("@")[1],
+      });
+      await expect(verifyArtifact({ ...policy, keys: [otherKey] }, noSources, never)).rejects.toThrow(
+        "it is by another key",
+      );
       await writeFile(blob, bytes);
       await fetchIt(image, { keys: [otherKey, publicKey] });
       expect(await textOf("bin/runsc")).toBe("signed");

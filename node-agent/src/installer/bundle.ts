@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { chmod, copyFile, lstat, mkdir, readFile, rename, rm, symlink } from "node:fs/promises";
+import { chmod, copyFile, lstat, mkdir, readFile, readlink, rename, rm, symlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
@@ -59,31 +59,54 @@ const stamp = async (path: string): Promise<string | undefined> => {
   return stat && `${stat.ino} ${stat.size} ${stat.mtimeMs} ${stat.ctimeMs} ${stat.mode & 0o7777}`;
 };
 
+/** What a list says of a file or a link, of the bundle or of an artifact. */
+export type ListedFile = Manifest["files"][number];
+
 /**
- * Finds files of a staged version that are not what the manifest says. A file is hashed once; after that only when
- * its inode says that it was touched.
+ * Finds files that are not what a list of digests says. A file is hashed when it is first seen, when its inode says that
+ * it was touched, and after `rehashMs` anyway: not every change comes by way of the file system.
  */
 export class BundleCheck {
-  readonly #seen = new Map<string, string>();
+  readonly #seen = new Map<string, { is: string; at: number }>();
+  readonly #rehashMs: number;
 
-  async drifted(manifest: Manifest, directory: string, signal: AbortSignal): Promise<string[]> {
+  constructor(rehashMs = 3_600_000) {
+    this.#rehashMs = rehashMs;
+  }
+
+  async drifted(
+    manifest: { files: readonly ListedFile[] },
+    directory: string,
+    signal: AbortSignal,
+  ): Promise<string[]> {
     const wrong: string[] = [];
     for (const file of manifest.files) {
       signal.throwIfAborted();
-      if (file.kind === "link") continue;
       const path = join(directory, file.path);
+      if (file.kind === "link") {
+        if ((await readlink(path).catch(() => undefined)) !== file.target) wrong.push(file.path);
+        continue;
+      }
       const now = await stamp(path);
-      if (now !== undefined && this.#seen.get(path) === `${file.sha256} ${now}`) continue;
+      const is = `${file.sha256} ${now}`;
+      const seen = this.#seen.get(path);
+      if (now !== undefined && seen?.is === is && performance.now() - seen.at < this.#rehashMs) continue;
+      this.#seen.delete(path);
       const stat = await lstat(path).catch(() => undefined);
       const right =
         stat?.isFile() === true &&
         stat.size === file.size &&
         (stat.mode & 0o7777) === file.mode &&
         (await digestOf(path)) === file.sha256;
-      if (right) this.#seen.set(path, `${file.sha256} ${now}`);
+      if (right) this.#seen.set(path, { is, at: performance.now() });
       else wrong.push(file.path);
     }
     return wrong;
+  }
+
+  /** Forgets what was seen below a directory that is gone. */
+  forget(directory: string): void {
+    for (const path of this.#seen.keys()) if (path.startsWith(`${directory}/`)) this.#seen.delete(path);
   }
 }
 

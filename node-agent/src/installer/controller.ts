@@ -13,6 +13,7 @@ import type { Logger } from "pino";
 import { runCanary } from "../probe/canary.ts";
 import { judge } from "../probe/wall.ts";
 import type { Desired, Happening } from "../protocol.ts";
+import { type ArtifactState, Artifacts } from "./artifact/artifacts.ts";
 import type { BundleCheck, Manifest } from "./bundle.ts";
 import { busyVersions, gatherFacts, type HostFacts } from "./facts.ts";
 import {
@@ -79,6 +80,8 @@ export type ControllerOptions = {
   metrics: InstallerMetrics;
   log: Logger;
   instance: string;
+  /** HOST[:PORT][/PATH] that is asked for every artifact; undefined: the registry that its image names. */
+  artifactRegistry?: string | undefined;
 };
 
 /** How often the node is looked at when nothing is due: drift, pods, the engine's version. */
@@ -113,9 +116,18 @@ export class Controller {
   #vm: VmFacts;
   readonly #watchers = new Set<() => void>();
 
+  readonly #artifacts: Artifacts;
+
   constructor(options: ControllerOptions) {
     this.#options = options;
     this.#vm = options.hostFacts.vm;
+    this.#artifacts = new Artifacts({
+      ...options,
+      registry: options.artifactRegistry,
+      note: (reason, message, type) => this.#note(reason, message, type),
+      condition: (holds, reason, message) => this.#condition("ArtifactsIntact", holds, reason, message),
+      wake: () => this.#wake(),
+    });
   }
 
   /** Takes a new desired state. A repeated one only says that the reporter is alive. */
@@ -129,6 +141,7 @@ export class Controller {
     );
     this.#engineDue = 0;
     this.#due.clear();
+    this.#artifacts.hurry();
     this.#wake();
   }
 
@@ -222,8 +235,10 @@ export class Controller {
       else this.#fail(profile.name, "NotSupported", `Cannot serve profile "${profile.name}": ${why}`);
     }
 
+    await this.#artifacts.look(wanted, signal);
     let facts = await this.#facts(wanted, signal);
     await this.#removeOthers(desired, facts, signal);
+    await this.#artifacts.collect(wanted, [...facts.files.values()]);
     if (wanted.length === 0) {
       await this.#leave(desired, signal);
       return;
@@ -359,6 +374,7 @@ export class Controller {
   async #load(profile: DesiredProfile, signal: AbortSignal): Promise<Attempt | undefined> {
     const { name } = profile;
     const { log, ownership, host, bundle, manifest } = this.#options;
+    if (!this.#hasArtifact(profile)) return undefined;
     const run = executors({
       host,
       ownership,
@@ -395,6 +411,36 @@ export class Controller {
       signal.throwIfAborted();
       return { ...attempt, failure: { error } };
     }
+  }
+
+  /** The profile's artifact is there, whole and unchanged. Where it is not, the profile's state says so. */
+  #hasArtifact(profile: DesiredProfile): boolean {
+    const { name, revision } = profile;
+    const artifact: ArtifactState = this.#artifacts.stateOf(profile);
+    const state = this.#states.get(name);
+    const shown = state !== undefined && "reason" in state ? state : undefined;
+    if (artifact.is === "there") {
+      // It was waited for: no other pause counts.
+      if (shown?.reason.startsWith("Artifact") === true) this.#due.delete(name);
+      return true;
+    }
+    if (artifact.is === "on-its-way") {
+      this.#apply(name, { on: "installing" });
+      return false;
+    }
+    const reason = artifact.is === "failed" ? "ArtifactFailed" : "ArtifactChanged";
+    const { message } = artifact;
+    if (shown?.reason === reason && shown.message === message) return false;
+    const good = this.#options.ownership.record.profiles[name]?.revision;
+    if (good === undefined || good === revision) {
+      this.#fail(name, reason, message, undefined, good === revision);
+    } else {
+      // Nothing of the new revision came to the node: the last one serves as it did.
+      this.#apply(name, { on: "rolled-back", good, reason, message });
+      this.#note(reason, message, "Warning", name);
+    }
+    this.#options.metrics.ready.set({ profile: name }, 0);
+    return false;
   }
 
   async #failed({ profile, plan, facts, run, known }: Attempt, error: unknown): Promise<void> {
@@ -578,7 +624,7 @@ export class Controller {
       files: profileFiles(profile, manifest.version, platform, this.#vm),
       check: checkOf(profile, manifest.version, platform, this.#vm),
       version: manifest.version,
-      programs: programsOf(profile),
+      programs: profile.artifact.image === undefined ? programsOf(profile) : [],
       ...(trouble === undefined ? {} : { trouble }),
     };
   }

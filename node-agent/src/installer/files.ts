@@ -69,6 +69,9 @@ OOMScoreAdjust=-999
 WantedBy=multi-user.target
 `;
 
+/** The registries of the engine that is there: the file format is containerd's (hosts.toml). */
+export const certsDirectory = "/etc/containerd/certs.d";
+
 /** Where the runtime serves its metrics; the agent passes them on. */
 export const runtimeMetrics = "127.0.0.1:9474";
 
@@ -87,8 +90,7 @@ export const runtimeConfig = (version: string, former: string): string =>
     // Where engines and distributions keep plugins; a directory that is not there is passed over.
     cni: { binDirs: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"] },
     registries: {
-      // The registries of the engine that is there: the file format is containerd's (hosts.toml).
-      configPath: "/etc/containerd/certs.d",
+      configPath: certsDirectory,
       mirrors: { [canaryImage.split("/")[0] ?? ""]: [`oci:${versionDirectory(version)}/canary`] },
     },
     metrics: { listen: runtimeMetrics },
@@ -101,13 +103,13 @@ export type Supplies = { has(path: string): boolean; vm?: VmFacts | undefined };
 export function unsupported(profile: DesiredProfile, bundle: Supplies): string | undefined {
   const kind = handlerKind(profile);
   if (profile.engine !== "bulkhead") return `engine: ${profile.engine} is not supported yet`;
-  if (profile.artifact.image !== undefined) return "artifact.image is not supported yet: use bundled: true";
+  const has = (program: string): boolean => profile.artifact.image !== undefined || bundle.has(program);
   switch (kind) {
     case "runc":
     case "crun":
-      return bundle.has(`bin/${kind}`) ? undefined : `this agent's image does not bring ${kind}`;
+      return has(`bin/${kind}`) ? undefined : `this agent's image does not bring ${kind}`;
     case "gvisor":
-      return bundle.has("bin/runsc") ? undefined : "this agent's image does not bring runsc";
+      return has("bin/runsc") ? undefined : "this agent's image does not bring runsc";
     case "kata":
     case "firecracker": {
       const problem = profile.handler.kata && kataProblem(profile.handler.kata);

@@ -28,6 +28,11 @@ const program = new Command("bulkhead-installer")
   .option("--busybox <path>", "a static busybox: its nsenter reaches the host's namespaces", "/bin/busybox")
   .option("--socket <path>", "socket for the reporter", socketPath)
   .option("--node-name <name>", "this node, for the label of its metrics", process.env.NODE_NAME ?? "")
+  .option(
+    "--artifact-registry <host[:port][/path]>",
+    "asked for every artifact, whatever registry its image names; empty: that one",
+    "",
+  )
   .option("--log-level <level>", "trace, debug, info, warn or error", "info")
   .parse();
 const options = program.opts<{
@@ -36,6 +41,7 @@ const options = program.opts<{
   busybox: string;
   socket: string;
   nodeName: string;
+  artifactRegistry: string;
   logLevel: string;
 }>();
 const log = pino({ level: options.logLevel, base: { program: "installer" } });
@@ -64,6 +70,7 @@ async function main(signal: AbortSignal): Promise<void> {
     metrics: installerMetrics(registry),
     log,
     instance: randomUUID(),
+    artifactRegistry: options.artifactRegistry || undefined,
   });
   /** The runtime's metrics stand on the host's loopback interface, where the reporter cannot reach them. */
   const runtime = async (): Promise<string> => {

@@ -7,6 +7,11 @@ export type InstallerMetrics = {
   /** Failed canaries of a profile in this life of the installer. */
   failures(profile: string): number;
   forget(profile: string): void;
+  artifact: {
+    /** Files of all artifacts that are not what they were when they came. */
+    changed(files: number): void;
+    ended(work: "fetch" | "verify" | "repair", result: "done" | "failed"): void;
+  };
 };
 
 export function installerMetrics(registry: Registry): InstallerMetrics {
@@ -31,6 +36,19 @@ export function installerMetrics(registry: Registry): InstallerMetrics {
     labelNames: ["profile", "result"] as const,
     registers,
   });
+  const changedFiles = new Gauge({
+    name: "bulkhead_artifact_changed_files",
+    help: "Files of artifacts on this node that are not what they were when they came",
+    registers,
+  });
+  const works = new Counter({
+    name: "bulkhead_artifact_works_total",
+    help: "Artifacts fetched, verified and put right, by result",
+    labelNames: ["work", "result"] as const,
+    registers,
+  });
+  for (const work of ["fetch", "verify", "repair"] as const)
+    for (const result of ["done", "failed"] as const) works.inc({ work, result }, 0);
   const failures = new Map<string, number>();
   return {
     ready,
@@ -47,6 +65,10 @@ export function installerMetrics(registry: Registry): InstallerMetrics {
     forget: (profile) => {
       ready.remove({ profile });
       failures.delete(profile);
+    },
+    artifact: {
+      changed: (files) => changedFiles.set(files),
+      ended: (work, result) => works.inc({ work, result }),
     },
   };
 }

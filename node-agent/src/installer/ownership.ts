@@ -54,6 +54,18 @@ export type Entry = z.infer<typeof Entry>;
 /** One profile as it last served well: what to go back to. */
 const Good = z.object({ revision: z.string(), files: z.record(z.string(), z.string()) });
 
+/** An artifact in /opt/bulkhead/artifacts. */
+const ArtifactRecord = z.object({
+  image: z.string(),
+  /** SHA-256 of its manifest.json; null: it is on its way, in or out, and what is there counts for nothing. */
+  list: z.string().nullable(),
+  /** Signature policies that it fulfilled, by their hashes. */
+  policies: z.array(z.string()),
+  /** The last profile that wanted it said so: files that were changed are put right. */
+  repair: z.boolean(),
+});
+export type ArtifactRecord = z.infer<typeof ArtifactRecord>;
+
 const Kubelet = z.object({
   /** The kubelet's systemd unit. */
   unit: z.string(),
@@ -68,6 +80,8 @@ const RecordFile = z.object({
   entries: z.array(Entry).default([]),
   kubelet: Kubelet.optional(),
   profiles: z.record(z.string(), Good).default({}),
+  /** By the hexadecimal digits of the digest, which name its directory. */
+  artifacts: z.record(z.string(), ArtifactRecord).optional(),
 });
 export type RecordFile = z.infer<typeof RecordFile>;
 

@@ -1,5 +1,6 @@
-import { lstat, mkdir, rename, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { randomUUID } from "node:crypto";
+import { lstat, mkdir, readdir, rename, rm } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import type { ArtifactManifest } from "@bulkhead/lib/api/artifact-manifest.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
@@ -23,7 +24,7 @@ import { type ArtifactLimits, Contents, layOut, unpackTar } from "./unpack.ts";
 export type ArtifactRequest = {
   /** By digest. */
   image: string;
-  /** Absolute; must not be there. DIRECTORY.part is ours meanwhile. */
+  /** Absolute; must not be there. DIRECTORY.*.part beside it is ours meanwhile. */
   directory: string;
   /** HOST[:PORT][/PATH] that is asked instead of the image's own registry. */
   registry?: string | undefined;
@@ -60,24 +61,18 @@ export const fetchArtifact = async (
   signal: AbortSignal,
 ): Promise<FetchedArtifact> => {
   const { image, directory, limits } = request;
-  try {
-    const reference = parseReference(image);
-    if (reference.digest?.startsWith("sha256:") !== true)
-      throw new RuntimeError("invalid-argument", "it must be named by digest (…@sha256:…)");
+  return await telling(`fetch artifact ${image}`, signal, async () => {
     if ((await lstat(directory).catch(() => undefined)) !== undefined)
       throw new RuntimeError("already-exists", `"${directory}" is there already`);
-    const part = `${directory}.part`;
+    await using registry = new Registry(sources);
+    const { repository, resolved, platform, digest } = await verified(registry, request, sources, signal);
+    await removeParts(directory);
+    // A name of its own: what another fetch that was left alone still does, it does elsewhere.
+    const part = `${directory}.${randomUUID()}.part`;
     await using undo = new AsyncDisposableStack();
     undo.defer(() => rm(part, { recursive: true, force: true }));
-    await rm(part, { recursive: true, force: true });
     for (const folder of ["staging", "contents"])
       await mkdir(join(part, folder), { recursive: true, mode: 0o700 });
-
-    await using registry = new Registry(sources);
-    const repository = registry.repository(asked(reference, request.registry), undefined);
-    const platform = request.platform ?? hostPlatform();
-    const resolved = await resolveImage(repository, reference.digest, platform, signal);
-    await assertSigned(request, reference, resolved, repository, sources.signatures, signal);
 
     const contents = new Contents(join(part, "contents"), limits);
     if (resolved.size > limits.bytes)
@@ -92,7 +87,7 @@ export const fetchArtifact = async (
 
     const manifest: ArtifactManifest = {
       version: 1,
-      digest: reference.digest,
+      digest,
       manifest: resolved.manifest,
       platform: `${platform.os}/${platform.architecture}`,
       files,
@@ -102,25 +97,67 @@ export const fetchArtifact = async (
     for (const folder of ["staging", "contents"]) await rm(join(part, folder), { recursive: true });
     await syncFolder(part);
     await rename(part, directory);
-    await syncFolder(join(directory, ".."));
+    await syncFolder(dirname(directory));
     return { list: sha256(text), manifest };
+  });
+};
+
+/** Verifies an artifact's digest and signature, and fetches nothing else of it. Returns the manifest for the platform. */
+export const verifyArtifact = async (
+  request: Omit<ArtifactRequest, "directory" | "limits">,
+  sources: ArtifactSources,
+  signal: AbortSignal,
+): Promise<{ digest: string; manifest: string }> =>
+  await telling(`verify artifact ${request.image}`, signal, async () => {
+    await using registry = new Registry(sources);
+    const { resolved, digest } = await verified(registry, request, sources, signal);
+    return { digest, manifest: resolved.manifest };
+  });
+
+const telling = async <T>(what: string, signal: AbortSignal, work: () => Promise<T>): Promise<T> => {
+  try {
+    return await work();
   } catch (error) {
     signal.throwIfAborted();
-    const { code } = error instanceof RuntimeError ? error : { code: "internal" as const };
-    throw new RuntimeError(code, `Cannot fetch artifact ${image}: ${messageOf(error)}`, { cause: error });
+    const code = error instanceof RuntimeError ? error.code : "internal";
+    throw new RuntimeError(code, `Cannot ${what}: ${messageOf(error)}`, { cause: error });
   }
 };
 
-/** Where to ask: the image's own registry, or its path in the one that stands for all. */
-const asked = (reference: Reference, registry: string | undefined): Reference => {
-  if (registry === undefined) return reference;
-  const prefix = parseReference(`${registry.replace(/\/+$/, "")}/${reference.path}@${reference.digest}`);
-  return prefix;
+/** What earlier fetches that were killed left. */
+const removeParts = async (directory: string): Promise<void> => {
+  const names = await readdir(dirname(directory)).catch(() => []);
+  for (const name of names)
+    if (name.startsWith(`${basename(directory)}.`) && name.endsWith(".part"))
+      await rm(join(dirname(directory), name), { recursive: true, force: true });
 };
+
+const verified = async (
+  registry: Registry,
+  request: Omit<ArtifactRequest, "directory" | "limits">,
+  sources: ArtifactSources,
+  signal: AbortSignal,
+) => {
+  const reference = parseReference(request.image);
+  const { digest } = reference;
+  if (digest?.startsWith("sha256:") !== true)
+    throw new RuntimeError("invalid-argument", "it must be named by digest (…@sha256:…)");
+  const repository = registry.repository(asked(reference, request.registry), undefined);
+  const platform = request.platform ?? hostPlatform();
+  const resolved = await resolveImage(repository, digest, platform, signal);
+  await assertSigned(request, reference, resolved, repository, sources.signatures, signal);
+  return { digest, repository, resolved, platform };
+};
+
+/** Where to ask: the image's own registry, or its path in the one that stands for all. */
+const asked = (reference: Reference, registry: string | undefined): Reference =>
+  registry === undefined
+    ? reference
+    : parseReference(`${registry.replace(/\/+$/, "")}/${reference.path}@${reference.digest}`);
 
 /** The request's keys and the node's rule for the image must both be content. */
 const assertSigned = async (
-  request: ArtifactRequest,
+  request: Pick<ArtifactRequest, "keys" | "identity">,
   reference: Reference,
   { target, manifest }: Resolved,
   repository: Repository,
