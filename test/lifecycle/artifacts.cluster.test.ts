@@ -113,6 +113,7 @@ describe("A profile whose programs come as an artifact", () => {
     await life.ns.remove("walled-old");
     await eventually(async () => expect(await there()).toEqual([two.hex]));
     await told("ArtifactRemoved", one.image);
+    expect(await life.node.exec(["sh", "-c", "ls /etc/bulkhead/runsc | grep -c walled"])).toBe("1\n");
   });
 
   test("whose file somebody changes is told and put right, and its pods do not notice", async () => {

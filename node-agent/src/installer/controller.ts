@@ -14,6 +14,7 @@ import { runCanary } from "../probe/canary.ts";
 import { judge } from "../probe/wall.ts";
 import type { Desired, Happening } from "../protocol.ts";
 import { type ArtifactState, Artifacts } from "./artifact/artifacts.ts";
+import { podRecords } from "./artifact/run.ts";
 import type { BundleCheck, Manifest } from "./bundle.ts";
 import { busyVersions, gatherFacts, type HostFacts } from "./facts.ts";
 import {
@@ -48,6 +49,7 @@ import {
   planProfile,
   planProfileRollback,
   planRemoval,
+  planStale,
 } from "./plan.ts";
 import { choosePlatform, type Trial, tryPlatforms } from "./platform.ts";
 import {
@@ -238,6 +240,7 @@ export class Controller {
     await this.#artifacts.look(wanted, signal);
     let facts = await this.#facts(wanted, signal);
     await this.#removeOthers(desired, facts, signal);
+    await execute(planStale(facts, await podRecords(host)), run, signal, log);
     await this.#artifacts.collect(wanted, [...facts.files.values()]);
     if (wanted.length === 0) {
       await this.#leave(desired, signal);

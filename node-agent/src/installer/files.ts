@@ -40,7 +40,11 @@ export const programRoot = ({ artifact }: Pick<DesiredProfile, "artifact">, vers
   artifact.image === undefined ? versionDirectory(version) : join(artifactDirectory(artifact.image), "root");
 
 export const handlerFile = (profile: string): string => join(paths.handlers, `${profile}.yaml`);
-const runscFile = (profile: string): string => join("/etc/bulkhead/runsc", `${profile}.toml`);
+/** Of one revision alone: the shim reads it for each container, and those of a running pod go on with its programs. */
+const runscFile = ({ name, revision }: Pick<DesiredProfile, "name" | "revision">): string =>
+  join("/etc/bulkhead/runsc", `${name}.${revision}.toml`);
+/** Files of one revision, which stay as long as a pod of that revision does. */
+export const ofOneRevision = /^\/etc\/bulkhead\/(runsc|kata)\//;
 
 const header = "# Written by Bulkhead's node agent; changes are overwritten.\n";
 
@@ -207,7 +211,7 @@ export function profileFiles(
         throw new RuntimeError("internal", "A profile of gVisor has no gvisor settings");
       const root = join(paths.state, "runsc");
       return {
-        [runscFile(profile.name)]:
+        [runscFile(profile)]:
           header +
           toml.stringify({
             binary_name: bin("runsc"),
@@ -219,7 +223,7 @@ export function profileFiles(
           kind: "shim",
           binary: bin("containerd-shim-runsc-v1"),
           optionsTypeUrl: "io.containerd.runsc.v1.options",
-          configPath: runscFile(profile.name),
+          configPath: runscFile(profile),
           wall: "kernel",
           allowedAnnotations: tenantAnnotations(gvisor),
           runsc: { binary: bin("runsc"), root, ...runscSettings(gvisor) },

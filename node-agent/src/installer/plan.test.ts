@@ -12,6 +12,7 @@ import {
   planProfile,
   planProfileRollback,
   planRemoval,
+  planStale,
 } from "./plan.ts";
 
 const want = { version: "2", config: "config 2", unit: "unit" };
@@ -304,4 +305,20 @@ describe("versions", () => {
     const files = new Map([...serving.files, ["/h", "binary: /opt/bulkhead/versions/1/bin/runc"]]);
     expect(planCollect({ ...serving, files, versions: ["1", "2"] }, "2", new Set())).toEqual([]);
   });
+});
+
+test("a revision's own files stay while it serves or a pod of it is known, and go after that", () => {
+  const file = (path: string) => ({ kind: "file", path, sha256: "", former: null }) as const;
+  const runsc = (revision: string): string => `/etc/bulkhead/runsc/sandboxed.${revision}.toml`;
+  const profiles = {
+    sandboxed: { revision: "b", files: { [runsc("b")]: "", [handlerFile("sandboxed")]: "" } },
+  };
+  const entries = [runsc("a"), runsc("b"), runsc("c"), paths.config, handlerFile("gone")].map(file);
+  const facts = { record: { ...empty.record, entries, profiles } };
+  const records = JSON.stringify({ handler: { configPath: runsc("a") } });
+  expect(planStale(facts, records)).toEqual([{ do: "restore", path: runsc("c") }]);
+  expect(planStale(facts, "")).toEqual([
+    { do: "restore", path: runsc("a") },
+    { do: "restore", path: runsc("c") },
+  ]);
 });

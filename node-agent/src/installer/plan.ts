@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { paths } from "@bulkhead/lib/api/paths.ts";
-import { installed, versionDirectory } from "./files.ts";
+import { installed, ofOneRevision, versionDirectory } from "./files.ts";
 import { type Edit, type KubeletView, pointAt, type Setting, socketOf } from "./kubelet/setting.ts";
 import type { RecordFile } from "./ownership.ts";
 
@@ -208,6 +208,15 @@ export function planLeave(facts: Facts): Step[] {
     { do: "purge" },
   ];
 }
+
+/** Files of revisions that serve no more and that no pod's record (`records`, as text) leads to. */
+export const planStale = ({ record }: Pick<Facts, "record">, records: string): Step[] => {
+  const served = new Set(Object.values(record.profiles).flatMap(({ files }) => Object.keys(files)));
+  return record.entries
+    .filter(({ kind, path }) => kind === "file" && ofOneRevision.test(path) && !served.has(path))
+    .filter(({ path }) => !records.includes(path))
+    .map(({ path }) => ({ do: "restore", path }));
+};
 
 /** Versions that nothing refers to any more. `busy`: versions that a running process was started from. */
 export function planCollect(facts: Facts, wanted: string, busy: ReadonlySet<string>): Step[] {

@@ -95,8 +95,14 @@ export async function busyArtifacts(host: Host): Promise<Set<string>> {
     note(await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => ""));
   }
   // A pod whose processes are gone is stopped and removed by the programs that it was started with.
-  const records = join(paths.state, "records/pods");
-  for (const name of await readdir(host.at(records)).catch(() => []))
-    note(await readFile(host.at(join(records, name)), "utf8").catch(() => ""));
+  note(await podRecords(host));
   return busy;
+}
+
+/** What the runtime has written down of its pods: the handler that each was started with is in it. */
+export async function podRecords(host: Host): Promise<string> {
+  const records = join(paths.state, "records/pods");
+  const names = await readdir(host.at(records)).catch(() => []);
+  const texts = names.map((name) => readFile(host.at(join(records, name)), "utf8").catch(() => ""));
+  return (await Promise.all(texts)).join("\n");
 }
