@@ -603,6 +603,7 @@ export class Controller {
     });
     const facts = await this.#facts([], signal);
     try {
+      await this.#artifacts.stop();
       await execute(planLeave(facts), run, signal, log);
       this.#kubelet = undefined;
       this.#conditions = [];

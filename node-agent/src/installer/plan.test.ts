@@ -212,9 +212,10 @@ describe("a profile", () => {
     ]);
   });
 
-  test("loses the files of its former revision once the new handler is loaded", () => {
-    const former = "/etc/bulkhead/kata/standard.aaaaaaaaaa.toml";
-    const files = { [handlerFile("standard")]: "good", [former]: "old" };
+  test("loses files that it has no more once the new handler is loaded; those that a former revision's pods read stay", () => {
+    const former = "/etc/former.toml";
+    const read = "/etc/bulkhead/kata/standard.aaaaaaaaaa.toml";
+    const files = { [handlerFile("standard")]: "good", [former]: "old", [read]: "old" };
     const profiles = { standard: { revision: "aaaaaaaaaa", files } };
     const facts = { ...serving, record: { ...serving.record, profiles } };
     const steps = planProfile(facts, { ...plan, files: { [file]: "new", "/etc/new.toml": "new" } });

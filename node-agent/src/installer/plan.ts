@@ -140,9 +140,9 @@ export function planProfile(facts: Facts, want: ProfilePlan): Step[] {
     { do: "check-program", argv: want.check },
     ...writes,
     { do: "await-handler", handler: want.name, revision: want.revision, present: true },
-    // Files that carry their revision in their name: nothing reads the former ones any more.
+    // Those of one revision alone stay for its pods: see planStale.
     ...Object.keys(facts.record.profiles[want.name]?.files ?? {})
-      .filter((path) => !(path in want.files))
+      .filter((path) => !(path in want.files) && !ofOneRevision.test(path))
       .map((path): Step => ({ do: "restore", path })),
   ];
 }

@@ -151,6 +151,19 @@ describe("The artifacts of a node", () => {
     expect(works).toEqual(["fetch failed", "fetch failed"]);
   });
 
+  test("that nobody wants any more are not fetched to the end, and leave nothing", async () => {
+    const image = await pushed("unwanted", program("1"));
+    const { artifacts, ownership } = await open();
+    await artifacts.look([{ artifact: { image } }], never);
+    expect(artifacts.stateOf({ artifact: { image } })).toEqual({ is: "on-its-way" });
+    await artifacts.stop();
+    await artifacts.look([], never);
+    await artifacts.collect([], []);
+    expect(await names()).toEqual([]);
+    expect(ownership.record.artifacts).toEqual({});
+    expect(works).toEqual([]);
+  });
+
   test("are held to a signature policy that comes later, too", async () => {
     const image = await pushed("unsigned", program("1"));
     const { artifacts, settle } = await open();

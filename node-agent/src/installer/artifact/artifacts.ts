@@ -50,6 +50,9 @@ export type ArtifactState =
 type Work = {
   want: Wanted;
   kind: "fetch" | "verify" | "repair";
+  stop: AbortController;
+  /** Resolves when it has ended, whatever became of it. */
+  over: Promise<void>;
   result?: { list?: string } | { error: unknown };
 };
 
@@ -71,6 +74,13 @@ export class Artifacts {
     this.#failures.clear();
   }
 
+  /** Ends what goes on beside the passes: the node is given back. */
+  async stop(): Promise<void> {
+    for (const { stop } of this.#works.values()) stop.abort();
+    await Promise.all([...this.#works.values()].map(({ over }) => over));
+    this.#works.clear();
+  }
+
   /** What the last {@link look} knows of a profile's artifact. */
   stateOf(profile: Pick<DesiredProfile, "artifact">): ArtifactState {
     const want = wantedBy(profile);
@@ -88,6 +98,7 @@ export class Artifacts {
   async look(profiles: readonly Pick<DesiredProfile, "artifact">[], signal: AbortSignal): Promise<void> {
     const wanted = profiles.map(wantedBy).filter((want) => want !== undefined);
     for (const [hex, work] of this.#works) {
+      if (work.kind !== "repair" && !wanted.some((want) => want.hex === hex)) work.stop.abort();
       if (work.result === undefined) continue;
       this.#works.delete(hex);
       await this.#ended(work, work.result);
@@ -132,7 +143,6 @@ export class Artifacts {
     if (kind === "nothing" || this.#works.has(want.hex)) return;
     if (performance.now() < (this.#failures.get(keyOf(want))?.due ?? 0)) return;
     const { host, ownership, manifest, registry, log, wake, note } = this.#options;
-    const work: Work = { want, kind };
     try {
       await this.#stageRuntime(signal);
       await ownership.tree(installed.artifacts);
@@ -145,19 +155,20 @@ export class Artifacts {
       await this.#rm(`${want.hex}.repair`);
     } catch (error) {
       signal.throwIfAborted();
-      await this.#ended(work, { error });
+      this.#failed(want, kind, error);
       return;
     }
-    this.#works.set(want.hex, work);
+    const stop = new AbortController();
+    const either = AbortSignal.any([signal, stop.signal]);
     const context = { host, version: manifest.version, registry };
     const to = join(installed.artifacts, kind === "repair" ? `${want.hex}.repair` : want.hex);
     const started = performance.now();
     const run = async (): Promise<{ list?: string }> => {
-      if (kind !== "verify") return await fetchOnHost(context, want, to, signal);
-      await verifyOnHost(context, want, signal);
+      if (kind !== "verify") return await fetchOnHost(context, want, to, either);
+      await verifyOnHost(context, want, either);
       return {};
     };
-    void run()
+    const over = run()
       .catch((error: unknown) => ({ error }))
       .then((result) => {
         work.result = result;
@@ -166,20 +177,29 @@ export class Artifacts {
         log.info({ artifact: want.image, work: kind, err, ms }, "artifact");
         wake();
       });
+    const work: Work = { want, kind, stop, over };
+    this.#works.set(want.hex, work);
   }
 
-  async #ended({ want, kind }: Work, result: NonNullable<Work["result"]>): Promise<void> {
+  #failed(want: Wanted, kind: Work["kind"], error: unknown): void {
+    const key = keyOf(want);
+    const count = (this.#failures.get(key)?.count ?? 0) + 1;
+    this.#failures.set(key, {
+      message: messageOf(error),
+      count,
+      due: performance.now() + retryDelay(count),
+    });
+    this.#options.metrics.artifact.ended(kind, "failed");
+  }
+
+  async #ended({ want, kind, stop }: Work, result: NonNullable<Work["result"]>): Promise<void> {
     const { host, ownership, check, metrics, note } = this.#options;
     const { hex, image, policy } = want;
-    const key = keyOf(want);
     if ("error" in result) {
-      const count = (this.#failures.get(key)?.count ?? 0) + 1;
-      const message = messageOf(result.error);
-      this.#failures.set(key, { message, count, due: performance.now() + retryDelay(count) });
-      metrics.artifact.ended(kind, "failed");
+      if (!stop.signal.aborted) this.#failed(want, kind, result.error);
       return;
     }
-    this.#failures.delete(key);
+    this.#failures.delete(keyOf(want));
     metrics.artifact.ended(kind, "done");
     const known = ownership.record.artifacts?.[hex];
     if (known === undefined) return;
