@@ -35,6 +35,19 @@ describe("The API server accepts", () => {
     ["a profile of each namespaces wall", { handler: { runc: {} } }],
     ["crun with flags", { handler: { crun: { flags: ["--systemd-cgroup", "--log=/run/x.log"] } } }],
     ["gVisor as in the README", { handler: { gvisor: { platform: "systrap" } } }],
+    [
+      "gVisor with all that a profile can say",
+      {
+        handler: {
+          gvisor: {
+            ...{ overlay: "directory", overlayScope: "all", overlaySize: "1Gi", emptyDir: "sandbox" },
+            nvproxy: { driverVersion: "570.86.15", capabilities: ["compute"] },
+            tenant: { flags: ["debug", "host-uds"], volumeHints: true },
+            flags: ["--net-raw", "--log-packets", "--host-uds=open"],
+          },
+        },
+      },
+    ],
     ["Kata on a named hypervisor", { handler: { kata: { hypervisor: "cloud-hypervisor" } } }],
     [
       "a virtual machine with all that one may ask for",
@@ -129,10 +142,24 @@ const vmRefusals = (
   ] as const
 ).map(([title, field, kata]): [string, string, unknown] => [title, field, { handler: { kata } }]);
 
+const gvisorFlags = (flag: string) => ({ handler: { gvisor: { flags: [flag] } } });
+
 describe("The API server refuses, naming the field,", () => {
   const runc = { handler: { runc: {} } };
   const refused: [title: string, field: string, spec: unknown, name?: string][] = [
     ["a profile without spec", "spec", undefined],
+    ["a flag of gVisor that unsays a field", "flags cannot set platform", gvisorFlags("--network=host")],
+    ["a flag of gVisor that is Bulkhead's own", "flags cannot set platform", gvisorFlags("--root=/x")],
+    [
+      "a flag that no pod may set",
+      "spec.handler.gvisor.tenant.flags",
+      { handler: { gvisor: { tenant: { flags: ["network"] } } } },
+    ],
+    [
+      "the size of an overlay that is none",
+      "overlaySize need an overlay",
+      { handler: { gvisor: { overlay: "none", overlaySize: "1Gi" } } },
+    ],
     ["no handler", "spec.handler", {}],
     ["an empty handler", "spec.handler", { handler: {} }],
     ["two handlers", "spec.handler", { handler: { runc: {}, gvisor: {} } }],

@@ -54,6 +54,8 @@ export const ProfileStatus = z.object({
       startSeconds: z.number(),
       /** Kernel release that a process behind the wall sees. */
       kernel: z.string().max(256),
+      /** Memory that the canary's pod took beside its own process: sandbox, shim, monitor. */
+      overheadBytes: z.int().optional(),
       /** What was asserted, such as kernel-differs, own-pid-namespace. */
       assertions: z.array(z.string()).max(32),
       failures: z.int(),

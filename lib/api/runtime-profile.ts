@@ -332,6 +332,8 @@ export const RuntimeProfileStatus = z.object({
     .optional(),
   pods: z.int().optional(),
   startSeconds: z.object({ p50: z.number(), p99: z.number() }).optional(),
+  /** What a pod costs beside its containers: as the RuntimeClass declares it, and the most that a canary took. */
+  overheadMemory: z.object({ declared: z.string(), measured: z.string() }).optional(),
   tenancy: TenancyStatus.optional(),
 });
 export type RuntimeProfileStatus = z.infer<typeof RuntimeProfileStatus>;
