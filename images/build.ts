@@ -286,7 +286,7 @@ async function below(
 
 /** The canary's image: busybox, as an OCI layout that the runtime takes as a mirror. */
 async function canaryOf(busybox: string): Promise<Files> {
-  const applets = ["sh", "sleep", "cat", "uname", "readlink", "printf", "true"];
+  const applets = ["sh", "sleep", "cat", "uname", "readlink", "printf", "true", "dmesg", "head"];
   const { layer } = await layerOf("canary", {
     "bin/busybox": { from: busybox, mode: 0o755 },
     ...Object.fromEntries(applets.map((name) => [`bin/${name}`, { link: "busybox" }])),

@@ -248,6 +248,24 @@ describe("A status", () => {
       plan({ nodes: [node("a", { reported: reported({ startSeconds: { p50, p99: 1 } }) })] });
     expect(of(0.2011).status).toEqual(of(0.2049).status);
   });
+  test("tells what a pod costs as declared and as the dearest canary took it, and is steady about it", () => {
+    const canary = (overheadBytes: number) => ({
+      ...{ passed: true, at: "", startSeconds: 0, kernel: "", assertions: [], failures: 0 },
+      overheadBytes,
+    });
+    const of = (mebibytes: number[], before = {}) =>
+      plan({
+        profile: { ...profile(), status: before },
+        nodes: mebibytes.map((each, i) =>
+          node(`n${i}`, { reported: reported({ canary: canary(each * 2 ** 20) }) }),
+        ),
+      }).status;
+    const first = of([50, 61.2]);
+    expect(first.overheadMemory).toEqual({ declared: "0", measured: "62Mi" });
+    expect(of([50, 66], first).overheadMemory).toEqual(first.overheadMemory);
+    expect(of([50, 80], first).overheadMemory?.measured).toBe("80Mi");
+    expect(of([0]).overheadMemory).toBeUndefined();
+  });
   test("names the revision as current only when every node has it", () => {
     expect(plan().status.currentRevision).toBe(target.revision);
     expect(

@@ -3,8 +3,9 @@ import { once } from "node:events";
 import { existsSync, openSync } from "node:fs";
 import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { canaryImage } from "@bulkhead/lib/api/group.ts";
 import { tool } from "../tools/cache.ts";
 import { type Outcome, outcome, run } from "../tools/run.ts";
 import { gvisorHandler } from "./handlers.ts";
@@ -87,7 +88,11 @@ export const createDaemon = async (options: { registry: string; subnet: number }
       state: join(state, "state"),
       handlersDir,
       cni: { binDirs: [tool("cni"), pluginDir], confDir },
-      registries: { mirrors: { "registry.k8s.io": mirror, "gcr.io": mirror, "k8s.gcr.io": mirror } },
+      registries: {
+        mirrors: Object.fromEntries(
+          ["registry.k8s.io", "gcr.io", "k8s.gcr.io", dirname(canaryImage)].map((host) => [host, mirror]),
+        ),
+      },
       runtimes: [{ name: "runc", kind: "oci", binary: tool("runc") }],
     }),
   );

@@ -49,8 +49,9 @@ const serve = async (name: string, profile: Partial<Gvisor>): Promise<string> =>
   const config = await gvisorHandler(scratch, join(dirname(daemon.state), "runsc"), { name, ...profile });
   await writeFile(join(daemon.handlersDir, `${name}.yaml`), JSON.stringify(config));
   await expect
-    .poll(async () =>
-      (JSON.parse(await daemon.crictl("info")) as Info).runtimeHandlers.map((each) => each.name),
+    .poll(
+      async () => (JSON.parse(await daemon.crictl("info")) as Info).runtimeHandlers.map((each) => each.name),
+      { timeout: 20_000 },
     )
     .toContain(name);
   return name;

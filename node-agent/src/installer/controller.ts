@@ -682,10 +682,11 @@ export class Controller {
         throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);
       });
       const { wall, mark } = wallOf(profile);
-      const verdict = judge(wall, result.view, hostFacts.view, mark);
+      const verdict = judge(wall, result.view, hostFacts.view, mark, result.outside);
       const seen = {
         startSeconds: Math.round(result.startSeconds * 1000) / 1000,
         kernel: result.view.release.slice(0, 256),
+        overheadBytes: result.outside.overheadBytes,
         assertions: verdict.assertions,
       };
       if (profile.probe.assertIsolation && verdict.broken.length > 0) {

@@ -178,9 +178,13 @@ export const wallOf = (
   profile: Pick<DesiredProfile, "handler" | "revision">,
 ): { wall: Wall; mark?: Mark } => {
   if (isVm(profile)) return { wall: "vm", mark: { parameter: revisionParameter(profile.revision) } };
-  return handlerKind(profile) === "gvisor"
-    ? { wall: "kernel", mark: { engine: "gvisor" } }
-    : { wall: "namespaces" };
+  const { gvisor } = profile.handler;
+  if (gvisor === undefined) return { wall: "namespaces" };
+  const { network, platform } = gvisor;
+  return {
+    wall: "kernel",
+    mark: { engine: "gvisor", network, ...(platform === "auto" ? {} : { platform }) },
+  };
 };
 
 /** The files that make a profile's handler: path → text. */

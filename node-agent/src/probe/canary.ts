@@ -1,8 +1,9 @@
-import { randomUUID } from "node:crypto";
+import { randomInt, randomUUID } from "node:crypto";
 import { canaryImage, canaryNamespace, labels } from "@bulkhead/lib/api/group.ts";
 import type { CriClient } from "@bulkhead/lib/cri/client.ts";
 import { ContainerState, NamespaceMode } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { lookOutside, type Outside } from "./outside.ts";
 import { parseView, type View, viewCommand } from "./wall.ts";
 
 /**
@@ -12,6 +13,8 @@ import { parseView, type View, viewCommand } from "./wall.ts";
 
 export type CanaryResult = {
   view: View;
+  /** What the node sees of it. */
+  outside: Outside;
   /** Seconds from RunPodSandbox to the container running. */
   startSeconds: number;
 };
@@ -32,6 +35,8 @@ export async function runCanary(cri: CriClient, handler: string, signal: AbortSi
     labels: { [labels.canary]: handler },
     linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
   };
+  // No process of the node has this argument but the canary's own, if it is one.
+  const token = `3600.${randomInt(2 ** 47)}`;
   await removeCanaries(cri, handler, signal);
   if ((await images.imageStatus({ image }, signal)).image === undefined) {
     // Without a pod, for there is none yet: the image's handler alone says whose image it is.
@@ -48,7 +53,7 @@ export async function runCanary(cri: CriClient, handler: string, signal: AbortSi
       config: {
         metadata: { name: "canary", attempt: 0 },
         image,
-        command: ["/bin/sleep", "3600"],
+        command: ["/bin/sleep", token],
         labels: { [labels.canary]: handler },
         linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
       },
@@ -74,7 +79,8 @@ export async function runCanary(cri: CriClient, handler: string, signal: AbortSi
       `The canary's container cannot run a command: exit code ${exitCode}: ${Buffer.from(stderr).toString().trim()}`,
     );
   }
-  return { view: parseView(Buffer.from(stdout).toString()), startSeconds };
+  const outside = await lookOutside([podSandboxId, containerId], token);
+  return { view: parseView(Buffer.from(stdout).toString()), outside, startSeconds };
 }
 
 /** Stops and removes every canary of `handler`, also those of a former life of the agent. */
