@@ -35,6 +35,8 @@ export const advice: Record<string, string> = {
   PolicyRefused: "the API server would not take the admission policy: the message has its words",
   RemovingFromNodes:
     "the agents of the named nodes give the handler back; a node that is gone for good: delete its Node",
+  RolledBack:
+    "nodes have the last good revision until spec changes: mend what failed, or kubectl bulkhead rollout undo PROFILE",
   RuntimeClassNotReady: "tenancy waits for the profile's RuntimeClass: see the condition RuntimeClassReady",
   RuntimeClassRefused: "the API server would not take the RuntimeClass: the message has its words",
 };

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
 import { kubeconfigFile } from "@bulkhead/lib/kube/config.ts";
-import { nodeRuntimes, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
+import { controllerRevisions, nodeRuntimes, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
 import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
 import { writePlugin } from "@bulkhead/test/dev/plugin.ts";
@@ -198,6 +198,40 @@ describe("With a profile on a node", () => {
     const { code, stderr } = await bulkhead("rollout", "status", "sandboxed", "--timeout", "1");
     expect(code).toBe(1);
     expect(stderr).toContain("is not rolled out after 1 s");
+  });
+
+  test("rollout history and undo: back to what a profile was, fields that it had not and all", async () => {
+    const namespace = "bulkhead-system";
+    await client.create(
+      { apiVersion: "v1", kind: "Namespace", plural: "namespaces", namespaced: false },
+      { metadata: { name: namespace } },
+    );
+    const { spec } = await client.get(runtimeProfiles, "sandboxed");
+    const { artifact, engine, probe } = spec;
+    const keep = (hash: string, revision: number, handler: object) =>
+      client.create(controllerRevisions, {
+        metadata: { name: `sandboxed-${hash}`, namespace, labels: { "bulkhead.dev/profile": "sandboxed" } },
+        revision,
+        data: { handler, artifact, engine, probe },
+      } as never);
+    await keep("1111111111", 1, { runc: {} });
+    await keep("2222222222", 2, spec.handler);
+    expect((await bulkhead("rollout", "history", "sandboxed")).stdout).toMatch(
+      /REVISION +HASH +HANDLER +CREATED +CURRENT\n1 +1111111111 +runc .*\n2 +2222222222 +gvisor .* yes/,
+    );
+
+    expect((await bulkhead("rollout", "undo", "sandboxed")).stdout).toContain(
+      "goes back to revision 1 (1111111111)",
+    );
+    expect((await client.get(runtimeProfiles, "sandboxed")).spec).toEqual({ ...spec, handler: { runc: {} } });
+    expect((await bulkhead("rollout", "undo", "sandboxed", "--to-revision", "2")).code).toBe(0);
+    expect((await client.get(runtimeProfiles, "sandboxed")).spec).toEqual(spec);
+    expect((await bulkhead("rollout", "undo", "sandboxed", "--to-revision", "2")).stdout).toContain(
+      "is revision 2 (2222222222) already",
+    );
+    const { code, stderr } = await bulkhead("rollout", "undo", "sandboxed", "--to-revision", "9");
+    expect(code).not.toBe(0);
+    expect(stderr).toContain("no revision 9 is kept");
   });
 
   test("kubectl completes subcommands, profiles and flags", async () => {

@@ -10,6 +10,7 @@ import { isInstalled, listAll, look, nodes, pods } from "./cluster.ts";
 import { candidates, completionScript } from "./completion.ts";
 import { diagnose, diagnosisText, type Finding, notInstalled } from "./doctor.ts";
 import { type Explanation, explain, explanationText, profileOf } from "./explain.ts";
+import { historyTable, readHistory, undo } from "./history.ts";
 import { type Format, format, formats } from "./output.ts";
 import { setPaused, waitForRollout } from "./rollout.ts";
 import { detailText, detailView, statusTable, statusView } from "./status.ts";
@@ -197,6 +198,31 @@ for (const [verb, paused, done] of [
         );
       }),
     );
+
+rollout
+  .command("history")
+  .description("the revisions that are kept of a profile; -o yaml shows what each had")
+  .argument("<profile>", "a RuntimeProfile")
+  .action((name: string) =>
+    onCluster(async (client) => {
+      show(await readHistory(client, name, flags().bulkheadNamespace), (views) =>
+        historyTable(views, paint()),
+      );
+    }),
+  );
+rollout
+  .command("undo")
+  .description("put an earlier revision back into the profile's spec")
+  .argument("<profile>", "a RuntimeProfile")
+  .option("--to-revision <number>", "that revision; the one before when left out", Number)
+  .action((name: string, { toRevision }: { toRevision?: number }) =>
+    onCluster(async (client) => {
+      const { revision, hash, current } = await undo(client, name, flags().bulkheadNamespace, toRevision);
+      print(
+        `runtimeprofile.bulkhead.dev/${name} ${current ? "is" : "goes back to"} revision ${revision} (${hash})${current ? " already" : ""}\n`,
+      );
+    }),
+  );
 
 program
   .command("version")

@@ -282,9 +282,20 @@ export const RuntimeProfileSpec = z.object({
       canaryNodes: z.int().min(0).max(100).default(1),
       maxUnavailable: intOrPercent.default("25%"),
       failureThreshold: z.int().min(1).default(2),
+      /** Halt: no further node gets the revision. Rollback: every node goes back to the last that all of them had. */
+      onFailure: z.enum(["Halt", "Rollback"]).default("Halt"),
       paused: z.boolean().default(false),
+      /** Revisions kept beside those in use, to go back to. */
+      revisionHistoryLimit: z.int().min(0).max(50).default(10),
     })
-    .default({ canaryNodes: 1, maxUnavailable: "25%", failureThreshold: 2, paused: false }),
+    .default({
+      canaryNodes: 1,
+      maxUnavailable: "25%",
+      failureThreshold: 2,
+      onFailure: "Halt",
+      paused: false,
+      revisionHistoryLimit: 10,
+    }),
   probe: z
     .object({ interval: duration.default("60s"), assertIsolation: z.boolean().default(true) })
     .default({ interval: "60s", assertIsolation: true }),
@@ -325,6 +336,10 @@ export const RuntimeProfileStatus = z.object({
   nodes: z.object({ desired: z.int(), updated: z.int(), ready: z.int(), failed: z.int() }).optional(),
   currentRevision: z.string().optional(),
   updateRevision: z.string().optional(),
+  /** The spec's revision failed on too many nodes: `to` is what they shall have until the spec changes. */
+  rolledBack: z
+    .object({ revision: z.string(), to: z.string(), generation: z.int(), message: z.string().max(512) })
+    .optional(),
   /** At most 20, so that this object does not grow with the cluster. */
   failedNodes: z
     .array(z.object({ name: z.string(), reason: z.string(), message: z.string() }))

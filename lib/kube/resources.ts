@@ -106,6 +106,19 @@ export const mutatingBindings = admission(
   "mutatingadmissionpolicybindings",
 );
 
+/** apps/v1 ControllerRevision of a RuntimeProfile: what of it reaches a node. */
+export type ControllerRevision = KubeObject & {
+  revision: number;
+  data: Pick<RuntimeProfileSpec, "handler" | "artifact" | "engine" | "probe">;
+};
+
+export const controllerRevisions: Resource<ControllerRevision> = {
+  apiVersion: "apps/v1",
+  kind: "ControllerRevision",
+  plural: "controllerrevisions",
+  namespaced: true,
+};
+
 export const customResourceDefinitions: Resource<CustomResourceDefinition & KubeObject> = {
   apiVersion: "apiextensions.k8s.io/v1",
   kind: "CustomResourceDefinition",

@@ -6,6 +6,7 @@ import { queueMetrics } from "@bulkhead/lib/kube/metrics.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import { createReflector, type Reflector, type ReflectorOptions } from "@bulkhead/lib/kube/reflector.ts";
 import {
+  controllerRevisions,
   type JudgedPod,
   mutatingBindings,
   mutatingPolicies,
@@ -27,6 +28,7 @@ import type { Registry } from "prom-client";
 import { byNamespace, byRuntimeClass, hasEnded } from "./gather.ts";
 import { profileMetrics } from "./metrics.ts";
 import { type Context, reconcileNode, reconcileProfile } from "./reconcile.ts";
+import { managedBy } from "./runtime-class.ts";
 import { profileOf } from "./tenancy/policies.ts";
 import { brokenBy, type WatchedPod } from "./tenancy/rules.ts";
 import { selects } from "./tenancy/selector.ts";
@@ -39,7 +41,7 @@ export type ControllerOptions = {
   clock?: Clock;
   /** An agent silent for longer is not believed any more. */
   staleAfterMs?: number;
-  /** Where the operator and the agents run: no profile's tenancy takes that namespace in. */
+  /** Where the operator and the agents run, and histories are kept: no profile's tenancy takes that namespace in. */
   namespace: string;
 };
 
@@ -101,6 +103,10 @@ export const createController = (options: ControllerOptions): Controller => {
     validatingBindings: follow(validatingBindings),
     mutatingPolicies: follow(mutatingPolicies, { optional: true }),
     mutatingBindings: follow(mutatingBindings, { optional: true }),
+    controllerRevisions: follow(controllerRevisions, {
+      namespace: options.namespace,
+      labelSelector: `${labels.managedBy}=${managedBy}`,
+    }),
   };
   const stores = {
     profiles: reflectors.profiles.store,
@@ -113,6 +119,7 @@ export const createController = (options: ControllerOptions): Controller => {
     validatingBindings: reflectors.validatingBindings.store,
     mutatingPolicies: reflectors.mutatingPolicies.store,
     mutatingBindings: reflectors.mutatingBindings.store,
+    controllerRevisions: reflectors.controllerRevisions.store,
   };
   const observe = queueMetrics(registry);
   const profileQueue = createQueue({ clock, observer: observe("runtimeprofile") });
@@ -127,6 +134,7 @@ export const createController = (options: ControllerOptions): Controller => {
     enqueueNode: (name) => nodeQueue.add(name),
     clock,
     staleAfterMs,
+    namespace: options.namespace,
     reserved: [...systemNamespaces, options.namespace],
     mutates: () => reflectors.mutatingPolicies.isServed,
     log,
@@ -219,6 +227,11 @@ export const createController = (options: ControllerOptions): Controller => {
       if (owner !== undefined) profileQueue.add(owner);
     });
   }
+
+  reflectors.controllerRevisions.on(({ object: { metadata } }) => {
+    const owner = metadata.labels?.[labels.profile];
+    if (owner !== undefined && stores.profiles.get(owner)) soon(owner);
+  });
 
   reflectors.pods.on((change) => {
     const className = change.object.spec?.runtimeClassName;

@@ -1,6 +1,6 @@
 import type { DesiredProfile, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import type { RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
-import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
+import type { ControllerRevision, RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
 import type { TenancyFacts } from "./tenancy/facts.ts";
 
 /** All that a plan is made of. Gathered in one place, so that planning does no I/O and a test is a table. */
@@ -33,6 +33,8 @@ export type ProfileFacts = {
   /** Pods of the RuntimeClass that have not ended: how many, and the first ten as namespace/name. */
   pods: { total: number; names: string[] };
   tenancy: TenancyFacts;
+  /** What the profile was before, as far as it is kept. */
+  revisions: ControllerRevision[];
 };
 
 /** The agent reported lately. */
@@ -69,3 +71,17 @@ export const isHealthy = (
   serves(node.reported) &&
   !failedOn(node.reported, revision) &&
   isFresh(node, time);
+
+/** The nodes that were given this revision and failed it, when they are so many that the rollout must end. */
+export const tooManyFailed = (
+  { nodes, profile }: Pick<ProfileFacts, "nodes" | "profile">,
+  revision: string,
+): NodeFacts[] | undefined => {
+  const selected = nodes.filter((node) => node.selected);
+  const failed = selected.filter(
+    (node) => node.assigned?.revision === revision && failedOn(node.reported, revision),
+  );
+  // On fewer nodes than the threshold, all of them are enough.
+  const enough = Math.min(profile.spec.rollout.failureThreshold, selected.length);
+  return failed.length > 0 && failed.length >= enough ? failed : undefined;
+};

@@ -9,6 +9,7 @@ import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
 import { keyOf } from "@bulkhead/lib/kube/object.ts";
 import {
   type AdmissionObject,
+  type ControllerRevision,
   mutatingBindings,
   mutatingPolicies,
   type Pod,
@@ -39,6 +40,7 @@ export type Stores = {
   validatingBindings: Store<AdmissionObject>;
   mutatingPolicies: Store<AdmissionObject>;
   mutatingBindings: Store<AdmissionObject>;
+  controllerRevisions: Store<ControllerRevision>;
 };
 
 /** Indexes of pods. */
@@ -180,6 +182,9 @@ export const gatherProfile = (profile: RuntimeProfile, from: Surroundings): Prof
     ...(runtimeClass ? { runtimeClass } : {}),
     nodes: nodes.sort((a, b) => (a.name < b.name ? -1 : 1)),
     pods: { total: using.length, names: using.map(keyOf).sort().slice(0, 10) },
+    revisions: [...stores.controllerRevisions.list()].filter(
+      ({ metadata }) => metadata.labels?.[labels.profile] === name,
+    ),
     tenancy: tenancyFacts(known, parsed.success, ours ? [className] : [], from),
   };
 };

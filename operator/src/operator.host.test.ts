@@ -10,7 +10,14 @@ import { kubeconfigFile } from "@bulkhead/lib/kube/config.ts";
 import { events } from "@bulkhead/lib/kube/events.ts";
 import { leases } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
-import { nodeRuntimes, nodes, pods, runtimeClasses, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
+import {
+  controllerRevisions,
+  nodeRuntimes,
+  nodes,
+  pods,
+  runtimeClasses,
+  runtimeProfiles,
+} from "@bulkhead/lib/kube/resources.ts";
 import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
 import { eventually, startOperator as launchOperator, type Operator } from "@bulkhead/test/operator/start.ts";
@@ -517,6 +524,97 @@ describe("The operator", () => {
     );
     expect(mended.status).toMatchObject({ nodes: { desired: 4, updated: 4, ready: 4, failed: 0 } });
     expect(mended.status?.failedNodes).toBeUndefined();
+  });
+
+  test("keeps a profile's revisions, and takes every node back to the last good one when the policy says so", async () => {
+    const names = ["node-a", "node-b", "node-c", "node-d"];
+    for (const name of names) {
+      await createNode(name);
+      let served = "";
+      startAgent(name, (entry) => {
+        // The first canary gets it to run: it must go back, too.
+        if (entry.handler.gvisor?.platform !== "kvm" || name === "node-a") {
+          served = entry.revision;
+          return {};
+        }
+        return {
+          phase: "RolledBack",
+          revision: served,
+          attemptedRevision: entry.revision,
+          reason: "CanaryFailed",
+          message: "no /dev/kvm",
+        };
+      });
+    }
+    await createProfile("sandboxed", { rollout: { onFailure: "Rollback", maxUnavailable: 2 } });
+    const good = await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    const first = good.status?.updateRevision;
+    const revisions = async () =>
+      (await client.list(controllerRevisions, { namespace, labelSelector: "bulkhead.dev/profile=sandboxed" }))
+        .items;
+    await client.patch(runtimeProfiles, "sandboxed", { spec: { handler: { gvisor: { platform: "kvm" } } } });
+    const back = await eventually(
+      "rolled back",
+      () => profile("sandboxed"),
+      (is) => hasCondition("Progressing", "False", "RolledBack")(is) && hasCondition("Ready", "True")(is),
+    );
+    expect(back.spec.handler.gvisor?.platform).toBe("kvm");
+    expect(conditionOf(back, "Degraded")).toMatchObject({ status: "True", reason: "RolledBack" });
+    expect(conditionOf(back, "Degraded")?.message).toContain("node-b: CanaryFailed, node-c: CanaryFailed");
+    expect(back.status).toMatchObject({
+      currentRevision: first,
+      rolledBack: { revision: back.status?.updateRevision, to: first, generation: 2 },
+    });
+    for (const name of names) {
+      expect((await runtimeOf(name)).spec.profiles[0]).toMatchObject({
+        revision: first,
+        handler: { gvisor: { platform: "systrap" } },
+      });
+    }
+    const told = await eventually(
+      "the Event",
+      async () => (await client.list(events, { namespace })).items,
+      (list) => list?.some((event) => event.reason === "RolledBack" && event.type === "Warning") ?? false,
+    );
+    expect(told.filter((event) => event.reason === "RolledBack").length).toBeLessThanOrEqual(2);
+
+    // Another operator knows it, too, and does not try again.
+    await operator.kill("SIGKILL");
+    operator = await startOperator("--no-leader-elect", "--stale-after", "6");
+    await sleep(2_000);
+    expect((await runtimeOf("node-b")).spec.profiles[0]?.revision).toBe(first);
+
+    // The spec goes back to what runs: all is well, and the history has it as its newest.
+    await client.patch(runtimeProfiles, "sandboxed", {
+      spec: { handler: { gvisor: { platform: "systrap" } } },
+    });
+    const well = await eventually(
+      "well",
+      () => profile("sandboxed"),
+      (is) => hasCondition("Degraded", "False")(is) && is?.status?.updateRevision === first,
+    );
+    expect(well.status).not.toHaveProperty("rolledBack");
+    const history = await eventually(
+      "the history",
+      revisions,
+      (list) => list?.some((revision) => revision.revision === 3) ?? false,
+    );
+    expect(
+      history
+        .sort((one, other) => one.revision - other.revision)
+        .map(({ revision, data }) => [revision, data.handler.gvisor?.platform]),
+    ).toEqual([
+      [2, "kvm"],
+      [3, "systrap"],
+    ]);
+
+    await client.delete(runtimeProfiles, "sandboxed");
+    await eventually(
+      "gone",
+      () => profile("sandboxed"),
+      (is) => is === undefined,
+    );
+    expect(await revisions()).toEqual([]);
   });
 
   test("takes the label from a node whose canary fails or whose agent falls silent, and gives it back", async () => {

@@ -41,6 +41,7 @@ const facts = (more: Partial<ProfileFacts> = {}): ProfileFacts => ({
   profile: profile(),
   nodes: [node("a"), node("b")],
   pods: { total: 0, names: [] },
+  revisions: [],
   tenancy: {
     elders: [],
     stronger: [],

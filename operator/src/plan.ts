@@ -5,6 +5,7 @@ import { transitions } from "@bulkhead/lib/kube/conditions.ts";
 import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
 import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 import { isFresh, type ProfileFacts, serves } from "./facts.ts";
+import { effectiveRevision } from "./history.ts";
 import { type Rollout, rollOut } from "./rollout.ts";
 import { desiredRuntimeClass, drift, ownerOf } from "./runtime-class.ts";
 import { type ClassState, type NodeState, type Removal, type Summary, summarize } from "./status.ts";
@@ -91,12 +92,16 @@ export const planProfile = (
   // Without a class of ours no pod can come: nodes keep what they have.
   const held =
     facts.invalid !== undefined || classState.class === "foreign" || classState.class === "refused";
-  const rollout =
-    removal?.rollout ??
-    (held ? hold : rollOut(target, facts, profile.spec.rollout, profile.status?.currentRevision));
+  const { target: wanted, rolledBack } = effectiveRevision(facts, target);
+  // Back to what every node had: it needs no canary, but its turn as any other change.
+  const policy = rolledBack ? { ...profile.spec.rollout, canaryNodes: 0 } : profile.spec.rollout;
+  const proven = rolledBack ? undefined : profile.status?.currentRevision;
+  const rollout = removal?.rollout ?? (held ? hold : rollOut(wanted, facts, policy, proven));
   const summary: Summary = summarize({
     facts,
-    target: target.revision,
+    target: wanted.revision,
+    updateRevision: target.revision,
+    ...(rolledBack ? { rolledBack } : {}),
     classState,
     tenancyState,
     ...(held ? {} : { rollout }),

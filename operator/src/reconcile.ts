@@ -2,13 +2,20 @@ import { fieldManager, finalizer, labels } from "@bulkhead/lib/api/group.ts";
 import type { Condition, RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { Client } from "@bulkhead/lib/kube/client.ts";
 import type { EventRecorder } from "@bulkhead/lib/kube/events.ts";
-import { nodeRuntimes, nodes, runtimeClasses, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
+import {
+  controllerRevisions,
+  nodeRuntimes,
+  nodes,
+  runtimeClasses,
+  runtimeProfiles,
+} from "@bulkhead/lib/kube/resources.ts";
 import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 import type { Clock } from "@bulkhead/lib/std/clock.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import type { ProfileFacts } from "./facts.ts";
 import { type Decisions, gatherNode, gatherProfile, policiesOf, type Stores } from "./gather.ts";
+import { forgetHistory, type HistoryStep, planHistory } from "./history.ts";
 import type { ProfileMetrics } from "./metrics.ts";
 import { type ClassPlan, type ClassStep, needsFinalizer, planClass, planNode, planProfile } from "./plan.ts";
 import { desiredProfile } from "./revision.ts";
@@ -29,6 +36,8 @@ export type Context = {
   enqueueNode: (name: string) => void;
   clock: Clock;
   staleAfterMs: number;
+  /** Where histories are kept. */
+  namespace: string;
   /** Namespaces that no profile's tenancy takes in. */
   reserved: string[];
   /** The API server has MutatingAdmissionPolicies. */
@@ -97,7 +106,14 @@ export const reconcileProfile = async (
       : {}),
   });
 
-  if (plan.finalizer === "remove") {
+  // Last: a namespace that takes no more must hold up no wall.
+  const removed = plan.finalizer === "remove";
+  await keepHistory(
+    removed ? forgetHistory(facts) : planHistory(facts, target, context.namespace),
+    context,
+    signal,
+  );
+  if (removed) {
     await removeFinalizer(facts.profile, context, signal);
     return undefined;
   }
@@ -290,6 +306,45 @@ const announceOutside = (
     note: `${pods} pods run outside the wall of RuntimeProfile "${metadata.name}", such as ${example}: ${reason}`,
   });
 
+const keepHistory = async (
+  steps: HistoryStep[],
+  { client, namespace, log }: Context,
+  signal: AbortSignal,
+): Promise<void> => {
+  for (const step of steps) {
+    switch (step.do) {
+      case "record":
+        await client
+          .create(controllerRevisions, step.revision, { signal, fieldManager: operator })
+          .catch((error: unknown) => {
+            // The watch will bring it.
+            if (!hasCode(error, "already-exists")) throw error;
+          });
+        log.info(
+          { revision: step.revision.metadata.name, number: step.revision.revision },
+          "revision recorded",
+        );
+        break;
+      case "renumber":
+        await client.patch(
+          controllerRevisions,
+          step.name,
+          { revision: step.number },
+          { namespace, signal, fieldManager: operator },
+        );
+        break;
+      case "forget": {
+        const { name, uid } = step.revision.metadata;
+        await client
+          .delete(controllerRevisions, name, { namespace, signal, ...(uid ? { uid } : {}) })
+          .catch((error: unknown) => {
+            if (!hasCode(error, "not-found")) throw error;
+          });
+      }
+    }
+  }
+};
+
 /** Records what each node shall hold and has the nodes that differ reconciled. */
 const decide = (
   facts: ProfileFacts,
@@ -330,7 +385,7 @@ const isWarning = ({ type, status, reason }: Condition): boolean =>
   type === "Degraded"
     ? status === "True"
     : type === "Progressing"
-      ? reason === "InUse" || reason === "FailureThreshold"
+      ? ["InUse", "FailureThreshold", "RolledBack"].includes(reason)
       : status === "False" && !["Deleting", "NodesNotReady", "NoNodes", "Audit"].includes(reason);
 
 const announce = (profile: RuntimeProfile, condition: Condition, context: Context) => {

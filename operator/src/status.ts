@@ -24,7 +24,11 @@ export type Removal = { stage: "in-use" } | { stage: "nodes"; nodes: string[] } 
 
 export type Situation = {
   facts: ProfileFacts;
+  /** The revision that nodes shall have now. */
   target: string;
+  /** The spec's revision, which is another once it was rolled back. */
+  updateRevision: string;
+  rolledBack?: NonNullable<RuntimeProfileStatus["rolledBack"]>;
   classState: ClassState;
   tenancyState: TenancyState;
   rollout?: Rollout;
@@ -151,6 +155,12 @@ const rolloutHalted: Check = ({ rollout, facts }) =>
       }
     : undefined;
 
+const rolledBack: Check = ({ rolledBack: is }) =>
+  is && {
+    reason: "RolledBack",
+    message: `revision ${is.revision} failed (${is.message}): nodes have revision ${is.to} until spec changes`,
+  };
+
 const inUse: Check = (view) =>
   view.removal?.stage === "in-use" ? { reason: "InUse", message: podsInUse(view) } : undefined;
 
@@ -211,7 +221,7 @@ const conditions = (view: View): Omit<Condition, "lastTransitionTime">[] => {
       ...generation,
     };
   };
-  const idle = first([paused, rolloutHalted], view);
+  const idle = first([paused, rolloutHalted, rolledBack], view);
   return [
     decide("Accepted", "False", [specInvalid], { reason: "Accepted", message: "the spec is understood" }),
     decide("RuntimeClassReady", "False", [specInvalid, classForeign, classRefused, classRemoved], {
@@ -236,7 +246,7 @@ const conditions = (view: View): Omit<Condition, "lastTransitionTime">[] => {
     decide(
       "Degraded",
       "True",
-      [specInvalid, classForeign, classRefused, rolloutHalted, nodesFailed, tenancyFault],
+      [specInvalid, classForeign, classRefused, rolledBack, rolloutHalted, nodesFailed, tenancyFault],
       { reason: "AsExpected", message: "" },
     ),
     ...(tenancy ? [{ ...tenancy, ...generation }] : []),
@@ -327,7 +337,8 @@ export const summarize = (situation: Situation): Summary => {
         failed: failed.length,
       },
       ...(current === undefined ? {} : { currentRevision: current }),
-      updateRevision: target,
+      updateRevision: situation.updateRevision,
+      ...(situation.rolledBack ? { rolledBack: situation.rolledBack } : {}),
       ...(failed.length === 0
         ? {}
         : {

@@ -162,6 +162,7 @@ const operator = [
   "validatingadmissionpolicybindings.admissionregistration.k8s.io: list watch create update delete",
 ];
 const leader = [
+  "controllerrevisions.apps: list watch create patch delete",
   "leases.coordination.k8s.io (bulkhead-operator): get update",
   "leases.coordination.k8s.io: create",
   "pods: get",

@@ -96,6 +96,7 @@ beforeAll(async () => {
     ["plain", "plain"],
     ["watched", "watched"],
     ["free", "free"],
+    ["bulkhead-system", "none"],
   ] as const) {
     await client.create(allNamespaces, { metadata: { name, labels: { tier: is } } });
   }

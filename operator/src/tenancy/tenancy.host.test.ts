@@ -44,6 +44,7 @@ beforeAll(async () => {
   config = await kubeconfigFile(server.kubeconfig);
   client = createClient({ config });
   await installCrds(client);
+  await client.create(allNamespaces, { metadata: { name: "bulkhead-system" } });
 });
 afterAll(async () => {
   await client?.close();
@@ -404,8 +405,9 @@ describe("The operator", () => {
   });
 
   test("takes no namespace of the system or its own behind a wall", async () => {
-    await createNamespace("bulkhead-system", "eight");
-    await client.patch(namespaces, "kube-system", { metadata: { labels: { tier: "eight" } } });
+    for (const name of ["bulkhead-system", "kube-system"]) {
+      await client.patch(namespaces, name, { metadata: { labels: { tier: "eight" } } });
+    }
     await createNamespace("t8", "eight");
     await createProfile("p8", "eight");
     const is = await until("p8", "Enforced");
