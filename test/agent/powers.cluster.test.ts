@@ -90,7 +90,7 @@ describe("A service account of the chart has these rights and no others:", () =>
   const everybody = (resource: string) =>
     /^self\w+\.(authentication|authorization)\.k8s\.io$/.test(resource) || resource === "";
 
-  const all = "create delete get list patch update watch";
+  const made = "create delete list update watch";
   const rights: Record<string, Record<string, string>> = {
     "bulkhead-node-agent": {
       "events.events.k8s.io": "create patch",
@@ -98,16 +98,21 @@ describe("A service account of the chart has these rights and no others:", () =>
       "noderuntimes.bulkhead.dev/status": "patch",
     },
     "bulkhead-operator": {
-      "customresourcedefinitions.apiextensions.k8s.io": "get list watch",
+      "controllerrevisions.apps": "create delete list patch watch",
       "events.events.k8s.io": "create patch",
       "leases.coordination.k8s.io": "create",
-      "leases.coordination.k8s.io [bulkhead-operator]": "get patch update",
-      "noderuntimes.bulkhead.dev": all,
-      nodes: "get list patch watch",
+      "leases.coordination.k8s.io [bulkhead-operator]": "get update",
+      "mutatingadmissionpolicies.admissionregistration.k8s.io": made,
+      "mutatingadmissionpolicybindings.admissionregistration.k8s.io": made,
+      namespaces: "list watch",
+      "noderuntimes.bulkhead.dev": "create delete list patch watch",
+      nodes: "list patch watch",
       pods: "get list watch",
-      "runtimeclasses.node.k8s.io": all,
-      "runtimeprofiles.bulkhead.dev": "get list patch update watch",
-      "runtimeprofiles.bulkhead.dev/status": "get patch update",
+      "runtimeclasses.node.k8s.io": made,
+      "runtimeprofiles.bulkhead.dev": "get list patch watch",
+      "runtimeprofiles.bulkhead.dev/status": "patch",
+      "validatingadmissionpolicies.admissionregistration.k8s.io": made,
+      "validatingadmissionpolicybindings.admissionregistration.k8s.io": made,
     },
     "bulkhead-uninstall": {
       "noderuntimes.bulkhead.dev": "list",

@@ -144,7 +144,7 @@ const mayDo = async (account: string, namespace: string): Promise<Set<string>> =
 
 const agent = [
   "events.events.k8s.io: create patch",
-  "noderuntimes.bulkhead.dev: list watch",
+  "noderuntimes.bulkhead.dev: get list watch",
   "noderuntimes/status.bulkhead.dev: patch",
 ];
 const operator = [
