@@ -14,6 +14,8 @@ export const labels = {
   profile: `${group}/profile`,
   /** On Node, `handler.bulkhead.dev/PROFILE: ready` once that profile's canary passed there. */
   handlerReady: (profile: string) => `handler.${group}/${profile}`,
+  /** Key of the taint that a node registers with, taken off once that profile's canary passed there. */
+  startupTaint: (profile: string) => `handler.${group}/${profile}`,
   /** On the agent's canary pods: the handler they prove. */
   canary: `${group}/canary`,
 } as const;

@@ -265,8 +265,11 @@ export const RuntimeProfileSpec = z.object({
       /** Name of the RuntimeClass; the profile's name when left out. Pods name it, so it cannot change. */
       name: dnsLabel.optional(),
       overhead: z.object({ memory: quantity.optional(), cpu: quantity.optional() }).optional(),
-      /** label: pods go only to nodes whose canary passed. none: to every node of nodeSelector. */
-      readiness: z.enum(["label", "none"]).default("label"),
+      /**
+       * label: pods go only to nodes whose canary passed. startupTaint: to every node of nodeSelector that has lost the
+       * taint handler.bulkhead.dev/PROFILE, which it registered with. none: to every node of nodeSelector.
+       */
+      readiness: z.enum(["label", "startupTaint", "none"]).default("label"),
     })
     .meta({
       "x-kubernetes-validations": [

@@ -29,6 +29,16 @@ export const nodes: Resource<KubeObject> = {
   metadataOnly: true,
 };
 
+/** A Node with its taints. */
+export type TaintedNode = KubeObject & { spec?: { taints?: { key: string; effect: string }[] } };
+
+export const taintedNodes: Resource<TaintedNode> = {
+  apiVersion: "v1",
+  kind: "Node",
+  plural: "nodes",
+  namespaced: false,
+};
+
 /** A Namespace without spec and status: its name and labels. */
 export const namespaces: Resource<KubeObject> = {
   apiVersion: "v1",

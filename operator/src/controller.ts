@@ -129,6 +129,7 @@ export const createController = (options: ControllerOptions): Controller => {
     stores,
     decisions: new Map(),
     written: new Map(),
+    untainted: new Map(),
     recorder,
     metrics: profileMetrics(registry),
     enqueueNode: (name) => nodeQueue.add(name),

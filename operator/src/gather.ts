@@ -204,5 +204,10 @@ export const gatherNode = (name: string, from: Surroundings): NodeRuntimeFacts =
     ...(heartbeat === undefined ? {} : { heartbeat }),
     decided: decisions.get(name) ?? new Map(),
     profiles: new Set([...stores.profiles.list()].map((profile) => profile.metadata.name)),
+    startupTaints: new Set(
+      [...stores.profiles.list()]
+        .filter(({ spec }) => spec?.runtimeClass?.readiness === "startupTaint")
+        .map((profile) => profile.metadata.name),
+    ),
   };
 };

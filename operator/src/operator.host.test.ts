@@ -17,6 +17,7 @@ import {
   pods,
   runtimeClasses,
   runtimeProfiles,
+  taintedNodes,
 } from "@bulkhead/lib/kube/resources.ts";
 import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
@@ -615,6 +616,47 @@ describe("The operator", () => {
       (is) => is === undefined,
     );
     expect(await revisions()).toEqual([]);
+  });
+
+  test("takes the startup taint off a node whose canary passed, however often the node comes anew", async () => {
+    await createProfile("sandboxed", { runtimeClass: { readiness: "startupTaint" } });
+    const { scheduling } = await eventually(
+      "the class",
+      () => client.get(runtimeClasses, "sandboxed"),
+      Boolean,
+    );
+    // From zero: nothing that a node could not have from its beginning.
+    expect(scheduling).toBeUndefined();
+    const taints = [
+      { key: "dedicated", value: "a", effect: "NoSchedule" },
+      { key: "handler.bulkhead.dev/sandboxed", effect: "NoSchedule" },
+      { key: "handler.bulkhead.dev/other", effect: "NoSchedule" },
+    ];
+    for (const round of [1, 2]) {
+      await client.create(taintedNodes, {
+        metadata: { name: "node-a", labels: { "kubernetes.io/os": "linux" } },
+        spec: { taints },
+      } as never);
+      await eventually(
+        "its NodeRuntime",
+        () => runtimeOf("node-a"),
+        (is) => is?.spec.profiles.length === 1,
+      );
+      await sleep(300);
+      const keys = async () => (await client.get(taintedNodes, "node-a")).spec?.taints?.map(({ key }) => key);
+      // The API server gives every new node one of its own.
+      const others = ["dedicated", "handler.bulkhead.dev/other", "node.kubernetes.io/not-ready"];
+      expect((await keys())?.sort()).toEqual([...others, "handler.bulkhead.dev/sandboxed"].sort());
+      await report("node-a");
+      await eventually(`the taint gone, round ${round}`, keys, (is) => is?.length === 3);
+      expect((await keys())?.sort()).toEqual(others);
+      await client.delete(nodes, "node-a");
+      await eventually(
+        "the NodeRuntime gone",
+        () => runtimeOf("node-a"),
+        (is) => is === undefined,
+      );
+    }
   });
 
   test("takes the label from a node whose canary fails or whose agent falls silent, and gives it back", async () => {

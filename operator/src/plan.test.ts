@@ -313,6 +313,7 @@ describe("A node", () => {
     heartbeat: now,
     decided: new Map([["p", target]]),
     profiles: new Set(["p"]),
+    startupTaints: new Set(),
   };
   const { nodeLabels: _, ...gone } = base;
   const { current: __, ...unwritten } = base;
@@ -360,6 +361,16 @@ describe("A node", () => {
       "loses labels of profiles that are gone, and no others",
       { ...base, nodeLabels: { [label]: "ready", "handler.bulkhead.dev/q": "ready", other: "x" } },
       { labels: { "handler.bulkhead.dev/q": null } },
+    ],
+    [
+      "loses its startup taint once the handler serves",
+      { ...base, startupTaints: new Set(["p", "q"]) },
+      { untaint: [label] },
+    ],
+    [
+      "keeps it before that",
+      { ...base, startupTaints: new Set(["p"]), reported: new Map([["p", reported({ revision: "" })]]) },
+      { untaint: [] },
     ],
     ["gets a NodeRuntime when it is selected", unwritten, { profiles: [target] }],
     [

@@ -143,6 +143,8 @@ export type NodeRuntimeFacts = Pick<ProfileFacts, "now" | "staleAfterMs"> & {
   decided: ReadonlyMap<string, Decision>;
   /** Profiles that exist. */
   profiles: Set<string>;
+  /** Those of them whose nodes begin with a taint. */
+  startupTaints: Set<string>;
 };
 
 export type NodePlan = {
@@ -152,6 +154,8 @@ export type NodePlan = {
   profiles?: DesiredProfile[];
   /** Labels to set, or to remove with null. */
   labels: Record<string, string | null>;
+  /** Startup taints that the node shall not have any more. */
+  untaint: string[];
   /** When to look again: an agent that falls silent sends no event. */
   requeueAfterMs?: number;
 };
@@ -161,7 +165,7 @@ const labelPrefix = labels.handlerReady("");
 /** What NodeRuntime.spec and the Node's labels shall be. */
 export const planNode = (facts: NodeRuntimeFacts): NodePlan => {
   const { nodeLabels, current, decided, profiles } = facts;
-  if (nodeLabels === undefined) return { deleteRuntime: current !== undefined, labels: {} };
+  if (nodeLabels === undefined) return { deleteRuntime: current !== undefined, labels: {}, untaint: [] };
 
   const wanted = new Map<string, DesiredProfile>();
   for (const entry of current ?? []) {
@@ -193,6 +197,10 @@ export const planNode = (facts: NodeRuntimeFacts): NodePlan => {
     deleteRuntime: false,
     ...(changed ? { profiles: sorted } : {}),
     labels: change,
+    untaint: [...ready]
+      .filter((name) => facts.startupTaints.has(name))
+      .map(labels.startupTaint)
+      .sort(),
     ...(ready.size > 0 && facts.heartbeat !== undefined
       ? { requeueAfterMs: Math.max(1000, facts.heartbeat + facts.staleAfterMs - facts.now + 100) }
       : {}),

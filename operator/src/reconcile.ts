@@ -2,12 +2,14 @@ import { fieldManager, finalizer, labels } from "@bulkhead/lib/api/group.ts";
 import type { Condition, RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { Client } from "@bulkhead/lib/kube/client.ts";
 import type { EventRecorder } from "@bulkhead/lib/kube/events.ts";
+import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
 import {
   controllerRevisions,
   nodeRuntimes,
   nodes,
   runtimeClasses,
   runtimeProfiles,
+  taintedNodes,
 } from "@bulkhead/lib/kube/resources.ts";
 import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 import type { Clock } from "@bulkhead/lib/std/clock.ts";
@@ -31,6 +33,8 @@ export type Context = {
   decisions: Decisions;
   /** Profiles as last written, until the watch brings them: planning must not see its own past. */
   written: Map<string, RuntimeProfile>;
+  /** Nodes whose startup taints were looked at, with what makes looking again worth it. */
+  untainted: Map<string, string>;
   recorder: EventRecorder;
   metrics: ProfileMetrics;
   enqueueNode: (name: string) => void;
@@ -442,6 +446,7 @@ export const reconcileNode = async (
   const node = stores.nodes.get(name);
   if (!node) {
     decisions.delete(name);
+    context.untainted.delete(name);
     return undefined;
   }
 
@@ -474,5 +479,33 @@ export const reconcileNode = async (
     );
     context.log.info({ node: name, labels: plan.labels }, "node labelled");
   }
+  await untaint(node, plan.untaint, context, signal);
   return plan.requeueAfterMs === undefined ? undefined : { requeueAfterMs: plan.requeueAfterMs };
+};
+
+/**
+ * Takes startup taints off a node. Taints are not in what is watched of a node: it is read once when a profile begins to
+ * serve there, and never for heartbeats. A taint that comes back later is somebody's own.
+ */
+const untaint = async (
+  { metadata: { name, uid } }: KubeObject,
+  keys: string[],
+  { client, untainted, log }: Context,
+  signal: AbortSignal,
+): Promise<void> => {
+  const looked = `${uid} ${keys}`;
+  if (keys.length === 0 || untainted.get(name) === looked) return;
+  const { metadata, spec } = await client.get(taintedNodes, name, { signal });
+  const kept = (spec?.taints ?? []).filter(({ key }) => !keys.includes(key));
+  if (kept.length < (spec?.taints ?? []).length) {
+    await client.patch(
+      taintedNodes,
+      name,
+      // Another may taint at the same time: then this fails, and is tried again.
+      { metadata: { resourceVersion: metadata.resourceVersion }, spec: { taints: kept } },
+      { fieldManager: operator, signal },
+    );
+    log.info({ node: name, taints: keys }, "startup taints taken off");
+  }
+  untainted.set(name, looked);
 };

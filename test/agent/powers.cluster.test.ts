@@ -106,7 +106,7 @@ describe("A service account of the chart has these rights and no others:", () =>
       "mutatingadmissionpolicybindings.admissionregistration.k8s.io": made,
       namespaces: "list watch",
       "noderuntimes.bulkhead.dev": "create delete list patch watch",
-      nodes: "list patch watch",
+      nodes: "get list patch watch",
       pods: "get list watch",
       "runtimeclasses.node.k8s.io": made,
       "runtimeprofiles.bulkhead.dev": "get list patch watch",

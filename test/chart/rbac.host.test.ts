@@ -153,7 +153,7 @@ const operator = [
   "mutatingadmissionpolicybindings.admissionregistration.k8s.io: list watch create update delete",
   "namespaces: list watch",
   "noderuntimes.bulkhead.dev: list watch create patch delete",
-  "nodes: list watch patch",
+  "nodes: get list watch patch",
   "pods: list watch",
   "runtimeclasses.node.k8s.io: list watch create update delete",
   "runtimeprofiles.bulkhead.dev: get list watch patch",
