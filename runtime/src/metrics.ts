@@ -91,11 +91,12 @@ export const timed = async <T>(
   return result;
 };
 
-/** /metrics, /healthz and /readyz on HOST:PORT. Three paths are no work for a framework, which would take 5 MB. */
+/** /metrics (`more` is text behind our own), /healthz and /readyz on HOST:PORT. Three paths are no work for a framework, which would take 5 MB. */
 export const serveMetrics = async (
   listen: string,
   metrics: Metrics,
   ready: () => boolean,
+  more: () => Promise<string> = async () => "",
 ): Promise<Server> => {
   const [, host = "", port = ""] = /^(?:\[?([^\]]*)\]?):(\d+)$/.exec(listen) ?? [];
   const answer = async (path: string): Promise<{ status: number; type: string; text: string }> => {
@@ -105,7 +106,7 @@ export const serveMetrics = async (
         return {
           status: 200,
           type: metrics.registry.contentType,
-          text: await metrics.registry.metrics(),
+          text: (await metrics.registry.metrics()) + (await more()),
         };
       case "/healthz":
         return { status: 200, type, text: "ok\n" };

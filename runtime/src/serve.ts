@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { statSync } from "node:fs";
 import { chmod, mkdir } from "node:fs/promises";
 import { join } from "node:path";
+import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import { type CriServices, connectCri } from "@bulkhead/lib/cri/client.ts";
 import type { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
@@ -32,11 +33,12 @@ import { createLinux } from "./linux/linux-ffi.ts";
 import { trimWhenQuiet } from "./memory.ts";
 import { createMetrics, serveMetrics } from "./metrics.ts";
 import { createNetwork } from "./network/cni.ts";
-import { lost } from "./pod/state.ts";
+import { lost, type Pod } from "./pod/state.ts";
 import { openPods } from "./pod/store.ts";
 import { ownPrograms } from "./programs.ts";
 import { Activity } from "./record/activity.ts";
 import { Locks } from "./record/lock.ts";
+import { type Sandbox, sandboxMetrics } from "./sandbox-metrics.ts";
 import { createDisks } from "./snapshot/disks.ts";
 import { overlay } from "./snapshot/overlay.ts";
 import { readLayout } from "./stats/layout.ts";
@@ -221,7 +223,12 @@ export const serve = async (
   const services = fronted(criServices(runtime), runtime, config, stack);
   let ready = true;
   if (config.metrics.listen !== "") {
-    const server = await serveMetrics(config.metrics.listen, metrics, () => ready);
+    const server = await serveMetrics(
+      config.metrics.listen,
+      metrics,
+      () => ready,
+      () => sandboxMetrics(sandboxesOf(pods.list())),
+    );
     stack.defer(() => void server.close());
   }
   const server = await serveCri(config.socket, services, observer(log, metrics));
@@ -232,6 +239,22 @@ export const serve = async (
   log.info("shutting down; containers go on");
   await server.close(AbortSignal.timeout(closeMs));
 };
+
+/** The pods that run in gVisor, the agent's canaries aside. */
+const sandboxesOf = (pods: readonly Pod[]): Sandbox[] =>
+  pods.flatMap(({ id, state, handler, config: { metadata } }) =>
+    state === "ready" &&
+    handler.kind === "shim" &&
+    handler.runsc !== undefined &&
+    metadata?.namespace !== canaryNamespace
+      ? [
+          {
+            ...{ id, root: handler.runsc.root, handler: handler.name },
+            ...{ namespace: metadata?.namespace ?? "", pod: metadata?.name ?? "" },
+          },
+        ]
+      : [],
+  );
 
 /** With a delegate, its services stand behind ours; everything that is not ours is its. */
 const fronted = (

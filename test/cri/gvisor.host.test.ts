@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Gvisor } from "../../node-agent/src/installer/gvisor.ts";
+import { sandboxMetrics } from "../../runtime/src/sandbox-metrics.ts";
 import { cgroupDirs } from "../cluster/mounts.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
@@ -281,6 +282,22 @@ describe("an emptyDir that the sandbox keeps", () => {
       ).rejects.toThrow(/Cannot mount a subPath of emptyDir/);
     });
   });
+});
+
+test("gVisor's own metrics are the pod's", async () => {
+  await using pod = await new Pod().run("gvisor");
+  await say(await pod.container(), "cat /etc/passwd > /dev/null");
+  const labels = { handler: "gvisor", namespace: "test", pod: pod.name };
+  const text = await sandboxMetrics([
+    { id: pod.id, root: join(dirname(daemon.state), "runsc"), ...labels },
+    { id: "gone", root: join(dirname(daemon.state), "runsc"), ...labels, pod: "gone" },
+  ]);
+  const opens = new RegExp(
+    `^runsc_fs_opens\\{handler="gvisor",namespace="test",pod="${pod.name}"\\} (\\d+)$`,
+    "m",
+  );
+  expect(Number(opens.exec(text)?.[1])).toBeGreaterThan(3);
+  expect(text).toMatch(/^bulkhead_runtime_gvisor_silent_pods 1$/m);
 });
 
 test("each container has figures of its own, and the pod's are of the sandbox in its cgroup", async () => {
