@@ -53,6 +53,10 @@ const ShimHandler = z
     optionsTypeUrl: z.string().default(""),
     /** The shim's configuration file, passed as ConfigPath. */
     configPath: absolutePath.optional(),
+    /** Passes the file's text as ConfigBody too: some shims read no path. */
+    configInline: z.boolean().optional(),
+    /** The pod is made by the sandbox API (containerd.runtime.sandbox.v1), not by a container that holds it. */
+    sandboxApi: z.boolean().optional(),
     /** One line: the wall that the canary expects. */
     wall: z.enum(["namespaces", "kernel", "vm"]).default("kernel"),
     /** Files and settings of gVisor's command line, where the shim is runsc's (port-forward, stats). */

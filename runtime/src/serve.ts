@@ -169,6 +169,7 @@ export const serve = async (
             network,
             events: handlerEvents,
             log: handlerLog,
+            systemdCgroup: host.cgroupDriver === "systemd",
             pauseProgram: programs.holder,
           }),
         );

@@ -10,6 +10,8 @@ export const debianPrograms = {
   etcd: { pkg: "etcd-server", path: "usr/bin/etcd" },
   "docker-registry": { pkg: "docker-registry", path: "usr/bin/docker-registry" },
   tinyproxy: { pkg: "tinyproxy-bin", path: "usr/bin/tinyproxy" },
+  /** Shims of the version that Debian 12 has. */
+  "containerd-1.6": { pkg: "containerd", path: "usr/bin/containerd-shim-runc-v2" },
   prometheus: { pkg: "prometheus", path: "usr/bin/prometheus" },
 } as const;
 

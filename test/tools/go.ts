@@ -23,15 +23,12 @@ export const buildGo = async (
   signal?: AbortSignal,
 ): Promise<void> => {
   const cwd = join(import.meta.dirname, module);
-  const sources = await Promise.all(
-    (await readdir(cwd))
-      .filter((name) => /\.go$|^go\.(mod|sum)$/.test(name))
-      .sort()
-      .map(async (name) => `${name}\n${await readFile(join(cwd, name), "utf8")}`),
-  );
+  const sources = await sourcesIn(cwd);
   for (const build of builds) {
+    // A program of our own stands in a directory of the module.
+    const own = build.package.startsWith("./") ? await sourcesIn(join(cwd, build.package)) : [];
     const key = createHash("sha256")
-      .update(JSON.stringify([build, sources, process.arch]))
+      .update(JSON.stringify([build, [...sources, ...own], process.arch]))
       .digest("hex")
       .slice(0, 16);
     const name = build.output.replaceAll("/", "-");
@@ -42,6 +39,14 @@ export const buildGo = async (
     await place(kept, inCache("bin", build.output));
   }
 };
+
+const sourcesIn = async (directory: string): Promise<string[]> =>
+  await Promise.all(
+    (await readdir(directory))
+      .filter((name) => /\.go$|^go\.(mod|sum)$/.test(name))
+      .sort()
+      .map(async (name) => `${name}\n${await readFile(join(directory, name), "utf8")}`),
+  );
 
 const compile = async (build: GoBuild, cwd: string, to: string, signal?: AbortSignal): Promise<void> => {
   const go = await goProgram(signal);

@@ -9,7 +9,10 @@ export type Step = {
   | { do: "apt"; packages: readonly string[] }
   | { do: "go"; module: string; builds: readonly GoBuild[] }
   | { do: "kubectl" }
-  | { do: "debian"; programs: readonly ("etcd" | "docker-registry" | "prometheus" | "tinyproxy")[] }
+  | {
+      do: "debian";
+      programs: readonly ("etcd" | "docker-registry" | "prometheus" | "tinyproxy" | "containerd-1.6")[];
+    }
   | { do: "rootfs" }
 );
 
@@ -104,18 +107,27 @@ export const steps: readonly Step[] = [
   // Large, and of the tests inside virtual machines alone.
   { id: "emulator", do: "apt", after: ["packages"], packages: ["qemu-system-x86"] },
   { id: "kubectl", do: "kubectl", after: ["packages"] },
-  { id: "programs", do: "debian", after: ["packages"], programs: ["etcd", "docker-registry", "tinyproxy"] },
+  {
+    id: "programs",
+    do: "debian",
+    after: ["packages"],
+    programs: ["etcd", "docker-registry", "tinyproxy", "containerd-1.6"],
+  },
   { id: "rootfs", do: "rootfs", after: ["packages"] },
   {
     id: "containerd",
     do: "go",
     after: [],
     module: "containerd",
-    builds: ["containerd", "ctr", "containerd-shim-runc-v2"].map((name) => ({
-      output: name,
-      package: `github.com/containerd/containerd/v2/cmd/${name}`,
-      tags: "no_btrfs",
-    })),
+    builds: [
+      ...["containerd", "ctr", "containerd-shim-runc-v2"].map((name) => ({
+        output: name,
+        package: `github.com/containerd/containerd/v2/cmd/${name}`,
+        tags: "no_btrfs",
+      })),
+      // A shim of the tests' own, on the same library.
+      { output: "containerd-shim-unshare-v1", package: "./unshare" },
+    ],
   },
   {
     id: "gvisor",

@@ -1,4 +1,5 @@
 import type { Duplex, Readable, Writable } from "node:stream";
+import type { PodSandboxConfig } from "@bulkhead/lib/gen/cri_pb.js";
 import type { Spec } from "../spec/oci.ts";
 
 /**
@@ -107,6 +108,8 @@ export type SandboxLaunch = {
   /** Absolute; where the pod's logs go. May be "". */
   logDirectory: string;
   annotations: Record<string, string>;
+  /** The pod as the CRI described it, for shims that want to know. */
+  config?: PodSandboxConfig;
 };
 
 export type SandboxRef = { id: string; stateDir: string; state: HandlerState };

@@ -199,6 +199,7 @@ const build = async (
         ...(disk === undefined ? {} : { disk }),
         logDirectory: config.logDirectory,
         annotations: spec.annotations ?? {},
+        config,
       },
       AbortSignal.any([signal, AbortSignal.timeout(handlerConfig.deadlines.create * 1000)]),
     ),

@@ -1,10 +1,15 @@
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { create, toBinary } from "@bufbuild/protobuf";
+import { create, fromJson, toBinary } from "@bufbuild/protobuf";
 import { type Any, AnySchema } from "@bufbuild/protobuf/wkt";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
-import { OptionsSchema as RuncOptionsSchema } from "@bulkhead/lib/gen/shim_runc_options_pb.js";
+import {
+  type Options as RuncOptions,
+  OptionsSchema as RuncOptionsSchema,
+} from "@bulkhead/lib/gen/shim_runc_options_pb.js";
 import { OptionsSchema } from "@bulkhead/lib/gen/shim_runtime_options_pb.js";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { parse as parseToml } from "smol-toml";
 import { type Linux, MountFlags } from "../../linux/linux.ts";
 import type { Resources, Spec } from "../../spec/oci.ts";
 
@@ -67,22 +72,43 @@ const runtimeOptions = "runtimeoptions.v1.Options";
 
 /** The options of Create: runc's shim has its own message, all others take a path and the type of what is in it. */
 export function createOptions(
-  config: Pick<ShimHandlerConfig, "optionsTypeUrl" | "configPath">,
+  config: Pick<ShimHandlerConfig, "optionsTypeUrl" | "configPath" | "configInline">,
+  systemdCgroup = false,
 ): Any | undefined {
   if (config.optionsTypeUrl === "" && config.configPath === undefined) return undefined;
   if (config.optionsTypeUrl === runcOptions)
     return create(AnySchema, {
       typeUrl: runcOptions,
-      value: toBinary(RuncOptionsSchema, create(RuncOptionsSchema)),
+      value: toBinary(RuncOptionsSchema, runcOptionsOf(config.configPath, systemdCgroup)),
     });
   return create(AnySchema, {
     typeUrl: runtimeOptions,
     value: toBinary(
       OptionsSchema,
-      create(OptionsSchema, { typeUrl: config.optionsTypeUrl, configPath: config.configPath ?? "" }),
+      create(OptionsSchema, {
+        typeUrl: config.optionsTypeUrl,
+        configPath: config.configPath ?? "",
+        ...(config.configInline && config.configPath ? { configBody: readFileSync(config.configPath) } : {}),
+      }),
     ),
   });
 }
+
+/** runc's options by the names that containerd's own configuration has for them: BinaryName, Root, NoPivotRoot … */
+const runcOptionsOf = (path: string | undefined, systemdCgroup: boolean): RuncOptions => {
+  const said = path === undefined ? {} : parseToml(readFileSync(path, "utf8"));
+  const named = Object.entries(said).map(([key, value]) => [
+    key.charAt(0).toLowerCase() + key.slice(1),
+    value,
+  ]);
+  try {
+    return fromJson(RuncOptionsSchema, { systemdCgroup, ...Object.fromEntries(named) });
+  } catch (error) {
+    throw new RuntimeError("invalid-argument", `Cannot use the options in ${path}: ${messageOf(error)}`, {
+      cause: error,
+    });
+  }
+};
 
 const json = (kind: "Process" | "LinuxResources", value: unknown): Any =>
   create(AnySchema, {

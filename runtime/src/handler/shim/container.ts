@@ -152,7 +152,8 @@ export async function containerStats(
     const usage = stats && usageOf(stats, now());
     if (usage && (usage.cpuNanos > 0n || usage.memoryUsage > 0n)) return usage;
   } catch (error) {
-    if (!hasCode(error, "not-found") && !hasCode(error, "unknown")) throw error;
+    const silent = (["not-found", "unknown", "unimplemented"] as const).some((code) => hasCode(error, code));
+    if (!silent) throw error;
   }
   // gVisor cannot always tell its containers apart: then the sandbox's figures, which are the pod's.
   return pod.state.cgroups && cgroupUsage(pod.state.cgroups, now());

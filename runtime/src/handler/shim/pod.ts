@@ -8,6 +8,7 @@ import { bundleOf } from "./bundle.ts";
 import type { ShimConnection, TaskClient } from "./connection.ts";
 import { readMemory, writeExit } from "./files.ts";
 import type { ContainerOutput } from "./output.ts";
+import { type SandboxClient, sandboxClient } from "./sandbox-api.ts";
 import type { ContainerState, ProcessState, ShimState } from "./state.ts";
 import { oomKills } from "./stats.ts";
 
@@ -74,6 +75,7 @@ export class ShimPod {
   readonly stateDir: string;
   readonly state: ShimState;
   readonly task: TaskClient;
+  readonly sandbox: SandboxClient;
   /** The shim holds on to something that cannot be deleted: it will not end when it is asked to. */
   stuck = false;
   /** The shim has not answered in time: it is asked nothing more. */
@@ -95,6 +97,7 @@ export class ShimPod {
     this.stateDir = pod.stateDir;
     this.state = pod.state;
     this.task = pod.shim.task;
+    this.sandbox = sandboxClient(pod.shim.connection);
     this.#shim = pod.shim;
     this.#deps = deps;
     this.#resources.use(pod.resources);
@@ -256,9 +259,12 @@ export class ShimPod {
 
   /** Reports the sandbox's end, from when its containers are known here. */
   async watchHolder(): Promise<void> {
-    if (!this.state.holder) return;
+    const { holder, sandboxApi } = this.state;
+    if (!holder && !sandboxApi) return;
     try {
-      const { exitStatus } = await this.task.wait({ id: this.id });
+      const { exitStatus } = sandboxApi
+        ? await this.sandbox.waitSandbox({ sandboxId: this.id })
+        : await this.task.wait({ id: this.id });
       if (this.#quiet) return;
       await this.#sandboxGone(`The sandbox ended with exit code ${exitStatus}`);
     } catch (error) {
@@ -284,7 +290,8 @@ export class ShimPod {
     }
     if (this.#quiet) return;
     this.#quiet = true;
-    if (!this.alive && this.state.holder) await this.cleanUp(this.id, this.stateDir);
+    if (!this.alive && (this.state.holder || this.state.sandboxApi))
+      await this.cleanUp(this.id, this.stateDir);
     this.#deps.events.sandboxExited(this.id, message);
   }
 

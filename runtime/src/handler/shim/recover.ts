@@ -7,6 +7,7 @@ import { bundleOf } from "./bundle.ts";
 import { files, readExit, readMemory, writeExit } from "./files.ts";
 import { follow } from "./follow.ts";
 import type { ShimPod } from "./pod.ts";
+import { sandboxRuns } from "./sandbox-api.ts";
 import { containerStateOf, now, type Shims } from "./shims.ts";
 import { oomKills } from "./stats.ts";
 import { holdOpen, stdioPaths } from "./stdio.ts";
@@ -106,6 +107,7 @@ const takeUp = async (
 };
 
 const holderRuns = async (pod: ShimPod, signal: AbortSignal): Promise<boolean> => {
+  if (pod.state.sandboxApi) return await sandboxRuns(pod.sandbox, pod.id, signal);
   if (!pod.state.holder) return true;
   try {
     const { status } = await pod.task.state({ id: pod.id }, { signal, timeoutMs: 10_000 });

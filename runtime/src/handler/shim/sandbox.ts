@@ -8,6 +8,7 @@ import { connectShim } from "./connection.ts";
 import { files, writeState } from "./files.ts";
 import { launchShim } from "./launch.ts";
 import { processesIn } from "./processes.ts";
+import { sandboxClient, startSandbox } from "./sandbox-api.ts";
 import { type Shims, SIGKILL, shimStateOf, within } from "./shims.ts";
 import type { ShimState } from "./state.ts";
 import { cgroupsOf } from "./stats.ts";
@@ -46,11 +47,13 @@ export async function runSandbox(
     { id: launch.id, bundle, options, known: shims.knownForm },
     deadline,
   );
-  const holder = launch.rootfs !== "";
+  const sandboxApi = config.sandboxApi === true;
+  const holder = launch.rootfs !== "" && !sandboxApi;
   const state: ShimState = {
     address: reply.address,
     version: reply.version,
     since: String(reply.since),
+    ...(sandboxApi ? { sandboxApi } : {}),
     holder,
     netns: launch.namespaces.net ?? "",
   };
@@ -58,7 +61,16 @@ export async function runSandbox(
   const probe = await connectShim(reply.address, reply.version, launch.id, deadline);
   try {
     state.version = probe.version;
-    if (holder) {
+    /** The process that the shim names as the pod's. */
+    const hold = (pid: number) => {
+      const process = shims.named(pid, state);
+      if (process) state.process = process;
+      const cgroups = process && cgroupsOf(pid);
+      if (cgroups) state.cgroups = cgroups;
+    };
+    if (sandboxApi) {
+      hold(await startSandbox(sandboxClient(probe.connection), launch, bundle, shims, deadline));
+    } else if (holder) {
       const { pid } = await probe.task.create(
         {
           id: launch.id,
@@ -68,10 +80,7 @@ export async function runSandbox(
         },
         { signal: deadline, timeoutMs: createMs },
       );
-      const process = shims.named(pid, state);
-      if (process) state.process = process;
-      const cgroups = process && cgroupsOf(pid);
-      if (cgroups) state.cgroups = cgroups;
+      hold(pid);
       await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs });
     }
     const { shimPid } = holder
@@ -107,6 +116,13 @@ export async function stopSandbox(shims: Shims, ref: SandboxRef, signal: AbortSi
       }
       await shims.deleteTask(pod, pod.id, undefined, signal);
     }
+    if (pod.state.sandboxApi && !pod.hung)
+      await pod.sandbox
+        .stopSandbox(
+          { sandboxId: pod.id, timeoutSecs: Math.ceil(stopMs / 1000) },
+          { signal, timeoutMs: stopMs },
+        )
+        .catch((error) => shims.failed(error, `Cannot stop the sandbox of pod ${pod.id}`));
     await Promise.all(containers.map((live) => pod.settle(live, 128 + SIGKILL)));
     await shims.shutdown(pod);
   } else {

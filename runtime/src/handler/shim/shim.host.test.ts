@@ -5,8 +5,10 @@ import { join } from "node:path";
 import { PassThrough, type Readable } from "node:stream";
 import { text } from "node:stream/consumers";
 import { setTimeout as sleep } from "node:timers/promises";
+import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { ContainerRef, Handler, SandboxRef } from "../handler.ts";
+import { connectShim } from "./connection.ts";
 import { openTestHost, type Shell, type TestHost } from "./test-host.ts";
 
 const signal = () => AbortSignal.timeout(60_000);
@@ -27,7 +29,7 @@ const readUntil = async (stream: Readable, text: string): Promise<string> => {
 };
 const pidOf = (state: Record<string, unknown>, key: string) => (state[key] as { pid: number }).pid;
 
-describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
+describe.each(["gvisor", "runc", "runc-1.6"] as const)("%s behind its shim", (kind) => {
   let host: TestHost;
   let handler: Handler;
   let pod: SandboxRef;
@@ -102,7 +104,7 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
     expect(logOf(one)).toContain("stderr F:oops\n");
     expect(logOf(two)).toBe("stdout F:two\n");
     // gVisor's kernel is not this machine's.
-    expect(logOf(one).includes(readFileSync("/proc/version", "utf8").trim())).toBe(kind === "runc");
+    expect(logOf(one).includes(readFileSync("/proc/version", "utf8").trim())).toBe(kind !== "gvisor");
     await handler.remove(one, signal());
     await handler.remove(two, signal());
     await handler.remove(two, signal());
@@ -235,7 +237,7 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
     const whole = await handler.sandboxStats(pod, signal());
     expect(whole?.memoryUsage).toBeGreaterThan(0n);
     await handler.update(ref, { memory: { limit: 128 << 20 } }, signal());
-    if (kind === "runc") expect((await handler.stats(ref, signal()))?.memoryLimit).toBe(128n << 20n);
+    if (kind !== "gvisor") expect((await handler.stats(ref, signal()))?.memoryLimit).toBe(128n << 20n);
     await end(ref);
   });
 
@@ -265,6 +267,24 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
     expect(await exec(made, ["echo", "hi"])).toMatchObject({ code: 0, out: "hi\n" });
     for (const ref of [goes, stays]) await handler.remove(ref, signal());
     await end(made);
+  });
+
+  test("a container that somebody paused is running to a new handler, goes on when resumed, and can be killed", async () => {
+    const ref = await run(["sleep", "1000"]);
+    const { address, version } = pod.state as { address: string; version: number };
+    const shim = await connectShim(address, version, pod.id, signal());
+    await shim.task.pause({ id: ref.id });
+    expect(await shim.task.state({ id: ref.id })).toMatchObject({ status: Status.PAUSED });
+    await restart();
+    const found = await handler.recover(pod, [ref], signal());
+    expect(found).toMatchObject({ sandboxAlive: true });
+    expect(found.containers.get(ref.id)).toEqual({ state: "running" });
+    await shim.task.resume({ id: ref.id });
+    expect(await exec(ref, ["echo", "on"])).toMatchObject({ code: 0, out: "on\n" });
+    await shim.task.pause({ id: ref.id });
+    shim.connection.close();
+    await end(ref);
+    expect(host.exits.get(ref.id)).toMatchObject([{ code: 137 }]);
   });
 
   test("a writer waits while the daemon is away, and no line is lost", async () => {
@@ -317,7 +337,7 @@ describe.each(["gvisor", "runc"] as const)("%s behind its shim", (kind) => {
     await host.until(() => {
       if (host.exits.has(ref.id) && !order.includes("container")) order.push("container");
       if (host.sandboxExits.includes(doomed.id) && !order.includes("sandbox")) order.push("sandbox");
-      return order.includes("sandbox") || (kind === "runc" && host.sandboxExits.includes(doomed.id));
+      return order.includes("sandbox") || (kind !== "gvisor" && host.sandboxExits.includes(doomed.id));
     }, "the sandbox's end");
     expect(order[0]).toBe("container");
     expect(host.exits.get(ref.id)).toMatchObject([{ code: 137 }]);

@@ -17,6 +17,7 @@ import { portForwardRunsc } from "./port-forward.ts";
 import { recoverPod } from "./recover.ts";
 import { checkpointContainer } from "./runsc-checkpoint.ts";
 import { removeSandbox, runSandbox, stopSandbox } from "./sandbox.ts";
+import { sandboxUsage } from "./sandbox-api.ts";
 import { now, type ShimHandlerDeps, Shims, shimStateOf } from "./shims.ts";
 import { cgroupUsage } from "./stats.ts";
 
@@ -65,8 +66,14 @@ export async function createShimHandler(
         checkpointContainer(runsc, await shims.podOf(ref.sandbox, signal), ref, directory, signal),
     }),
     stats: (ref, signal) => containerStats(shims, ref, signal),
-    async sandboxStats(ref) {
-      const cgroups = shimStateOf(ref)?.cgroups;
+    async sandboxStats(ref, signal) {
+      const state = shimStateOf(ref);
+      if (state?.sandboxApi) {
+        const pod = await shims.podIfAlive(ref, signal);
+        const said = pod && (await sandboxUsage(pod.sandbox, ref.id, signal, now()));
+        if (said) return said;
+      }
+      const cgroups = state?.cgroups;
       return cgroups && cgroupUsage(cgroups, now());
     },
     async reopenLog(ref, signal) {

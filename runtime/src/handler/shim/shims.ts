@@ -5,6 +5,7 @@ import type { Any } from "@bufbuild/protobuf/wkt";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
 import { hasCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { CallOptions } from "@bulkhead/lib/ttrpc/client.ts";
 import type { Logger } from "pino";
 import type { Linux } from "../../linux/linux.ts";
 import { readProcess } from "../../monitor/process.ts";
@@ -41,6 +42,8 @@ export type ShimHandlerDeps = {
   network: Pick<Network, "dial">;
   events: HandlerEvents;
   log: Logger;
+  /** True where pods' cgroups are made by systemd: runc's shim must be told. */
+  systemdCgroup?: boolean;
   /** Absolute path of the static pause program: it keeps output while the daemon is away. */
   pauseProgram: string;
 };
@@ -91,7 +94,7 @@ export class Shims {
       eventsAddress: config.runsc ? "" : deps.host.eventsAddress,
       publisher: deps.host.publisher,
     };
-    this.options = createOptions(config);
+    this.options = createOptions(config, deps.systemdCgroup === true);
     this.createMs = config.deadlines.create * 1000;
     this.startMs = config.deadlines.start * 1000;
     this.stopMs = config.deadlines.stop * 1000;
@@ -249,10 +252,25 @@ export class Shims {
   async kill(pod: ShimPod, id: string, signo: number, all: boolean, signal: AbortSignal): Promise<void> {
     // A guest under emulation takes its time, as its handler's deadlines say.
     const most = this.config.wall === "vm" ? this.stopMs : 10_000;
+    const call = { signal, timeoutMs: Math.min(most, this.stopMs / 3) };
+    const kill = () => pod.task.kill({ id, signal: signo, all }, call);
     try {
-      await pod.task.kill({ id, signal: signo, all }, { signal, timeoutMs: Math.min(most, this.stopMs / 3) });
+      await kill();
     } catch (error) {
-      if (!hasCode(error, "not-found")) throw error;
+      if (hasCode(error, "not-found")) return;
+      if (signo !== SIGKILL || !(await this.#resumed(pod, id, call))) throw error;
+      await kill();
+    }
+  }
+
+  /** Resumes a paused container: gVisor can signal none. False when it was not paused. */
+  async #resumed(pod: ShimPod, id: string, call: CallOptions): Promise<boolean> {
+    try {
+      if ((await pod.task.state({ id }, call)).status !== Status.PAUSED) return false;
+      await pod.task.resume({ id }, call);
+      return true;
+    } catch {
+      return false;
     }
   }
 
@@ -345,9 +363,12 @@ export class Shims {
     pod.quiet();
     if (!pod.stuck && !pod.hung) {
       // One that is killed while it takes a virtual machine down leaves the machine.
-      const ms = this.config.wall === "vm" ? this.stopMs : shutdownMs;
-      await pod.task.shutdown({ id: pod.id, now: true }, { timeoutMs: ms }).catch(() => {});
-      await Promise.race([pod.gone, sleep(ms, undefined, { ref: false })]);
+      const timeoutMs = this.config.wall === "vm" ? this.stopMs : shutdownMs;
+      const ended = pod.state.sandboxApi
+        ? pod.sandbox.shutdownSandbox({ sandboxId: pod.id }, { timeoutMs })
+        : pod.task.shutdown({ id: pod.id, now: true }, { timeoutMs });
+      await ended.catch(() => {});
+      await Promise.race([pod.gone, sleep(timeoutMs, undefined, { ref: false })]);
     }
     if (pod.alive) this.killShim(pod, pod.state);
     this.forget(pod.id);

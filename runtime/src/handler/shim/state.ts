@@ -25,6 +25,8 @@ export const ShimState = z.object({
   since: z.string().optional(),
   /** The holder's: its namespaces are the pod's. Not the shim's, which are the node's. */
   process: ProcessState.optional(),
+  /** The pod was made by the sandbox API. */
+  sandboxApi: z.boolean().optional(),
   /** False: the pod has no container of its own. */
   holder: z.boolean(),
   /** Pinned network namespace, "" for the host's. */

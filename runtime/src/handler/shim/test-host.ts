@@ -58,8 +58,10 @@ const fakeShim = (dir: string): string => {
   return path;
 };
 
+type Kind = "gvisor" | "runc" | "runc-1.6" | "unshare" | "fake";
+
 /** `kind` names the shim; each test host has its own directories, network namespace and cgroup. */
-export async function openTestHost(kind: "gvisor" | "runc" | "fake") {
+export async function openTestHost(kind: Kind) {
   const dir = mkdtempSync(`/tmp/bh-shim-${kind}-`);
   const linux = createLinux();
   const stack = new AsyncDisposableStack();
@@ -98,30 +100,37 @@ export async function openTestHost(kind: "gvisor" | "runc" | "fake") {
     env: {},
     kind: "shim" as const,
   };
-  const config: ShimHandlerConfig =
-    kind === "gvisor"
-      ? {
-          ...common,
-          binary: join(bin, "containerd-shim-runsc-v1"),
-          optionsTypeUrl: "io.containerd.runsc.v1.options",
-          configPath,
-          wall: "kernel",
-          runsc: { binary: join(bin, "runsc"), root: runscRoot, network: "sandbox" },
-        }
-      : kind === "fake"
-        ? {
-            ...common,
-            binary: fakeShim(dir),
-            optionsTypeUrl: "containerd.runc.v1.Options",
-            wall: "namespaces",
-          }
-        : {
-            ...common,
-            binary: join(bin, "containerd-shim-runc-v2"),
-            optionsTypeUrl: "containerd.runc.v1.Options",
-            wall: "namespaces",
-            env: { PATH: `${bin}:/usr/sbin:/usr/bin:/sbin:/bin` },
-          };
+  const runc = {
+    ...common,
+    optionsTypeUrl: "containerd.runc.v1.Options",
+    wall: "namespaces" as const,
+    env: { PATH: `${bin}:/usr/sbin:/usr/bin:/sbin:/bin` },
+  };
+  const configs: { [K in Kind]: () => ShimHandlerConfig } = {
+    gvisor: () => ({
+      ...common,
+      binary: join(bin, "containerd-shim-runsc-v1"),
+      optionsTypeUrl: "io.containerd.runsc.v1.options",
+      configPath,
+      wall: "kernel",
+      runsc: { binary: join(bin, "runsc"), root: runscRoot, network: "sandbox" },
+    }),
+    runc: () => ({ ...runc, binary: join(bin, "containerd-shim-runc-v2") }),
+    // As Debian 12 has it: no BootstrapParams, task.v2, an address in plain text.
+    "runc-1.6": () => ({
+      ...runc,
+      binary: join(bin, "../debian/containerd/usr/bin/containerd-shim-runc-v2"),
+    }),
+    unshare: () => ({
+      ...common,
+      binary: join(bin, "containerd-shim-unshare-v1"),
+      optionsTypeUrl: "",
+      wall: "namespaces",
+      sandboxApi: true,
+    }),
+    fake: () => ({ ...runc, binary: fakeShim(dir) }),
+  };
+  const config = configs[kind]();
 
   const exits = new Map<string, Exit[]>();
   const sandboxExits: string[] = [];
