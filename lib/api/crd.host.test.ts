@@ -77,6 +77,21 @@ describe("The API server accepts", () => {
       { handler: { kata: { hypervisor: "firecracker", diskSize: "1Gi" } } },
     ],
     ["a containerd shim", { handler: { shim: { runtimeType: "io.containerd.kata-qemu.v2" } } }],
+    [
+      "a containerd shim with its wall, options and deadlines",
+      {
+        handler: {
+          shim: {
+            runtimeType: "io.containerd.wasmtime.v1",
+            wall: "namespaces",
+            sandboxApi: true,
+            options: { config: "fuel = 1", typeUrl: "example.v1.Options" },
+            allowedAnnotations: ["example.com/*"],
+            deadlines: { create: 600 },
+          },
+        },
+      },
+    ],
     ["an artifact by digest", { handler: { gvisor: {} }, artifact: { image: digest } }],
     [
       "an artifact with a signature policy that is put right",
@@ -190,6 +205,16 @@ describe("The API server refuses, naming the field,", () => {
       "a shim named by path",
       "spec.handler.shim.runtimeType",
       { handler: { shim: { runtimeType: "/bin/sh" } } },
+    ],
+    [
+      "a shim's options in another format",
+      "spec.handler.shim.options.format",
+      { handler: { shim: { runtimeType: "io.containerd.x.v1", options: { format: "yaml", config: "" } } } },
+    ],
+    [
+      "a deadline of nothing",
+      "spec.handler.shim.deadlines.create",
+      { handler: { shim: { runtimeType: "io.containerd.x.v1", deadlines: { create: 0 } } } },
     ],
     ["a shim without a type", "spec.handler.shim.runtimeType", { handler: { shim: {} } }],
     ["an artifact by tag", "spec.artifact.image", { ...runc, artifact: { image: "registry/gvisor:1" } }],

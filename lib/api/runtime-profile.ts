@@ -1,5 +1,6 @@
 import * as z from "zod";
 import { firecrackerHandler, kataHandler } from "./kata.ts";
+import { shimHandler } from "./shim.ts";
 import { Tenancy, TenancyStatus } from "./tenancy.ts";
 
 /**
@@ -171,14 +172,6 @@ const gvisor = z
     ],
   });
 
-const shim = z.object({
-  /** The shim's runtime type, io.containerd.NAME.VERSION, which names the binary containerd-shim-NAME-VERSION. */
-  runtimeType: z
-    .string()
-    .max(128)
-    .regex(/^[a-z0-9]+(\.[a-z0-9-]+)*\.v[0-9]+$/),
-});
-
 /** Exactly one of these is set. */
 const handler = z
   .object({
@@ -187,7 +180,7 @@ const handler = z
     gvisor: gvisor.optional(),
     kata: kataHandler.optional(),
     firecracker: firecrackerHandler.optional(),
-    shim: shim.optional(),
+    shim: shimHandler.optional(),
   })
   .meta({
     "x-kubernetes-validations": [

@@ -1,3 +1,4 @@
+import { accessSync, constants, statSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
@@ -52,6 +53,7 @@ import {
   planStale,
 } from "./plan.ts";
 import { choosePlatform, type Trial, tryPlatforms } from "./platform.ts";
+import { shimPath } from "./shim.ts";
 import {
   type Canary,
   kubeletRetryDelay,
@@ -232,7 +234,7 @@ export class Controller {
     // Modules are loaded and Kata is installed while we run.
     if (desired.profiles.some(isVm)) this.#vm = await vmFacts(host, join(bundle, kvmProbe));
     for (const profile of desired.profiles) {
-      const why = unsupported(profile, { has, vm: this.#vm });
+      const why = unsupported(profile, { has, vm: this.#vm, shim: this.#shimOf(profile) });
       if (why === undefined) wanted.push(profile);
       else this.#fail(profile.name, "NotSupported", `Cannot serve profile "${profile.name}": ${why}`);
     }
@@ -622,15 +624,28 @@ export class Controller {
   async #profilePlan(profile: DesiredProfile, due: boolean, signal: AbortSignal): Promise<ProfilePlan> {
     const { manifest } = this.#options;
     const { platform, trouble } = await this.#platformOf(profile, due, signal);
+    const node = { ...this.#vm, shim: this.#shimOf(profile) };
     return {
       name: profile.name,
       revision: profile.revision,
-      files: profileFiles(profile, manifest.version, platform, this.#vm),
-      check: checkOf(profile, manifest.version, platform, this.#vm),
+      files: profileFiles(profile, manifest.version, platform, node),
+      check: checkOf(profile, manifest.version, platform, node),
       version: manifest.version,
       programs: profile.artifact.image === undefined ? programsOf(profile) : [],
       ...(trouble === undefined ? {} : { trouble }),
     };
+  }
+
+  /** Where the shim of a profile of any shim stands: in our bundle, or where the node has it. */
+  #shimOf(profile: DesiredProfile): string | undefined {
+    if (profile.handler.shim === undefined) return undefined;
+    const { host, manifest } = this.#options;
+    return shimPath(profile, programRoot(profile, manifest.version), {
+      // What an artifact holds is its own affair: the check of the program tells.
+      brings: (path) =>
+        profile.artifact.image !== undefined || manifest.files.some((file) => file.path === path),
+      isProgram: (path) => isProgram(host, path),
+    });
   }
 
   async #platformOf(
@@ -880,8 +895,23 @@ class ProbeError extends Error {
 
 /** A canary under emulation takes what its profile says that a guest may take, and a container in it. */
 const probeDeadlineOf = ({ handler }: DesiredProfile): number => {
+  if (handler.shim) {
+    const { create, start } = handler.shim.deadlines;
+    return probeDeadlineMs + (2 * create + start) * 1000;
+  }
   const vm = vmSettings(handler);
   return probeDeadlineMs + (vm ? (vm.deadlines.boot + 2 * vm.deadlines.createContainer) * 1000 : 0);
+};
+
+/** The host has a program of this name that it can run. */
+const isProgram = (host: Host, path: string): boolean => {
+  try {
+    const file = host.at(host.real(path));
+    accessSync(file, constants.X_OK);
+    return statSync(file).isFile();
+  } catch {
+    return false;
+  }
 };
 
 /** 60s, 5m, 1h in seconds. */

@@ -14,6 +14,7 @@ import { type NodeOfVm, revisionParameter } from "./kata/configuration.ts";
 import { systemInstallation } from "./kata/installation.ts";
 import { noVm, type VmFacts } from "./kata/node.ts";
 import { vmCheck, vmFiles } from "./kata/profile.ts";
+import { shimFiles, shimInBundle, shimProblem } from "./shim.ts";
 
 /** What the host's files shall say. Pure: text from values. */
 
@@ -44,7 +45,7 @@ export const handlerFile = (profile: string): string => join(paths.handlers, `${
 const runscFile = ({ name, revision }: Pick<DesiredProfile, "name" | "revision">): string =>
   join("/etc/bulkhead/runsc", `${name}.${revision}.toml`);
 /** Files of one revision, which stay as long as a pod of that revision does. */
-export const ofOneRevision = /^\/etc\/bulkhead\/(runsc|kata)\//;
+export const ofOneRevision = /^\/etc\/bulkhead\/(runsc|kata|shim)\//;
 
 const header = "# Written by Bulkhead's node agent; changes are overwritten.\n";
 
@@ -100,8 +101,11 @@ export const runtimeConfig = (version: string, former: string): string =>
     metrics: { listen: runtimeMetrics },
   });
 
-/** What the bundle and the node can run. `vm`: undefined where nobody looked. */
-export type Supplies = { has(path: string): boolean; vm?: VmFacts | undefined };
+/** What the bundle and the node can run. `vm`: undefined where nobody looked. `shim`: where the profile's stands. */
+export type Supplies = { has(path: string): boolean; vm?: VmFacts | undefined; shim?: string | undefined };
+
+/** What a profile's files say of the node: what its guests may have, and where the profile's shim stands. */
+type NodeOfProfile = NodeOfVm & { shim?: string | undefined };
 
 /** Why this node cannot serve the profile whatever is tried, or undefined. */
 export function unsupported(profile: DesiredProfile, bundle: Supplies): string | undefined {
@@ -122,7 +126,7 @@ export function unsupported(profile: DesiredProfile, bundle: Supplies): string |
         : `handler.kata: ${problem}`;
     }
     case "shim":
-      return `handler ${kind} is not supported yet`;
+      return shimProblem(profile, bundle.shim);
   }
 }
 
@@ -147,6 +151,8 @@ export const programsOf = (profile: Pick<DesiredProfile, "handler">): string[] =
     case "kata":
     case "firecracker":
       return [];
+    case "shim":
+      return [shimInBundle(profile)];
     default:
       return [programOf(profile)];
   }
@@ -160,9 +166,10 @@ export function checkOf(
   profile: Pick<DesiredProfile, "handler" | "artifact">,
   version: string,
   platform: Platform,
-  node: NodeOfVm,
+  node: NodeOfProfile,
 ): string[] {
   if (isVm(profile)) return vmCheck(profile, kataRoot(profile, version), node);
+  if (profile.handler.shim) return [node.shim ?? "", "-v"];
   const program = join(programRoot(profile, version), programOf(profile));
   const { gvisor, runc, crun } = profile.handler;
   if (gvisor === undefined) return [program, ...((runc ?? crun)?.flags ?? []), "--version"];
@@ -177,6 +184,7 @@ export const isVm = ({ handler }: Pick<DesiredProfile, "handler">): boolean =>
 export const wallOf = (
   profile: Pick<DesiredProfile, "handler" | "revision">,
 ): { wall: Wall; mark?: Mark } => {
+  if (profile.handler.shim) return { wall: profile.handler.shim.wall };
   if (isVm(profile)) return { wall: "vm", mark: { parameter: revisionParameter(profile.revision) } };
   const { gvisor } = profile.handler;
   if (gvisor === undefined) return { wall: "namespaces" };
@@ -192,7 +200,7 @@ export function profileFiles(
   profile: DesiredProfile,
   version: string,
   platform: Platform,
-  node: NodeOfVm,
+  node: NodeOfProfile,
 ): Record<string, string> {
   const bin = (name: string): string => join(programRoot(profile, version), "bin", name);
   const kind = handlerKind(profile);
@@ -242,7 +250,13 @@ export function profileFiles(
         [handlerFile(profile.name)]: dump(handler),
       };
     }
-    case "shim":
-      throw new RuntimeError("unimplemented", `Cannot write a handler of kind ${kind}`);
+    case "shim": {
+      const { options, handler } = shimFiles(profile, node.shim ?? "");
+      return {
+        // The shim's own format: it may know no comments.
+        ...(options === undefined ? {} : { [options.path]: options.text }),
+        [handlerFile(profile.name)]: dump(handler),
+      };
+    }
   }
 }
