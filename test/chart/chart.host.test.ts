@@ -97,7 +97,13 @@ test("every optional value arrives where it belongs", async () => {
     nodeSelector: all.agent.nodeSelector,
     tolerations: all.agent.tolerations,
     priorityClassName: all.agent.priorityClassName,
-    containers: [{ resources: all.agent.reporter.resources }, { resources: all.agent.installer.resources }],
+    containers: [
+      { resources: all.agent.reporter.resources },
+      {
+        resources: all.agent.installer.resources,
+        args: expect.arrayContaining([`--artifact-registry=${all.artifacts.registry}`]),
+      },
+    ],
   });
   const env = (operator.containers as { env: { name: string; value?: string }[] }[])[0]?.env;
   expect(env).toContainEqual({ name: "KUBERNETES_SERVICE_HOST", value: "api.test" });
@@ -119,6 +125,7 @@ describe("values.schema.json refuses, naming the key,", () => {
     ["too short a time", { operator: { staleAfterSeconds: 5 } }, /staleAfterSeconds/],
     ["a log level that is none", { agent: { logLevel: "verbose" } }, /agent.logLevel/],
     ["an empty registry", { image: { registry: "" } }, /image.registry/],
+    ["a URL for a registry", { artifacts: { registry: "https://mirror" } }, /artifacts.registry/],
     ["a pull policy that is none", { image: { pullPolicy: "Sometimes" } }, /image.pullPolicy/],
     ["a pull secret without a name", { image: { pullSecrets: [{}] } }, /image.pullSecrets.0/],
     ["a percentage over 100", { agent: { maxUnavailable: "120%" } }, /agent.maxUnavailable/],

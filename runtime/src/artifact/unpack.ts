@@ -1,5 +1,13 @@
 import { createHash } from "node:crypto";
-import { closeSync, createReadStream, ftruncateSync, openSync, statfsSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  createReadStream,
+  fdatasyncSync,
+  ftruncateSync,
+  openSync,
+  statfsSync,
+  writeSync,
+} from "node:fs";
 import { chmod, link, mkdir, open, rename, symlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { pipeline } from "node:stream/promises";
@@ -21,6 +29,7 @@ export type ArtifactLimits = {
 export const reserveOf = (disk: { blocks: number; bsize: number }): number =>
   Math.min(0.1 * disk.blocks * disk.bsize, 1 << 30);
 
+/** Bytes written between two looks at the disk. */
 const lookAtDiskEvery = 64 << 20;
 
 /** Contents of an artifact's files, by number, in one folder that is ours alone. */
@@ -79,6 +88,8 @@ export class Contents {
     this.#unseen += chunk.length;
     if (this.#unseen < lookAtDiskEvery) return;
     this.#unseen = 0;
+    // What waits for the disk is memory of the agent's container meanwhile, which has little.
+    fdatasyncSync(fd);
     this.assertRoom(0);
   }
 

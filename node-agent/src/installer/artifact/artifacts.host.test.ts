@@ -69,7 +69,7 @@ const program = (data: string): Entry => ({ type: "file", path: "bin/runsc", dat
 const doc: Entry = { type: "file", path: "share/doc", data: "text" };
 
 /** The artifacts of the fake host as an installer that starts now knows them. */
-const open = async () => {
+const open = async (standsForAll?: string) => {
   const host = fakeHost(root);
   await mkdir(join(root, "opt"), { recursive: true });
   const ownership = new Ownership(host, installed.record);
@@ -83,7 +83,7 @@ const open = async () => {
     check: new BundleCheck(),
     metrics: { artifact: { changed: () => {}, ended: (work, result) => works.push(`${work} ${result}`) } },
     log: pino({ level: "silent" }),
-    registry: undefined,
+    registry: standsForAll,
     note: (reason, message) => told.push(`${reason}: ${message}`),
     condition: (holds, _reason, message) => {
       condition = { holds, message };
@@ -149,6 +149,13 @@ describe("The artifacts of a node", () => {
     artifacts.hurry();
     expect(await settle({ artifact: { image } })).toEqual(["failed"]);
     expect(works).toEqual(["fetch failed", "fetch failed"]);
+  });
+
+  test("come from the one registry that stands for all, where there is one", async () => {
+    const image = (await pushed("mirror/one", program("1"))).replace(/^.*mirror/, "nowhere.invalid");
+    const { settle } = await open(`${registry.host}/mirror`);
+    expect(await settle({ artifact: { image } })).toEqual(["there"]);
+    expect(await readFile(at(image, "bin/runsc"), "utf8")).toBe("1");
   });
 
   test("that nobody wants any more are not fetched to the end, and leave nothing", async () => {
