@@ -11,6 +11,9 @@ import { eventually, killProgram, type Life, openLife, profileOf } from "./life.
 
 /** A wall whose programs come as an image of their own, through its whole life (docs/artifacts.md). */
 
+/** Fetching and unpacking gVisor takes a second of a quiet machine, and most of a minute of one that others keep busy. */
+const slow = 240;
+
 let life: Life;
 let scratch: string;
 let key: string;
@@ -88,10 +91,10 @@ afterAll(async () => {
   await rm(scratch, { recursive: true, force: true });
 });
 
-describe("A profile whose programs come as an artifact", () => {
+describe("A profile whose programs come as an artifact", { timeout: 2.5 * slow * 1000 }, () => {
   test("is fetched, verified, unpacked by its digest, and serves pods", async () => {
     await wall("walled", one.image, { repair: true });
-    await profileReady(life.cluster, "walled", undefined, 120);
+    await profileReady(life.cluster, "walled", undefined, slow);
     await told("ArtifactFetched", one.image);
     expect(await life.node.exec(["cat", "/etc/bulkhead/handlers.d/walled.yaml"])).toContain(
       `${directory}/${one.hex}/root/bin/`,
@@ -104,7 +107,7 @@ describe("A profile whose programs come as an artifact", () => {
   test("gets another version beside the first, which a running pod keeps until it ends", async () => {
     const before = await life.lives("walled-old");
     await wall("walled", two.image, { repair: true });
-    await profileReady(life.cluster, "walled", undefined, 120);
+    await profileReady(life.cluster, "walled", undefined, slow);
     await life.ns.run(podOf("walled-new", "walled", life.image));
     expect(await shimsOf(two.hex)).toBeGreaterThan(0);
     expect((await there()).sort()).toEqual([one.hex, two.hex].sort());
@@ -126,10 +129,10 @@ describe("A profile whose programs come as an artifact", () => {
       "-c",
       `echo broken >${runsc}.x && chmod 755 ${runsc}.x && mv ${runsc}.x ${runsc}`,
     ]);
-    await eventually(async () => expect(await life.node.exec(["sha256sum", runsc])).toBe(digest));
+    await eventually(async () => expect(await life.node.exec(["sha256sum", runsc])).toBe(digest), slow);
     await told("ArtifactChanged", two.image, "bin/runsc");
     await told("ArtifactRepaired", two.image);
-    await profileReady(life.cluster, "walled", undefined, 60);
+    await profileReady(life.cluster, "walled", undefined, slow);
     expect(await there()).toEqual([two.hex]);
     expect((await intact())?.status).toBe("True");
     expect(await life.ns.exec("walled-new", "echo", "alive")).toBe("alive\n");
@@ -138,7 +141,7 @@ describe("A profile whose programs come as an artifact", () => {
 
   test("that is not to be put right gets no new pods until its files are what they were", async () => {
     await wall("walled", two.image);
-    await profileReady(life.cluster, "walled", undefined, 60);
+    await profileReady(life.cluster, "walled", undefined, slow);
     const strange = `${directory}/${two.hex}/root/bin/strange`;
     await life.node.exec(["touch", strange]);
     await eventually(async () => {
@@ -151,7 +154,7 @@ describe("A profile whose programs come as an artifact", () => {
       message: expect.stringContaining("bin/strange"),
     });
     await life.node.exec(["rm", strange]);
-    await profileReady(life.cluster, "walled", undefined, 60);
+    await profileReady(life.cluster, "walled", undefined, slow);
     expect(await life.ns.exec("walled-new", "echo", "alive")).toBe("alive\n");
   });
 
@@ -177,7 +180,7 @@ describe("A profile whose programs come as an artifact", () => {
       await eventually(async () => expect(await there()).toContainEqual(expect.stringContaining(hex)));
       await killProgram(life.cluster, "installer");
     }
-    await profileReady(life.cluster, "hurried", undefined, 180);
+    await profileReady(life.cluster, "hurried", undefined, slow);
     expect((await there()).sort()).toEqual([hex, two.hex].sort());
   });
 
