@@ -24,6 +24,7 @@ import { criServices } from "./cri/services.ts";
 import { front } from "./handler/delegate/front.ts";
 import type { Handler, HandlerEvents } from "./handler/handler.ts";
 import { createOciHandler } from "./handler/oci/oci.ts";
+import { collectMetrics, monitorSocket } from "./handler/shim/guest-metrics.ts";
 import { openShimHost } from "./handler/shim/host.ts";
 import { createShimHandler } from "./handler/shim/shim.ts";
 import { Handlers } from "./handlers/handlers.ts";
@@ -228,7 +229,12 @@ export const serve = async (
       config.metrics.listen,
       metrics,
       () => ready,
-      () => sandboxMetrics(sandboxesOf(pods.list())),
+      async () => {
+        const now = pods.list();
+        return (await Promise.all([sandboxMetrics(sandboxesOf(now)), collectMetrics(guestsOf(now))])).join(
+          "",
+        );
+      },
     );
     stack.defer(() => void server.close());
   }
@@ -256,6 +262,15 @@ const sandboxesOf = (pods: readonly Pod[]): Sandbox[] =>
         ]
       : [],
   );
+
+/** Pods that are virtual machines, the agent's canaries aside, with the sockets that their shims serve metrics on. */
+const guestsOf = (pods: readonly Pod[]) =>
+  pods.flatMap(({ id, state, handler, config: { metadata } }) => {
+    const kata = handler.kind === "shim" ? handler.kata : undefined;
+    if (kata === undefined || state !== "ready" || metadata?.namespace === canaryNamespace) return [];
+    const labels = { pod: metadata?.name ?? "", namespace: metadata?.namespace ?? "", handler: handler.name };
+    return [{ labels, socket: monitorSocket(kata, id) }];
+  });
 
 /** With a delegate, its services stand behind ours; everything that is not ours is its. */
 const fronted = (

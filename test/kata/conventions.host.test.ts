@@ -1,11 +1,13 @@
 import { execFileSync } from "node:child_process";
-import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import type { ContainerRef, Handler, SandboxRef } from "@bulkhead/runtime/handler/handler.ts";
+import { collectMetrics } from "@bulkhead/runtime/handler/shim/guest-metrics.ts";
 import { openTestHost, type TestHost } from "@bulkhead/runtime/handler/shim/test-host.ts";
 import { createDisks, type Disks } from "@bulkhead/runtime/snapshot/disks.ts";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type FakeKata, writeFakeKata } from "./fake-kata.ts";
 
 /**
  * The conventions of Kata's shim, without Kata: containerd's shim of runc driven as Kata is (sandbox first, root file
@@ -113,37 +115,13 @@ describe.each<Form>(["shared", "disk", "device"])("runc's shim driven as Kata, i
 
 describe.each<Form>(["shared", "disk", "device"])("a fake of Kata's shim, roots by %s,", (form) => {
   let config: Partial<ShimHandlerConfig>;
-  let log: string;
+  let fake: FakeKata;
 
   beforeAll(() => {
-    const dir = join(host.dir, `fake-kata-${form}`);
-    mkdirSync(dir);
-    const binary = join(dir, "containerd-shim-kata-v2");
-    // The shim is a program of its own: nothing of the test's environment reaches it but what the handler says.
-    writeFileSync(
-      binary,
-      `#!/bin/sh\nexec ${process.execPath} ${join(import.meta.dirname, "fake-kata-shim.ts")} "$@"\n`,
-    );
-    chmodSync(binary, 0o755);
-    const configPath = join(dir, "configuration.toml");
-    writeFileSync(configPath, "");
-    log = join(dir, "requests");
-    writeFileSync(log, "");
-    config = {
-      binary,
-      configPath,
-      optionsTypeUrl: "io.containerd.kata.v2.options",
-      wall: "vm",
-      kata: kataOf(form),
-      env: { FAKE_KATA_LOG: log, FAKE_KATA_RUN: fakeRun },
-    };
+    fake = writeFakeKata(join(host.dir, `fake-kata-${form}`), fakeRun);
+    config = { ...fake.config, kata: kataOf(form) };
   });
-  // biome-ignore lint/suspicious/noExplicitAny: what the fake wrote
-  const asked = (): any[] =>
-    readFileSync(log, "utf8")
-      .trim()
-      .split("\n")
-      .map((line) => JSON.parse(line));
+  const asked = () => fake.asked();
 
   test("takes the sandbox first, then the containers, as Kata would", async () => {
     let opened = await host.openHandler(config);
@@ -164,6 +142,13 @@ describe.each<Form>(["shared", "disk", "device"])("a fake of Kata's shim, roots 
       },
       { create: ref.id, type: "container", annotations: { "io.kubernetes.cri.sandbox-id": pod.id } },
     ]);
+    // Kata's metrics, as its shim serves them.
+    const labels = { pod: "web", namespace: "shop", handler: "vm" };
+    const monitor = { labels, socket: join(fakeRun, pod.id, "shim-monitor.sock") };
+    const gone = { labels: { ...labels, pod: "gone" }, socket: join(fakeRun, "gone.sock") };
+    expect(await collectMetrics([monitor, gone])).toBe(
+      `# TYPE kata_shim_threads gauge\nkata_shim_threads{pod="web",namespace="shop",handler="vm"} 7\n\nkata_guest_load{pod="web",namespace="shop",handler="vm",item="load1"} 0.5\n`,
+    );
     // A restart of the daemon: a container that is not there is told from a shim that fails.
     await opened[Symbol.asyncDispose]();
     opened = await host.openHandler(config);

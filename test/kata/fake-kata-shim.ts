@@ -86,6 +86,7 @@ const createTask = (request: Create): void => {
     type,
     rootfs: rootfsOf(request.rootfs),
     root: spec.root.path,
+    devices: spec.linux?.devices ?? [],
     annotations,
     options: {
       any: request.options?.typeUrl,

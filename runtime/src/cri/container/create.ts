@@ -204,6 +204,8 @@ const pidOf = (runtime: Runtime, config: ContainerConfig, pod: Pod): PidChoice =
   }
 };
 
+const isVm = (pod: Pod): boolean => pod.handler.kind === "shim" && pod.handler.wall === "vm";
+
 const runscOf = (pod: Pod) => (pod.handler.kind === "shim" ? pod.handler.runsc : undefined);
 
 /** The first process as the handler tells it. */
@@ -257,7 +259,8 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
       linux: runtime.linux,
       owners,
     }),
-    security?.privileged ? allDevices() : askedDevices(config.devices),
+    // Into a virtual machine the node's disks would be plugged: privileged is so inside it alone.
+    security?.privileged && !isVm(pod) ? allDevices() : askedDevices(config.devices),
     seccompOf(config, host),
     resolveCdi(config.CDIDevices.map(({ name }) => name)),
     snapshotter.mountContainer(id, image.layers, rootfs, owners),

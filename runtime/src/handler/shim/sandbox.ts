@@ -26,6 +26,11 @@ export async function runSandbox(
       "failed-precondition",
       `Cannot run the pod on the node's network: handler "${config.name}" is gVisor with a network of its own; drop hostNetwork or use a profile with handler.gvisor.network: host`,
     );
+  if (config.wall === "vm" && launch.namespaces.net === undefined)
+    throw new RuntimeError(
+      "failed-precondition",
+      `Cannot run the pod on the node's network: handler "${config.name}" is a virtual machine with a network of its own; drop hostNetwork or use another RuntimeClass`,
+    );
   const deadline = within(signal, createMs);
   await using undo = new AsyncDisposableStack();
   const { bundle, rootfs } = shims.writeBundle(launch, groupedSpec(launch.spec, "sandbox", launch.id));

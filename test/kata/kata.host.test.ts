@@ -1,0 +1,423 @@
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { existsSync } from "node:fs";
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { firecrackerHandler, kataHandler } from "@bulkhead/lib/api/kata.ts";
+import { type CriClient, connectCri } from "@bulkhead/lib/cri/client.ts";
+import { ContainerState, NamespaceMode, PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
+import { revisionParameter } from "@bulkhead/node-agent/installer/kata/configuration.ts";
+import { bootGuest } from "@bulkhead/node-agent/installer/kata/facts.ts";
+import { noVm, type VmFacts } from "@bulkhead/node-agent/installer/kata/node.ts";
+import { vmFiles } from "@bulkhead/node-agent/installer/kata/profile.ts";
+import { judge, parseView, viewCommand } from "@bulkhead/node-agent/probe/wall.ts";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { createDaemon, type Daemon, remains } from "../cri/daemon.ts";
+import { ensureTestImages } from "../images/build.ts";
+import { type RunningRegistry, startRegistry } from "../images/registry.ts";
+import { inCache, tool } from "../tools/cache.ts";
+
+/**
+ * A real Kata, wherever one is installed as its static release lays it out (KATA_ROOT, default /opt/kata) and KVM boots
+ * a guest: pods of its own through the CRI, from boot to remains. Deadlines are those of emulation, where a boot takes
+ * most of a minute; with KVM all of it takes seconds. Nothing of it runs without an installation, and says why.
+ */
+
+const root = process.env.KATA_ROOT ?? "/opt/kata";
+const image = { image: "registry.k8s.io/e2e-test-images/busybox:1.29-2" };
+const revision = "00c0ffee00";
+const call = (seconds = 900) => AbortSignal.timeout(seconds * 1000);
+const minutes = 60_000;
+
+const deadlines = { boot: 240, createContainer: 600, stop: 120 };
+const shim = existsSync(join(root, "runtime-rs/bin/containerd-shim-kata-v2")) ? "rust" : "go";
+const initrd = "kata-containers-initrd.img";
+// What an emulated processor is spared; it matters to no assertion.
+const kernelParameters = ["mitigations=off", "nokaslr"];
+
+const walls = {
+  qemu: {
+    kata: kataHandler.parse({
+      ...{ shim, memory: "256Mi", kernelParameters, deadlines },
+      ...(existsSync(join(root, "share/kata-containers", initrd)) ? { initrd } : {}),
+    }),
+  },
+  "qemu-block": {
+    kata: kataHandler.parse({
+      ...{ shim, memory: "256Mi", kernelParameters, deadlines, rootfs: "block", diskSize: "128Mi" },
+      ...(existsSync(join(root, "share/kata-containers", initrd)) ? { initrd } : {}),
+    }),
+  },
+  firecracker: {
+    firecracker: firecrackerHandler.parse({ shim, memory: "256Mi", diskSize: "128Mi", deadlines }),
+  },
+} as const;
+
+/** Where the probe of KVM is compiled: the reason why a wall cannot be had must be known before there are tests. */
+const probeDir = await mkdtemp(join(tmpdir(), "bh-kata-probe-"));
+const facts = await (async (): Promise<VmFacts> => {
+  const source = join(import.meta.dirname, "../../node-agent/src/installer/kata/kvm-probe.c");
+  const probe = join(probeDir, "probe");
+  const installed = existsSync(root);
+  if (installed) execFileSync("cc", ["-Os", "-static", "-o", probe, source]);
+  return {
+    arch: process.arch === "arm64" ? "arm64" : "amd64",
+    kvm: installed ? await bootGuest(probe, "/dev/kvm") : { runs: false, why: "not tried" },
+    vhostVsock: existsSync("/dev/vhost-vsock"),
+    vhostNet: existsSync("/dev/vhost-net"),
+    nested: false,
+    missingControllers: [],
+    has: existsSync,
+  };
+})();
+await rm(probeDir, { recursive: true });
+const whyNot = (wall: keyof typeof walls): string | undefined =>
+  existsSync(root)
+    ? noVm({ handler: walls[wall], artifact: { bundled: true } }, root, facts)
+    : `no Kata is installed at ${root} (KATA_ROOT)`;
+
+let scratch: string;
+let registry: RunningRegistry;
+let daemon: Daemon;
+let cri: CriClient;
+const usable = (Object.keys(walls) as (keyof typeof walls)[]).filter((wall) => whyNot(wall) === undefined);
+
+beforeAll(async () => {
+  if (usable.length === 0) return;
+  scratch = await mkdtemp(join(tmpdir(), "bh-kata-"));
+  registry = await startRegistry({ dir: inCache("cri-registry") });
+  await ensureTestImages(registry.host, ["e2e-test-images/busybox:1.29-2"]);
+  daemon = await createDaemon({ registry: registry.host, subnet: 97 });
+  for (const wall of usable) {
+    const { configuration, handler } = vmFiles({ name: wall, revision, handler: walls[wall] }, root, facts);
+    // Not where the agent would: this node may have one.
+    const configPath = join(scratch, `${wall}.toml`);
+    await writeFile(configPath, configuration.text);
+    await writeFile(join(daemon.handlersDir, `${wall}.yaml`), JSON.stringify({ ...handler, configPath }));
+  }
+  await daemon.start();
+  cri = connectCri(daemon.socket);
+  await cri.image.pullImage({ image }, call());
+}, 20 * minutes);
+afterAll(async () => {
+  cri?.[Symbol.dispose]();
+  await daemon?.[Symbol.asyncDispose]();
+  await registry?.stop();
+  if (scratch) await rm(scratch, { recursive: true, force: true });
+}, 10 * minutes);
+
+/** The daemon's own words are what a failure is found by. */
+const logTail = async (): Promise<string> => (await readFile(daemon.logFile, "utf8")).slice(-6000);
+
+describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wall) => {
+  const why = whyNot(wall);
+  if (why !== undefined) {
+    console.log(`skipped: Kata with ${wall}: ${why}`);
+    test.skip(`(skipped: ${why})`, () => {});
+    return;
+  }
+  const shared = wall === "qemu";
+  const [shell = "", ...script] = viewCommand;
+  const hostView = parseView(execFileSync(shell, script, { encoding: "utf8" }));
+  const mebibyte = 1 << 20;
+  let pod: string;
+  let main: string;
+  let volume: string;
+  const sandbox = () => ({
+    metadata: { name: wall, namespace: "kata", uid: `uid-${wall}`, attempt: 0 },
+    hostname: "guest",
+    logDirectory: join(scratch, "logs", wall),
+    // No CPU limit: a second virtual processor under emulation is slow, and some kernels trip over it.
+    linux: { resources: { memoryLimitInBytes: BigInt(256 * mebibyte) } },
+  });
+  const create = async (name: string, script: string, more: object = {}): Promise<string> => {
+    const { containerId } = await cri.runtime.createContainer(
+      {
+        podSandboxId: pod,
+        sandboxConfig: sandbox(),
+        config: {
+          metadata: { name, attempt: 0 },
+          image,
+          command: ["sh", "-c", script],
+          logPath: `${name}.log`,
+          linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
+          ...more,
+        },
+      },
+      call(),
+    );
+    return containerId;
+  };
+  const run = async (name: string, script: string, more: object = {}): Promise<string> => {
+    const containerId = await create(name, script, more);
+    await cri.runtime.startContainer({ containerId }, call());
+    return containerId;
+  };
+  const exec = async (script: string, containerId = main) => {
+    const cmd = ["sh", "-c", script];
+    const answer = await cri.runtime.execSync({ containerId, cmd, timeout: 120n }, call());
+    return {
+      stdout: Buffer.from(answer.stdout).toString(),
+      stderr: Buffer.from(answer.stderr).toString(),
+      exitCode: answer.exitCode,
+    };
+  };
+  const logOf = (name: string): Promise<string> =>
+    readFile(join(scratch, "logs", wall, `${name}.log`), "utf8").catch(() => "");
+  const until = async <T>(what: string, seconds: number, look: () => Promise<T | undefined>): Promise<T> => {
+    for (const deadline = Date.now() + seconds * 1000; ; await sleep(500)) {
+      const found = await look();
+      if (found !== undefined) return found;
+      if (Date.now() > deadline) throw new Error(`Not in time: ${what}\n${await logTail()}`);
+    }
+  };
+  const ended = (containerId: string, seconds = 300) =>
+    until(`end of ${containerId}`, seconds, async () => {
+      const { status } = await cri.runtime.containerStatus({ containerId }, call(60));
+      return status?.state === ContainerState.CONTAINER_EXITED ? status : undefined;
+    });
+  const podIp = async (): Promise<string> =>
+    (await cri.runtime.podSandboxStatus({ podSandboxId: pod }, call(60))).status?.network?.ip ?? "";
+
+  beforeAll(async () => {
+    await mkdir(join(scratch, "logs", wall), { recursive: true });
+    volume = join(scratch, `volume-${wall}`);
+    await mkdir(volume);
+    await writeFile(join(volume, "from-node"), "seen\n");
+    const began = performance.now();
+    try {
+      pod = (await cri.runtime.runPodSandbox({ config: sandbox(), runtimeHandler: wall }, call()))
+        .podSandboxId;
+      main = await run(
+        "main",
+        "echo to-stdout; echo to-stderr >&2; echo $$ >/tmp/pid; while :; do echo pong | nc -l -p 8080; done",
+        { mounts: [{ hostPath: volume, containerPath: "/volume", readonly: false }] },
+      );
+    } catch (error) {
+      throw new Error(`Cannot start a pod\n${await logTail()}`, { cause: error });
+    }
+    console.log(
+      `Kata with ${wall}: pod and container in ${Math.round((performance.now() - began) / 1000)} s`,
+    );
+  }, 30 * minutes);
+
+  test(
+    "runs in a guest of its own kernel and boot, booted by this very configuration",
+    async () => {
+      const cmd = [shell, ...script];
+      const { stdout } = await cri.runtime.execSync({ containerId: main, cmd, timeout: 120n }, call());
+      const view = parseView(Buffer.from(stdout).toString());
+      const verdict = judge("vm", view, hostView, { parameter: revisionParameter(revision) });
+      expect(verdict.broken).toEqual([]);
+      expect(verdict.assertions).toEqual(
+        expect.arrayContaining(["kernel-differs", "boot-differs", "guest-is-of-this-revision"]),
+      );
+    },
+    15 * minutes,
+  );
+
+  test(
+    "has the pod's hostname, network and address, reaches its gateway and is reached from the node",
+    async () => {
+      const ip = await podIp();
+      expect(ip).toMatch(/^10\.97\./);
+      expect((await exec("hostname")).stdout.trim()).toBe("guest");
+      expect((await exec("ip -4 addr show eth0")).stdout).toContain(`inet ${ip}/`);
+      expect(await exec("ping -c 1 -W 30 10.97.0.1")).toMatchObject({ exitCode: 0 });
+      const pong = await until("an answer of the pod's server", 120, async () => await said(ip, 8080));
+      expect(pong).toBe("pong\n");
+    },
+    15 * minutes,
+  );
+
+  test(
+    "sees its volume",
+    async () => {
+      expect((await exec("cat /volume/from-node")).stdout).toBe("seen\n");
+      await exec("echo written >/volume/from-guest");
+      // A guest that shares nothing has a copy of the volume.
+      if (shared) expect(await readFile(join(volume, "from-guest"), "utf8")).toBe("written\n");
+    },
+    15 * minutes,
+  );
+
+  test(
+    "runs commands in the container: output, error output, exit code",
+    async () => {
+      expect(await exec("echo out; echo err >&2; exit 7")).toEqual({
+        stdout: "out\n",
+        stderr: "err\n",
+        exitCode: 7,
+      });
+    },
+    15 * minutes,
+  );
+
+  test(
+    "writes both streams to the log",
+    async () => {
+      const text = await until("both lines of the log", 60, async () => {
+        const log = await logOf("main");
+        return log.includes("to-stderr") && log.includes("to-stdout") ? log : undefined;
+      });
+      expect(text).toMatch(/ stdout F to-stdout$/m);
+      expect(text).toMatch(/ stderr F to-stderr$/m);
+    },
+    5 * minutes,
+  );
+
+  test(
+    "forwards a port",
+    async () => {
+      let child: ChildProcess | undefined;
+      try {
+        child = spawn(
+          tool("crictl"),
+          [
+            "--runtime-endpoint",
+            `unix://${daemon.socket}`,
+            "--timeout",
+            "120s",
+            "port-forward",
+            pod,
+            "18097:8080",
+          ],
+          { stdio: "ignore" },
+        );
+        const pong = await until(
+          "an answer through the forwarded port",
+          120,
+          async () => await said("127.0.0.1", 18097),
+        );
+        expect(pong).toBe("pong\n");
+      } finally {
+        child?.kill("SIGTERM");
+      }
+    },
+    10 * minutes,
+  );
+
+  test(
+    "is as large as the pod's limits, and holds a container to its own",
+    async () => {
+      const total = /MemTotal:\s+([0-9]+) kB/.exec((await exec("cat /proc/meminfo")).stdout)?.[1];
+      // The pod's 256 MiB and what Kata adds for the guest; less what the guest's kernel keeps.
+      expect(Number(total)).toBeGreaterThan(128 * 1024);
+      expect(Number(total)).toBeLessThan(640 * 1024);
+      const hog = await run("hog", "head -c 100000000 /dev/zero | tail -c 90000000 >/dev/null; exit $?", {
+        linux: {
+          resources: { memoryLimitInBytes: BigInt(32 * mebibyte) },
+          securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } },
+        },
+      });
+      expect((await ended(hog)).exitCode).not.toBe(0);
+      await cri.runtime.removeContainer({ containerId: hog }, call());
+      // The neighbour went on.
+      expect((await exec("echo here")).stdout).toBe("here\n");
+    },
+    20 * minutes,
+  );
+
+  test(
+    "runs several containers in one guest, with one loopback",
+    async () => {
+      const second = await run("second", "cat /proc/sys/kernel/random/boot_id; nc 127.0.0.1 8080 </dev/null");
+      expect((await ended(second)).exitCode).toBe(0);
+      const boot = (await exec("cat /proc/sys/kernel/random/boot_id")).stdout.trim();
+      const text = await logOf("second");
+      expect(text).toContain(boot);
+      expect(text).toContain("pong");
+      await cri.runtime.removeContainer({ containerId: second }, call());
+    },
+    20 * minutes,
+  );
+
+  test.runIf(!shared)(
+    "meets the end of its disk as ENOSPC, and the node's disk does not fill",
+    async () => {
+      const full = await exec("dd if=/dev/zero of=/big bs=1M count=200 2>&1; rm -f /big");
+      expect(full.stdout).toContain("No space left on device");
+      expect((await exec("echo small >/small && cat /small")).stdout).toBe("small\n");
+    },
+    15 * minutes,
+  );
+
+  test(
+    "outlives a kill -9 of the daemon: the same guest, the same process, its exits known",
+    async () => {
+      const boot = (await exec("cat /proc/sys/kernel/random/boot_id")).stdout;
+      const short = await run("short", "sleep 5; exit 9");
+      cri[Symbol.dispose]();
+      await daemon.end("SIGKILL");
+      await sleep(10_000);
+      await daemon.start();
+      cri = connectCri(daemon.socket);
+      expect((await exec("cat /proc/sys/kernel/random/boot_id")).stdout).toBe(boot);
+      const { status } = await cri.runtime.containerStatus({ containerId: main }, call(60));
+      expect(status?.state).toBe(ContainerState.CONTAINER_RUNNING);
+      const { status: podStatus } = await cri.runtime.podSandboxStatus({ podSandboxId: pod }, call(60));
+      expect(podStatus?.state).toBe(PodSandboxState.SANDBOX_READY);
+      expect((await ended(short)).exitCode).toBe(9);
+      await cri.runtime.removeContainer({ containerId: short }, call());
+    },
+    20 * minutes,
+  );
+
+  test(
+    "tells what the container uses",
+    async () => {
+      const { stats } = await cri.runtime.containerStats({ containerId: main }, call());
+      expect(Number(stats?.cpu?.usageCoreNanoSeconds?.value ?? 0)).toBeGreaterThan(0);
+      expect(Number(stats?.memory?.workingSetBytes?.value ?? 0)).toBeGreaterThan(0);
+    },
+    5 * minutes,
+  );
+
+  test(
+    "stops and goes, and nothing of it stays",
+    async () => {
+      await cri.runtime.stopContainer({ containerId: main, timeout: 2n }, call());
+      const { status } = await cri.runtime.containerStatus({ containerId: main }, call(60));
+      expect(status?.state).toBe(ContainerState.CONTAINER_EXITED);
+      expect([137, 143]).toContain(status?.exitCode);
+      await cri.runtime.stopPodSandbox({ podSandboxId: pod }, call());
+      await cri.runtime.removePodSandbox({ podSandboxId: pod }, call());
+      expect(await remains(daemon)).toEqual([]);
+      const left = await until("the end of the guest's processes", 60, async () => {
+        const processes = await commandLinesNaming(pod);
+        return processes.length === 0 ? processes : undefined;
+      }).catch(() => commandLinesNaming(pod));
+      expect(left).toEqual([]);
+    },
+    20 * minutes,
+  );
+});
+
+/** What a server says at once; undefined while nothing is heard. */
+const said = (host: string, port: number): Promise<string | undefined> =>
+  new Promise((resolve) => {
+    const socket = connect({ host, port, timeout: 15_000 });
+    let text = "";
+    const end = () => {
+      socket.destroy();
+      resolve(text === "" ? undefined : text);
+    };
+    socket.setEncoding("utf8");
+    socket.on("data", (chunk: string) => {
+      text += chunk;
+      if (text.endsWith("\n")) end();
+    });
+    for (const event of ["error", "timeout", "close"]) socket.on(event, end);
+  });
+
+/** Command lines of running processes that have the pod's id in them: shim, hypervisor, virtiofsd. */
+const commandLinesNaming = async (id: string): Promise<string[]> => {
+  const lines = await Promise.all(
+    (await readdir("/proc"))
+      .filter((name) => /^[0-9]+$/.test(name))
+      .map((pid) => readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "")),
+  );
+  return lines.filter((line) => line.includes(id)).map((line) => line.replaceAll("\0", " "));
+};
