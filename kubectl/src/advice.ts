@@ -10,7 +10,10 @@ export const advice: Record<string, string> = {
   ArtifactFailed: "the artifact could not be fetched or its signature is not the policy's: read the message",
   CanaryFailed:
     "the handler is installed and its wall does not hold or does not start: read the message, then the installer's log on that node",
-  EngineFailed: "the node's runtime did not come up: read bulkhead-runtime's journal on that node",
+  EngineFailed:
+    "the node's runtime did not come up, or its own engine with new handlers: read the message, then that unit's journal",
+  EngineNotFound:
+    "what serves that node's kubelet cannot be told of handlers: read the message, or use engine: bulkhead",
   FailureThreshold:
     "mend what the failed nodes name, or undo the change; the rollout goes on when the failed nodes are well or spec changes",
   ForeignPolicy: "delete that admission policy or binding: its name is kept for the profile's tenancy",

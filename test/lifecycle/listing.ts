@@ -42,7 +42,7 @@ find . -type d -printf 'cgroup %p\\n'
 `;
 
 /** All that can be told of a node, sorted. Two of these are equal when the node is what it was. */
-export const nodeListing = async (node: Node): Promise<string[]> =>
+export const nodeListing = async (node: Pick<Node, "exec">): Promise<string[]> =>
   numbered((await node.exec(["bash", "-c", script])).split("\n").filter(Boolean).sort());
 
 /** Equal lines get a number each, so that one more or less of them is a difference. */

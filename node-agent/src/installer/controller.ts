@@ -11,7 +11,8 @@ import { PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { setCondition } from "@bulkhead/lib/kube/conditions.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
-import { runCanary } from "../probe/canary.ts";
+import { NodeEngine } from "../engine/serve.ts";
+import { type Elsewhere, runCanary, runSeenCanary } from "../probe/canary.ts";
 import { judge } from "../probe/wall.ts";
 import type { Desired, Happening } from "../protocol.ts";
 import { type ArtifactState, Artifacts } from "./artifact/artifacts.ts";
@@ -45,12 +46,14 @@ import {
   planCollect,
   planEngine,
   planEngineRollback,
+  planFilesRemoval,
   planKubelet,
   planLeave,
   planProfile,
   planProfileRollback,
   planRemoval,
   planStale,
+  usesRuntime,
 } from "./plan.ts";
 import { choosePlatform, type Trial, tryPlatforms } from "./platform.ts";
 import { shimPath } from "./shim.ts";
@@ -61,6 +64,7 @@ import {
   type ProfileEvent,
   type ProfileState,
   retryDelay,
+  secondsOf,
   statusOf,
 } from "./state.ts";
 import { execute, executors } from "./steps.ts";
@@ -119,6 +123,7 @@ export class Controller {
   readonly #trials = new Map<string, Trial[]>();
   #vm: VmFacts;
   readonly #watchers = new Set<() => void>();
+  readonly #nodeEngine: NodeEngine;
 
   readonly #artifacts: Artifacts;
 
@@ -131,6 +136,25 @@ export class Controller {
       note: (reason, message, type) => this.#note(reason, message, type),
       condition: (holds, reason, message) => this.#condition("ArtifactsIntact", holds, reason, message),
       wake: () => this.#wake(),
+    });
+    this.#nodeEngine = new NodeEngine({
+      ...options,
+      note: this.#note.bind(this),
+      condition: this.#condition.bind(this),
+      state: (name) => this.#states.get(name),
+      apply: this.#apply.bind(this),
+      fail: (...failure) => {
+        this.#fail(...failure);
+        options.metrics.ready.set({ profile: failure[0] }, 0);
+      },
+      platform: this.#platformOf.bind(this),
+      probe: (profile, at, signal) => this.#probe(profile, signal, at),
+      ready: ({ name, revision }, canary) => {
+        const before = this.#states.get(name);
+        this.#sample(name, canary);
+        this.#ready(name, revision, canary, before);
+        this.#publish();
+      },
     });
   }
 
@@ -146,6 +170,7 @@ export class Controller {
     this.#engineDue = 0;
     this.#due.clear();
     this.#artifacts.hurry();
+    this.#nodeEngine.hurry();
     this.#wake();
   }
 
@@ -198,7 +223,11 @@ export class Controller {
   }
 
   #idleMs(): number {
-    const due = [...this.#due.values(), ...(this.#engineDue > 0 ? [this.#engineDue] : [])];
+    const due = [
+      ...this.#due.values(),
+      ...this.#nodeEngine.due(),
+      ...(this.#engineDue > 0 ? [this.#engineDue] : []),
+    ];
     return Math.max(50, Math.min(refreshMs, ...due.map((at) => at - performance.now())));
   }
 
@@ -230,22 +259,31 @@ export class Controller {
         ...(good === undefined ? {} : { good }),
       });
     }
-    const wanted: DesiredProfile[] = [];
+    const supported: DesiredProfile[] = [];
     // Modules are loaded and Kata is installed while we run.
     if (desired.profiles.some(isVm)) this.#vm = await vmFacts(host, join(bundle, kvmProbe));
     for (const profile of desired.profiles) {
       const why = unsupported(profile, { has, vm: this.#vm, shim: this.#shimOf(profile) });
-      if (why === undefined) wanted.push(profile);
+      if (why === undefined) supported.push(profile);
       else this.#fail(profile.name, "NotSupported", `Cannot serve profile "${profile.name}": ${why}`);
     }
+
+    const wanted = supported.filter(({ engine }) => engine === "bulkhead");
+    const onNode = supported.filter(({ engine }) => engine === "node");
 
     await this.#artifacts.look(wanted, signal);
     let facts = await this.#facts(wanted, signal);
     await this.#removeOthers(desired, facts, signal);
     await execute(planStale(facts, await podRecords(host)), run, signal, log);
     await this.#artifacts.collect(wanted, [...facts.files.values()]);
+    const isThere = ({ name }: DesiredProfile): boolean => this.#states.get(name)?.phase !== "Removing";
+    if (onNode.length > 0 || ownership.record.engine !== undefined) {
+      await this.#nodeEngine.converge(onNode.filter(isThere), formerSocket(facts), signal);
+    }
     if (wanted.length === 0) {
-      await this.#leave(desired, signal);
+      // What the node's own engine still has of ours is taken back first; or it stays, and our runtime alone goes.
+      const node = ownership.record.engine !== undefined || onNode.length > 0;
+      if (!node || (onNode.length > 0 && usesRuntime(facts))) await this.#leave(desired, signal);
       return;
     }
     if (performance.now() < this.#engineDue) return;
@@ -488,13 +526,16 @@ export class Controller {
       profiles: { ...ownership.record.profiles, [name]: { revision, files: plan.files } },
     });
     const before = this.#states.get(name);
-    const samples = [...(this.#samples.get(name) ?? []), canary.startSeconds].slice(-keptSamples);
-    this.#samples.set(name, samples);
+    this.#sample(name, canary);
     this.#due.set(name, performance.now() + secondsOf(profile.probe.interval) * 1000);
     // Not Ready before pods of the profile can really come: #frontKubelet says so.
     if (isFronted(facts)) this.#ready(name, profile.revision, canary, before);
     else this.#states.set(name, { phase: "Verifying", revision: profile.revision, canary });
     this.#publish();
+  }
+
+  #sample(name: string, { startSeconds }: Canary): void {
+    this.#samples.set(name, [...(this.#samples.get(name) ?? []), startSeconds].slice(-keptSamples));
   }
 
   #ready(name: string, revision: string, canary: Canary, before: ProfileState | undefined): void {
@@ -554,14 +595,20 @@ export class Controller {
   /** Takes away the handlers of profiles that are wanted no more, once their pods are gone. */
   async #removeOthers(desired: Desired, facts: Facts, signal: AbortSignal): Promise<void> {
     const { ownership, log, host, bundle, manifest, metrics } = this.#options;
-    const wanted = new Set(desired.profiles.map(({ name }) => name));
+    // A profile that went over to another engine goes from the first one like one that is wanted no more.
+    const stays = desired.profiles.filter(({ name, engine }) => {
+      const good = ownership.record.profiles[name];
+      return good === undefined || (good.handler === undefined) === (engine === "bulkhead");
+    });
+    const wanted = new Set(stays.map(({ name }) => name));
     const known = new Set([...Object.keys(ownership.record.profiles), ...this.#states.keys()]);
     for (const name of known) {
       if (wanted.has(name)) continue;
       const good = ownership.record.profiles[name];
       const state = this.#states.get(name);
-      if (good !== undefined && facts.unitActive) {
-        const pods = (await this.#listPods(signal)).get(name) ?? [];
+      const onNode = good?.handler !== undefined;
+      if (good !== undefined && (facts.unitActive || onNode)) {
+        const pods = (await this.#listPods(facts, signal)).get(name) ?? [];
         const running = pods.map((pod) => `${pod.namespace}/${pod.name}`);
         this.#apply(name, { on: "removing", pods: running });
         if (running.length > 0) {
@@ -571,7 +618,9 @@ export class Controller {
         const note = (reason: string, message: string, type?: "Normal" | "Warning"): void =>
           this.#note(reason, message, type, name);
         const run = executors({ host, ownership, bundle, manifest, log, note });
-        await execute(planRemoval(facts, name, Object.keys(good.files)), run, signal, log);
+        const files = Object.keys(good.files);
+        const steps = onNode ? planFilesRemoval(files) : planRemoval(facts, name, files);
+        await execute(steps, run, signal, log);
       }
       const { [name]: _, ...profiles } = ownership.record.profiles;
       if (good !== undefined) await ownership.update({ profiles });
@@ -581,6 +630,8 @@ export class Controller {
       metrics.forget(name);
       if (state !== undefined)
         this.#note("Removed", `Profile "${name}" is gone from this node`, "Normal", name);
+      const again = desired.profiles.find((profile) => profile.name === name);
+      if (again !== undefined) this.#apply(name, { on: "wanted", revision: again.revision });
       this.#publish();
     }
   }
@@ -608,9 +659,13 @@ export class Controller {
       await this.#artifacts.stop();
       await execute(planLeave(facts), run, signal, log);
       this.#kubelet = undefined;
+      this.#runtimeVersion = undefined;
+      if (ownership.record.entries.length > 0) {
+        this.#note("RuntimeRemoved", "Our runtime is gone; the node's own engine serves its profiles");
+        return;
+      }
       this.#conditions = [];
       this.#engine = undefined;
-      this.#runtimeVersion = undefined;
       this.#note("Uninstalled", "The node is what it was before Bulkhead");
     } catch (error) {
       signal.throwIfAborted();
@@ -672,26 +727,30 @@ export class Controller {
   }
 
   /** One canary, and a second one before a handler that served well is called broken. */
-  async #probe(profile: DesiredProfile, signal: AbortSignal): Promise<Canary> {
+  async #probe(
+    profile: DesiredProfile,
+    signal: AbortSignal,
+    at?: { socket: string } & Elsewhere,
+  ): Promise<Canary> {
     const { host, hostFacts, metrics, log } = this.#options;
     const { name } = profile;
     const attempt = async (): Promise<Canary> => {
-      using cri = connectCri(host.at(paths.socket));
-      const at = new Date().toISOString();
+      using cri = connectCri(host.at(at === undefined ? paths.socket : host.real(at.socket)));
+      const begun = new Date().toISOString();
       const failed = (message: string, rest: Partial<Canary> = {}): ProbeError =>
         new ProbeError(message, {
           passed: false,
-          at,
+          at: begun,
           startSeconds: 0,
           kernel: "",
           assertions: [],
           failures: metrics.failures(name) + 1,
           ...rest,
         });
-      const result = await runCanary(
-        cri,
-        name,
-        AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineOf(profile))]),
+      const soon = AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineOf(profile))]);
+      const result = await (at === undefined
+        ? runCanary(cri, name, soon)
+        : runSeenCanary(cri, name, soon, at)
       ).catch((error: unknown) => {
         signal.throwIfAborted();
         throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);
@@ -710,7 +769,7 @@ export class Controller {
           seen,
         );
       }
-      return { passed: true, at, failures: metrics.failures(name), ...seen };
+      return { passed: true, at: begun, failures: metrics.failures(name), ...seen };
     };
     for (let tries = 1; ; tries++) {
       try {
@@ -728,9 +787,12 @@ export class Controller {
     }
   }
 
-  /** Running pods by handler. */
-  async #listPods(signal: AbortSignal): Promise<Map<string, Pod[]>> {
-    using cri = connectCri(this.#options.host.at(paths.socket));
+  /** Running pods by handler: as our runtime lists them, which are both engines', or else the node's own engine. */
+  async #listPods(facts: Facts, signal: AbortSignal): Promise<Map<string, Pod[]>> {
+    const { host } = this.#options;
+    const socket = usesRuntime(facts) ? paths.socket : formerSocket(facts);
+    if (socket === undefined) return new Map();
+    using cri = connectCri(host.at(host.real(socket)));
     const { items } = await cri.runtime.listPodSandbox(
       {},
       AbortSignal.any([signal, AbortSignal.timeout(10_000)]),
@@ -754,13 +816,10 @@ export class Controller {
       using cri = connectCri(host.at(socket));
       return await cri.runtime.version({}, deadline());
     };
-    if (record.entries.length > 0) {
-      this.#pods = await this.#listPods(signal);
-      this.#runtimeVersion = (await version(paths.socket)).runtimeVersion;
-    } else {
-      this.#pods = new Map();
-    }
     const facts = await this.#facts([], signal);
+    const serves = usesRuntime(facts) || record.engine !== undefined;
+    this.#pods = serves ? await this.#listPods(facts, signal) : new Map();
+    if (usesRuntime(facts)) this.#runtimeVersion = (await version(paths.socket)).runtimeVersion;
     const socket = formerSocket(facts);
     if (socket !== undefined) {
       const engine = await version(socket).catch(() => undefined);
@@ -913,7 +972,3 @@ const isProgram = (host: Host, path: string): boolean => {
     return false;
   }
 };
-
-/** 60s, 5m, 1h in seconds. */
-export const secondsOf = (duration: string): number =>
-  Number.parseInt(duration, 10) * ({ s: 1, m: 60, h: 3600 }[duration.at(-1) ?? "s"] ?? 1);

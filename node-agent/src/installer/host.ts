@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import { lstatSync, readlinkSync } from "node:fs";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { startProgram } from "@bulkhead/lib/std/start-program.ts";
@@ -12,6 +13,11 @@ export type Host = {
   run(argv: string[], options: RunOptions): Promise<Output>;
   /** The body of an HTTP GET made in the host's network namespace, where 127.0.0.1 is the host's. */
   fetch(url: string, options: RunOptions): Promise<Output>;
+  /**
+   * Serves the image of an OCI layout, a directory of ours, as a registry on the host's loopback interface until it
+   * is disposed of.
+   */
+  serveLayout(directory: string, signal: AbortSignal): Promise<{ port: number } & AsyncDisposable>;
 };
 
 export type RunOptions = { signal: AbortSignal; timeoutMs?: number };
@@ -26,6 +32,26 @@ const getProgram = `require("node:http")
   .on("timeout", function () { this.destroy(new Error("no answer")); })
   .on("error", (error) => { console.error(error.message); process.exitCode = 1; });`;
 
+/**
+ * What an engine asks of a registry (OCI distribution 1.1, pull): manifests and blobs, both by digest. Prints its port.
+ * It ends with the installer, whose end of the pipe it reads.
+ */
+const registryProgram = `const { createReadStream, statSync, readFileSync } = require("node:fs");
+  const blob = (digest) => process.argv[1] + "/blobs/sha256/" + digest;
+  require("node:http")
+    .createServer((request, response) => {
+      const [, kind, digest] = /^\\/v2\\/[a-z/]+\\/(manifests|blobs)\\/sha256:([0-9a-f]{64})$/.exec(request.url) ?? [];
+      if (request.url === "/v2/") return response.end("{}");
+      const size = digest && statSync(blob(digest), { throwIfNoEntry: false })?.size;
+      if (size === undefined) return response.writeHead(404).end();
+      const type = kind === "blobs" ? "application/octet-stream" : JSON.parse(readFileSync(blob(digest), "utf8")).mediaType;
+      response.writeHead(200, { "content-type": type, "content-length": size, "docker-content-digest": "sha256:" + digest });
+      if (request.method === "HEAD") return response.end();
+      createReadStream(blob(digest)).on("error", () => response.destroy()).pipe(response);
+    })
+    .listen(0, "127.0.0.1", function () { console.log(this.address().port); });
+  process.stdin.on("end", () => process.exit()).resume();`;
+
 /** The real host: mounted at `root`, its first process visible as 1 (hostPID). */
 export const mountedHost = (root: string, busybox: string): Host => ({
   at: (path) => resolveIn(root, path),
@@ -34,6 +60,27 @@ export const mountedHost = (root: string, busybox: string): Host => ({
     execute([busybox, "nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", ...argv], options),
   fetch: (url, options) =>
     execute([busybox, "nsenter", "-t", "1", "-n", "--", process.execPath, "-e", getProgram, url], options),
+  serveLayout: async (directory, signal) => {
+    const argv = ["nsenter", "-t", "1", "-n", "--", process.execPath, "-e", registryProgram, directory];
+    const child = startProgram(busybox, argv, { stdio: ["pipe", "pipe", "inherit"], cwd: "/" });
+    const ended = once(child, "close");
+    const server = {
+      port: 0,
+      [Symbol.asyncDispose]: async () => {
+        child.kill("SIGKILL");
+        await ended;
+      },
+    };
+    try {
+      const soon = AbortSignal.any([signal, AbortSignal.timeout(10_000)]);
+      const [line] = (await once(child.stdout, "data", { signal: soon })) as [Buffer];
+      server.port = Number(line.toString());
+      return server;
+    } catch (error) {
+      await server[Symbol.asyncDispose]();
+      throw error;
+    }
+  },
 });
 
 /** Resolves `path` below `root`, following links as if root were /. The last component need not exist. */

@@ -31,6 +31,7 @@ beforeEach(() => {
     real: (path) => realIn(root, path),
     run: refuse,
     fetch: refuse,
+    serveLayout: refuse,
   };
 });
 afterEach(() => rmSync(root, { recursive: true, force: true }));

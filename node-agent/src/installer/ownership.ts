@@ -19,6 +19,7 @@ import {
 import { dirname, join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { z } from "zod";
+import { EngineHandler, EngineRecord } from "../engine/engine.ts";
 import type { Host } from "./host.ts";
 
 /**
@@ -52,7 +53,12 @@ const Entry = z.discriminatedUnion("kind", [
 export type Entry = z.infer<typeof Entry>;
 
 /** One profile as it last served well: what to go back to. */
-const Good = z.object({ revision: z.string(), files: z.record(z.string(), z.string()) });
+const Good = z.object({
+  revision: z.string(),
+  files: z.record(z.string(), z.string()),
+  /** What the node's own engine was told of it, when that is what serves it. */
+  handler: EngineHandler.optional(),
+});
 
 /** An artifact in /opt/bulkhead/artifacts. */
 const ArtifactRecord = z.object({
@@ -79,6 +85,7 @@ const RecordFile = z.object({
   version: z.literal(1),
   entries: z.array(Entry).default([]),
   kubelet: Kubelet.optional(),
+  engine: EngineRecord.optional(),
   profiles: z.record(z.string(), Good).default({}),
   /** By the hexadecimal digits of the digest, which name its directory. */
   artifacts: z.record(z.string(), ArtifactRecord).optional(),
@@ -164,26 +171,37 @@ export class Ownership {
     });
   }
 
-  /** Writes a file that is ours, or ours for the time being. */
-  async write(path: string, body: string, mode = 0o644): Promise<void> {
+  /**
+   * Writes a file that is ours, or ours for the time being. `base`: what is to be put back one day, where that is no
+   * longer what was found at first: when its owner edited the file since.
+   */
+  async write(path: string, body: string, { base }: { base?: string | undefined } = {}): Promise<void> {
     await this.#claimDirectories(dirname(path));
     const at = this.#host.at(path);
     const known = this.#record.entries.find((entry) => entry.kind === "file" && entry.path === path);
     const stat = await lstat(at).catch(() => undefined);
+    const kept = known?.kind === "file" ? known : undefined;
+    const edited =
+      kept !== undefined &&
+      base !== undefined &&
+      stat !== undefined &&
+      sha256(await readFile(at)) !== kept.sha256;
     const former =
-      known?.kind === "file"
-        ? known.former
+      kept !== undefined && !edited
+        ? kept.former
         : stat === undefined
           ? null
           : {
-              body: (await readFile(at)).toString("base64"),
+              body: (edited && base !== undefined ? Buffer.from(base) : await readFile(at)).toString(
+                "base64",
+              ),
               mode: stat.mode & 0o7777,
               uid: stat.uid,
               gid: stat.gid,
               mtimeMs: stat.mtimeMs,
             };
     await this.#put({ kind: "file", path, sha256: sha256(body), former });
-    await writeAtomically(at, body, former === null ? { mode } : former);
+    await writeAtomically(at, body, former ?? { mode: 0o644 });
   }
 
   async symlink(path: string, target: string): Promise<void> {
@@ -258,8 +276,18 @@ export class Ownership {
     await this.update({ entries: this.#record.entries.filter((candidate) => candidate !== entry) });
   }
 
-  /** Puts everything back, last first, and removes the record with its directory. */
-  async restoreAll(): Promise<void> {
+  /**
+   * Puts everything back, last first, and removes the record with its directory. With `keep`: all but those paths, what
+   * is in them and what they are in; the record stays.
+   */
+  async restoreAll(keep: readonly string[] = []): Promise<void> {
+    if (keep.length > 0) {
+      const stays = ({ path }: Entry): boolean =>
+        keep.some((kept) => `${kept}/`.startsWith(`${path}/`) || path.startsWith(`${kept}/`));
+      for (const entry of [...this.#record.entries].reverse())
+        if (!stays(entry)) await this.restore(entry.path);
+      return;
+    }
     const own = dirname(this.#path);
     const later = (entry: Entry): boolean =>
       entry.kind === "directory" && `${own}/`.startsWith(`${entry.path}/`);

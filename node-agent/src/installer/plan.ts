@@ -1,5 +1,7 @@
 import { createHash } from "node:crypto";
+import { dirname } from "node:path";
 import { paths } from "@bulkhead/lib/api/paths.ts";
+import type { EngineKind, EngineRecord, Reload, UserEdit } from "../engine/engine.ts";
 import { installed, ofOneRevision, versionDirectory } from "./files.ts";
 import { type Edit, type KubeletView, pointAt, type Setting, socketOf } from "./kubelet/setting.ts";
 import type { RecordFile } from "./ownership.ts";
@@ -27,9 +29,20 @@ export type Step =
   /** Removes what is left of these handlers' pods that ended: the kubelet will not come back for them. */
   | { do: "remove-dead-pods"; handlers: string[] }
   | { do: "stop-runtime" }
-  /** Unmounts and deletes everything that is Bulkhead's; the node is as it was. */
-  | { do: "purge" }
-  | { do: "collect"; version: string };
+  /** Unmounts and deletes everything that is Bulkhead's but `keep`; with nothing to keep the node is as it was. */
+  | { do: "purge"; keep: string[] }
+  | { do: "collect"; version: string }
+  /** Remembers which files of the node's own engine hold something of ours. */
+  | { do: "record-engine"; record: EngineRecord | undefined }
+  /** Changes a file of somebody else; `base` is what is to stand there without us. */
+  | { do: "edit"; path: string; body: string; base: string | undefined }
+  /** Takes our part out of such a file. */
+  | { do: "take-back"; path: string; edit: UserEdit }
+  /** The engine reads its files without starting, and shows the handlers. */
+  | { do: "check-engine"; kind: EngineKind; argv: string[]; handlers: string[] }
+  | { do: "reload-engine"; reload: Reload }
+  /** Waits until the engine is ready and offers the handlers. */
+  | { do: "await-engine"; socket: string; unit: string; handlers: string[]; restarted: boolean };
 
 export type Facts = {
   record: Readonly<RecordFile>;
@@ -100,7 +113,7 @@ function isUnread(facts: Facts, path: string, body: string): boolean {
  * wrote into our files, or took away, never served: of those it is our own text that is put back.
  */
 export function planEngineRollback(before: Facts, want: EngineFiles): Step[] {
-  if (before.current === undefined) return [{ do: "stop-runtime" }, { do: "purge" }];
+  if (before.current === undefined) return [{ do: "stop-runtime" }, { do: "purge", keep: kept(before) }];
   const ours = (path: string, wanted: string): string =>
     before.edited.has(path) ? wanted : (before.files.get(path) ?? wanted);
   return [
@@ -166,6 +179,14 @@ export function planRemoval(facts: Facts, name: string, files: string[]): Step[]
   return [{ do: "remove-dead-pods", handlers: [name] }, ...removal(name, files)];
 }
 
+/** The same for a handler of the node's own engine, which is told otherwise. */
+export const planFilesRemoval = (files: string[]): Step[] =>
+  files.map((path): Step => ({ do: "restore", path }));
+
+/** Whether our runtime is on this node, and not only what the node's own engine runs. */
+export const usesRuntime = (facts: Facts): boolean =>
+  facts.record.entries.some(({ path }) => path === installed.unit);
+
 const removal = (name: string, files: string[]): Step[] => [
   ...files.map((path): Step => ({ do: "restore", path })),
   { do: "await-handler", handler: name, revision: "", present: false },
@@ -195,17 +216,34 @@ export function formerSocket(facts: Facts): string | undefined {
 export const isFronted = (facts: Facts): boolean =>
   facts.kubelet !== undefined && socketOf(facts.kubelet.setting.value) === paths.socket;
 
-/** The node as it was before Bulkhead. Call only when no pod of ours is left. */
+/** What the handlers of the node's own engine stand on. */
+function kept({ record }: Facts): string[] {
+  const onNode = Object.values(record.profiles).filter(({ handler }) => handler !== undefined);
+  if (record.engine === undefined && onNode.length === 0) return [];
+  const programs = onNode.flatMap(({ handler }) => [handler?.program, handler?.shim]);
+  return [
+    installed.record,
+    // A version is one tree: programs of one handler keep all of it.
+    ...programs.filter((path) => path !== undefined).map((path) => dirname(dirname(path))),
+    ...onNode.flatMap(({ files }) => Object.keys(files)),
+    ...(record.engine?.own ?? []),
+    ...(record.engine?.edited ?? []).map(({ path }) => path),
+  ];
+}
+
+/**
+ * The node without our runtime, and as it was before Bulkhead unless its own engine has handlers of ours. Call only
+ * when no pod of our runtime's is left.
+ */
 export function planLeave(facts: Facts): Step[] {
-  const { kubelet, entries } = facts.record;
+  const { kubelet, entries, profiles } = facts.record;
+  const ours = Object.keys(profiles).filter((name) => profiles[name]?.handler === undefined);
   if (entries.length === 0 && kubelet === undefined) return [];
   return [
-    ...(facts.unitActive
-      ? [{ do: "remove-dead-pods", handlers: Object.keys(facts.record.profiles) } as const]
-      : []),
+    ...(facts.unitActive ? [{ do: "remove-dead-pods", handlers: ours } as const] : []),
     ...(kubelet === undefined ? [] : [{ do: "return-kubelet", ...kubelet } as const]),
     { do: "stop-runtime" },
-    { do: "purge" },
+    { do: "purge", keep: kept(facts) },
   ];
 }
 

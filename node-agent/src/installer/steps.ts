@@ -1,6 +1,5 @@
 import { readdir, readFile, rm, rmdir } from "node:fs/promises";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { type CriClient, connectCri } from "@bulkhead/lib/cri/client.ts";
@@ -8,6 +7,7 @@ import { PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import { z } from "zod";
+import { engineExecutors } from "../engine/steps.ts";
 import { type Manifest, stageBundle } from "./bundle.ts";
 import { busyVersions, findKubelet, kubeletView, mountsBelow } from "./facts.ts";
 import { versionDirectory } from "./files.ts";
@@ -15,6 +15,7 @@ import { type Host, must } from "./host.ts";
 import { findSetting, pointAt, socketOf } from "./kubelet/setting.ts";
 import type { Ownership } from "./ownership.ts";
 import type { Step } from "./plan.ts";
+import { Hopeless, poll, refuseCrashLoop, withLog } from "./wait.ts";
 
 /** How each step is done. A step that has no executor does not compile. */
 export type Executors = {
@@ -43,55 +44,6 @@ const unitDirectories = /^\/(etc|run|usr\/lib|lib)\/systemd\//;
 const LoadedHandlers = z.record(z.string(), z.object({ revision: z.string().default("") }));
 const HandlerProblems = z.record(z.string(), z.string());
 
-/** Thrown while polling: waiting longer cannot help. */
-class Hopeless extends Error {}
-
-/** A service that systemd had to start again more than `most` times since it was told to will end again. */
-async function refuseCrashLoop(host: Host, unit: string, most: number, signal: AbortSignal): Promise<void> {
-  const shown = await host.run(["systemctl", "show", unit, "-p", "NRestarts", "-p", "ActiveState"], {
-    signal,
-  });
-  const restarts = Number(/^NRestarts=([0-9]+)$/m.exec(shown.stdout)?.[1] ?? 0);
-  if (restarts > most || /^ActiveState=failed$/m.test(shown.stdout)) {
-    throw new Hopeless(`${unit} ends again and again`);
-  }
-}
-
-/** The error with the last words of a service's log. */
-async function withLog(host: Host, unit: string, error: unknown): Promise<RuntimeError> {
-  const journal = await host
-    .run(["journalctl", "-u", unit, "-n", "5", "-o", "cat", "--no-pager"], { signal: undoSignal() })
-    .catch(() => undefined);
-  const words = journal?.stdout.trim().slice(-500) ?? "";
-  const end = words === "" ? "" : `; its log ends with: ${words}`;
-  return new RuntimeError("unavailable", `${messageOf(error)}${end}`, { cause: error });
-}
-
-/** Asks until `ask` has an answer; the last reason why it had none goes into the error. */
-async function poll<T>(
-  what: string,
-  timeoutMs: number,
-  signal: AbortSignal,
-  ask: (signal: AbortSignal) => Promise<T | undefined>,
-  everyMs = 100,
-): Promise<T> {
-  const deadline = performance.now() + timeoutMs;
-  let why = "";
-  while (performance.now() < deadline) {
-    signal.throwIfAborted();
-    try {
-      const answer = await ask(AbortSignal.any([signal, AbortSignal.timeout(5000)]));
-      if (answer !== undefined) return answer;
-    } catch (error) {
-      if (error instanceof Hopeless)
-        throw new RuntimeError("unavailable", `${what}: ${error.message}`, { cause: error });
-      why = `: ${messageOf(error)}`;
-    }
-    await sleep(everyMs, undefined, { signal });
-  }
-  throw new RuntimeError("deadline-exceeded", `${what} within ${timeoutMs / 1000} s${why}`);
-}
-
 export function executors(context: StepContext): Executors {
   const { host, ownership, bundle, manifest, note } = context;
   const systemctl = (args: string[], signal: AbortSignal): Promise<string> =>
@@ -106,6 +58,7 @@ export function executors(context: StepContext): Executors {
       : Promise.resolve();
 
   return {
+    ...engineExecutors(context),
     stage: async ({ version, files }, signal) => {
       await ownership.tree(versionDirectory(version));
       await stageBundle(manifest, bundle, host.at(versionDirectory(version)), new Set(files), signal);
@@ -258,15 +211,17 @@ export function executors(context: StepContext): Executors {
       if (loaded.stdout.includes("not-found")) return;
       await systemctl(["stop", paths.unit], signal);
     },
-    purge: async (_, signal) => {
-      const trees = ownership.record.entries.filter((entry) => entry.kind === "tree");
+    purge: async ({ keep }, signal) => {
+      const trees = ownership.record.entries.filter(
+        (entry) => entry.kind === "tree" && !keep.includes(entry.path),
+      );
       for (const point of await mountsBelow(trees.map(({ path }) => path))) {
         // A disk of the admin's own below our directory stays where it is.
-        if (trees.some(({ path, existed }) => existed && path === point)) continue;
+        if (trees.some((entry) => entry.kind === "tree" && entry.existed && entry.path === point)) continue;
         await must(host.run(["umount", "-l", point], { signal }), `Cannot unmount "${point}"`);
       }
       // What the runtime keeps: recorded as ours before it was first started.
-      await ownership.restoreAll();
+      await ownership.restoreAll(keep);
       await removeCgroups(host);
       await systemctl(["daemon-reload"], signal);
       await systemctl(["reset-failed", paths.unit], signal).catch(() => undefined);
@@ -315,7 +270,9 @@ async function removeCgroups(host: Host): Promise<void> {
     // One that still has a process stays; so does its parent.
     await rmdir(directory).catch(() => undefined);
   };
-  for (const hierarchy of hierarchies) await remove(join(hierarchy, "bulkhead"));
+  // The second is where containerd puts the canary, which names no parent; with pods of others in it it stays.
+  for (const name of ["bulkhead", "k8s.io"])
+    for (const hierarchy of hierarchies) await remove(join(hierarchy, name));
 }
 
 /** Connections that a server has accepted on a Unix socket, in the network namespace of `pid`. */

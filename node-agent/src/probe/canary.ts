@@ -1,7 +1,7 @@
 import { randomInt, randomUUID } from "node:crypto";
 import { canaryImage, canaryNamespace, labels } from "@bulkhead/lib/api/group.ts";
 import type { CriClient } from "@bulkhead/lib/cri/client.ts";
-import { ContainerState, NamespaceMode } from "@bulkhead/lib/gen/cri_pb.js";
+import { ContainerState, NamespaceMode, PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { lookOutside, type Outside } from "./outside.ts";
 import { parseView, type View, viewCommand } from "./wall.ts";
@@ -19,20 +19,74 @@ export type CanaryResult = {
   startSeconds: number;
 };
 
+/** How a canary runs on an engine that is not ours, which knows neither the image nor that the pod is to be hidden. */
+export type Elsewhere = {
+  /** The image's id: the digest of its configuration. */
+  id: string;
+  /** Makes the engine pull it; resolves to what a container names it by. */
+  pull(cri: CriClient, signal: AbortSignal): Promise<string>;
+};
+
+/** The canary's sandbox ended before its time, as when a kubelet ends a pod that it does not know. */
+export class CanaryEnded extends RuntimeError {
+  constructor(cause: unknown) {
+    super("unavailable", `The canary's sandbox ended before the canary was done: ${messageOf(cause)}`, {
+      cause,
+    });
+    this.name = "CanaryEnded";
+  }
+}
+
 /** Undo has its own deadline: it must run when the probe's own is over. */
 const cleanup = (): AbortSignal => AbortSignal.timeout(30_000);
 
+/**
+ * Runs a canary on an engine whose kubelet sees it. A kubelet looks every two seconds (housekeepingPeriod) and ends
+ * pods that it does not know, within a second for one that runs. A canary that starts right after such a look has
+ * until the next one, so one that was ended is tried again at once.
+ */
+export async function runSeenCanary(
+  cri: CriClient,
+  handler: string,
+  signal: AbortSignal,
+  elsewhere: Elsewhere,
+): Promise<CanaryResult> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await runCanary(cri, handler, signal, elsewhere);
+    } catch (error) {
+      if (!(error instanceof CanaryEnded) || tries === 6) throw error;
+    }
+  }
+}
+
 /** Runs one canary under `handler`. Leaves nothing behind, whatever happens. */
-export async function runCanary(cri: CriClient, handler: string, signal: AbortSignal): Promise<CanaryResult> {
+export async function runCanary(
+  cri: CriClient,
+  handler: string,
+  signal: AbortSignal,
+  elsewhere?: Elsewhere,
+): Promise<CanaryResult> {
   const { runtime, image: images } = cri;
-  const image = { image: canaryImage, userSpecifiedImage: canaryImage, runtimeHandler: handler };
+  const name = elsewhere?.id ?? canaryImage;
+  const image = { image: name, userSpecifiedImage: name, runtimeHandler: handler };
   const uid = randomUUID();
+  // By these the kubelet takes sandbox and container for one pod, and gives the container a second to end.
+  const kubelets =
+    elsewhere === undefined
+      ? {}
+      : {
+          "io.kubernetes.pod.uid": uid,
+          "io.kubernetes.pod.name": `canary-${handler}`,
+          "io.kubernetes.pod.namespace": canaryNamespace,
+          "io.kubernetes.container.name": "canary",
+        };
   const sandbox = {
     // The namespace's name cannot be that of a Kubernetes namespace: the runtime shows such pods only to a caller
     // that asks for their label, and the kubelet, which kills pods it does not know, never sees them.
     metadata: { name: `canary-${handler}`, namespace: canaryNamespace, uid, attempt: 0 },
     hostname: "canary",
-    labels: { [labels.canary]: handler },
+    labels: { ...kubelets, [labels.canary]: handler },
     linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
   };
   // No process of the node has this argument but the canary's own, if it is one.
@@ -40,47 +94,62 @@ export async function runCanary(cri: CriClient, handler: string, signal: AbortSi
   await removeCanaries(cri, handler, signal);
   if ((await images.imageStatus({ image }, signal)).image === undefined) {
     // Without a pod, for there is none yet: the image's handler alone says whose image it is.
-    await images.pullImage({ image }, signal);
+    if (elsewhere === undefined) await images.pullImage({ image }, signal);
+    else image.image = await elsewhere.pull(cri, signal);
   }
   await using undo = new AsyncDisposableStack();
   undo.defer(() => removeCanaries(cri, handler, cleanup()));
   const startedAt = performance.now();
   const { podSandboxId } = await runtime.runPodSandbox({ config: sandbox, runtimeHandler: handler }, signal);
-  const { containerId } = await runtime.createContainer(
-    {
-      podSandboxId,
-      sandboxConfig: sandbox,
-      config: {
-        metadata: { name: "canary", attempt: 0 },
-        image,
-        command: ["/bin/sleep", token],
-        labels: { [labels.canary]: handler },
-        linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
+  try {
+    const { containerId } = await runtime.createContainer(
+      {
+        podSandboxId,
+        sandboxConfig: sandbox,
+        config: {
+          metadata: { name: "canary", attempt: 0 },
+          image,
+          command: ["/bin/sleep", token],
+          labels: { ...kubelets, [labels.canary]: handler },
+          linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
+        },
       },
-    },
-    signal,
-  );
-  await runtime.startContainer({ containerId }, signal);
-  const { status } = await runtime.containerStatus({ containerId }, signal);
-  const startSeconds = (performance.now() - startedAt) / 1000;
-  if (status?.state !== ContainerState.CONTAINER_RUNNING) {
-    throw new RuntimeError(
-      "internal",
-      `The canary's container ended at once with exit code ${status?.exitCode ?? "unknown"}: ${status?.message ?? ""}`,
+      signal,
     );
-  }
-  const { stdout, stderr, exitCode } = await runtime.execSync(
-    { containerId, cmd: viewCommand, timeout: 30n },
-    signal,
-  );
-  if (exitCode !== 0) {
-    throw new RuntimeError(
-      "internal",
-      `The canary's container cannot run a command: exit code ${exitCode}: ${Buffer.from(stderr).toString().trim()}`,
+    await runtime.startContainer({ containerId }, signal);
+    const { status } = await runtime.containerStatus({ containerId }, signal);
+    const startSeconds = (performance.now() - startedAt) / 1000;
+    if (status?.state !== ContainerState.CONTAINER_RUNNING) {
+      throw new RuntimeError(
+        "internal",
+        `The canary's container ended at once with exit code ${status?.exitCode ?? "unknown"}: ${status?.message ?? ""}`,
+      );
+    }
+    const { stdout, stderr, exitCode } = await runtime.execSync(
+      { containerId, cmd: viewCommand, timeout: 30n },
+      signal,
     );
+    if (exitCode !== 0) {
+      throw new RuntimeError(
+        "internal",
+        `The canary's container cannot run a command: exit code ${exitCode}: ${Buffer.from(stderr).toString().trim()}`,
+      );
+    }
+    const outside = await lookOutside([podSandboxId, containerId], token);
+    // What ended while it was looked at was not seen.
+    if (elsewhere !== undefined && (await hasEnded(cri, podSandboxId)))
+      throw new Error("it was looked at too late");
+    return { view: parseView(Buffer.from(stdout).toString()), outside, startSeconds };
+  } catch (error) {
+    throw elsewhere !== undefined && (await hasEnded(cri, podSandboxId)) ? new CanaryEnded(error) : error;
   }
-  const outside = await lookOutside([podSandboxId, containerId], token);
-  return { view: parseView(Buffer.from(stdout).toString()), outside, startSeconds };
+}
+
+async function hasEnded({ runtime }: CriClient, podSandboxId: string): Promise<boolean> {
+  const { status } = await runtime
+    .podSandboxStatus({ podSandboxId }, cleanup())
+    .catch(() => ({ status: undefined }));
+  return status?.state !== PodSandboxState.SANDBOX_READY;
 }
 
 /** Stops and removes every canary of `handler`, also those of a former life of the agent. */

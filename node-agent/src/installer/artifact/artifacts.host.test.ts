@@ -25,6 +25,7 @@ const fakeHost = (root: string): Host => ({
   at: (path) => join(root, path),
   real: (path) => path,
   fetch: () => Promise.reject(new Error("nobody asks")),
+  serveLayout: () => Promise.reject(new Error("nobody pulls")),
   run: ([, , ...argv], options) => {
     const main = join(import.meta.dirname, "../../../../runtime/src/main.ts");
     const inside = argv.map((word) => (word.startsWith(paths.opt) ? join(root, word) : word));

@@ -16,6 +16,7 @@ const tree = (name: string): Host => {
     real: (path) => realIn(root, path),
     run: refuse,
     fetch: refuse,
+    serveLayout: refuse,
   };
 };
 

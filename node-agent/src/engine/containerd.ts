@@ -1,0 +1,282 @@
+import { dirname, join } from "node:path";
+import { paths } from "@bulkhead/lib/api/paths.ts";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { addImport, importsOf, parse, setBlock, stringify, takeBack } from "./edits.ts";
+import {
+  type Adapter,
+  type Change,
+  type Engine,
+  type EngineHandler,
+  type EngineRecord,
+  flagOf,
+  header,
+  numbersOf,
+  refuseTaken,
+  type UserEdit,
+} from "./engine.ts";
+
+/**
+ * containerd 1.6 to 2.x, and its distributions. A file of ours holds the handlers; where no `imports` of the
+ * configuration covers it, one entry is added there.
+ *
+ * Until 1.7 an imported file *replaces* the CRI plugin's whole section: then ours carries what the files before it
+ * say there, with our handlers added. From 2.0 sections are merged, and ours carries the handlers alone.
+ */
+
+type Table = Record<string, unknown>;
+
+const plugin = { 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime" } as const;
+
+const mainFile = (argv: string[]): string => flagOf(argv, "--config", "-c") ?? "/etc/containerd/config.toml";
+
+/** k3s and rke2 write their file anew at each start, from a template or with imports. */
+const isRancher = (main: string): boolean => /\/agent\/etc\/containerd\/config\.toml$/.test(main);
+const templates = (main: string): [v2: string, v3: string] => [
+  join(dirname(main), "config.toml.tmpl"),
+  join(dirname(main), "config-v3.toml.tmpl"),
+];
+/** microk8s writes its file anew at each start, from a template beside it. */
+const snapTemplate = (main: string): string | undefined =>
+  /^\/var\/snap\/microk8s\/[^/]+\/args\/containerd\.toml$/.test(main)
+    ? join(dirname(main), "containerd-template.toml")
+    : undefined;
+
+const tableOf = (value: unknown): Table =>
+  typeof value === "object" && value !== null && !Array.isArray(value) ? (value as Table) : {};
+
+function read(path: string, body: string): Table {
+  try {
+    return parse(body);
+  } catch (error) {
+    const why = error instanceof Error ? error.message.split("\n")[0] : "";
+    throw new RuntimeError("failed-precondition", `Cannot read containerd's "${path}": ${why}`, {
+      cause: error,
+    });
+  }
+}
+
+/** The paths that an entry of imports stands for, of those that are there. */
+function matches(entry: string, parent: string, files: Iterable<string>): string[] {
+  const pattern = entry.startsWith("/") ? entry : join(dirname(parent), entry);
+  if (!pattern.includes("*")) return [pattern];
+  const regex = new RegExp(`^${pattern.split("*").map(RegExp.escape).join("[^/]*")}$`);
+  return [...files].filter((file) => regex.test(file)).sort();
+}
+
+/** The files in the order in which containerd reads them: later ones win. */
+function inOrder(main: string, files: ReadonlyMap<string, string>): [string, Table][] {
+  const seen = new Map<string, Table>();
+  for (const pending = [main]; pending.length > 0; ) {
+    const path = pending.shift() ?? "";
+    const body = files.get(path);
+    if (seen.has(path) || body === undefined) continue;
+    const table = read(path, body);
+    seen.set(path, table);
+    pending.push(...importsOf(table).flatMap((entry) => matches(entry, path, files.keys())));
+  }
+  return [...seen];
+}
+
+/** The CRI plugin's section as the files give it, without ours. */
+function criSection(read: [string, Table][], key: string, merged: boolean): Table {
+  const sections = read
+    .map(([, table]) => tableOf(table.plugins)[key])
+    .filter((section) => section !== undefined)
+    .map(tableOf);
+  return merged ? sections.reduce(merge, {}) : (sections.at(-1) ?? {});
+}
+
+const merge = (under: Table, over: Table): Table => ({
+  ...under,
+  ...Object.fromEntries(
+    Object.entries(over).map(([key, value]) => {
+      const both = isTable(under[key]) && isTable(value);
+      return [key, both ? merge(tableOf(under[key]), tableOf(value)) : value];
+    }),
+  ),
+});
+const isTable = (value: unknown): boolean =>
+  typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Date);
+
+/** The runtime of pods that name none. */
+function defaultOf(section: Table): string {
+  const name = tableOf(section.containerd).default_runtime_name;
+  return typeof name === "string" && name !== "" ? name : "runc";
+}
+
+function runtimeOf(handler: EngineHandler, section: Table): Table {
+  if (handler.kind === "gvisor") {
+    return {
+      runtime_type: "io.containerd.runsc.v1",
+      runtime_path: handler.shim,
+      ...(handler.annotations.length === 0 ? {} : { pod_annotations: handler.annotations }),
+      options: { TypeUrl: "io.containerd.runsc.v1.options", ConfigPath: handler.config },
+    };
+  }
+  // Pods of one kubelet have one cgroup driver: that of the engine's own runtime.
+  const runtimes = tableOf(tableOf(section.containerd).runtimes);
+  const options = tableOf(tableOf(runtimes[defaultOf(section)]).options);
+  return {
+    runtime_type: "io.containerd.runc.v2",
+    options: {
+      BinaryName: handler.program,
+      ...(options.SystemdCgroup === undefined ? {} : { SystemdCgroup: options.SystemdCgroup }),
+    },
+  };
+}
+
+/** What distributions write from their templates and drop-ins holds our entries too. */
+const isOurs = (entry: Table): boolean =>
+  [entry.runtime_path, tableOf(entry.options).BinaryName].some(
+    (path) => typeof path === "string" && path.startsWith(`${paths.opt}/`),
+  );
+
+function plan(engine: Engine, handlers: EngineHandler[], record: EngineRecord | undefined): Change {
+  const { argv, files, unit, program } = engine;
+  const [major, minor] = numbersOf(engine.version);
+  if (major < 1 || (major === 1 && minor < 6) || major > 2) {
+    throw new RuntimeError(
+      "failed-precondition",
+      `Cannot configure containerd ${engine.version}: expected a version from 1.6 to 2.x`,
+    );
+  }
+  const main = mainFile(argv);
+  const written = new Set(record?.own);
+  // What we added to somebody's file is not theirs.
+  const theirs = new Map([...files].filter(([path]) => !written.has(path)));
+  for (const { path, edit } of record?.edited ?? []) {
+    const body = theirs.get(path);
+    if (body !== undefined) theirs.set(path, takeBack(edit, body));
+  }
+  const k0s = main === "/etc/k0s/containerd.toml" && /^#\s*k0s_managed=true/m.test(files.get(main) ?? "");
+  const sparse = major >= 2 || k0s;
+  const body = theirs.get(main);
+  const order = inOrder(main, theirs);
+  const top = order[0]?.[1] ?? {};
+  const version = Number(top.version ?? (body === undefined ? (sparse ? 3 : 2) : 1));
+  if (version < 2) {
+    throw new RuntimeError(
+      "failed-precondition",
+      `Cannot add handlers to "${main}": it is of configuration version 1; rewrite it with "containerd config migrate"`,
+    );
+  }
+  const key = version === 2 ? plugin[2] : plugin[3];
+  const section = criSection(order, key, sparse);
+  for (const { name } of handlers) {
+    const taken = order.find(([, table]) => {
+      const section = tableOf(tableOf(table.plugins)[key]);
+      const entry = tableOf(tableOf(section.containerd).runtimes)[name];
+      return entry !== undefined && !isOurs(tableOf(entry));
+    });
+    if (taken !== undefined) refuseTaken(name, taken[0]);
+  }
+  const runtimes = Object.fromEntries(handlers.map((handler) => [handler.name, runtimeOf(handler, section)]));
+  const ours = { containerd: { runtimes } };
+  const own = tableOf(tableOf(section.containerd).runtimes);
+  const fallback = defaultOf(section);
+  // A table of runtimes takes the place of the built-in one in 1.x: the default has to stand in it too.
+  const builtIn = { containerd: { runtimes: { [fallback]: { runtime_type: "io.containerd.runc.v2" } } } };
+  const full = sparse || own[fallback] !== undefined ? section : merge(builtIn, section);
+  const tables = (whole: boolean): Table => ({ [key]: whole ? merge(full, ours) : ours });
+  const text = (whole: boolean): string =>
+    header + stringify({ version: BigInt(version), plugins: tables(whole) });
+  const check = [program, "--config", main, "config", "dump"];
+  const keeps = [
+    fallback,
+    ...Object.keys(own).filter((name) => name !== fallback && !isOurs(tableOf(own[name]))),
+  ];
+  const restart: Change["reload"] = { by: "restart", unit };
+  const nothing = handlers.length === 0;
+  const change = (path: string, whole: boolean, rest: Omit<Change, "own" | "keeps">): Change => ({
+    ...rest,
+    keeps,
+    own: nothing ? {} : { [path]: text(whole) },
+    edits: nothing ? [] : rest.edits,
+  });
+
+  if (k0s) {
+    // k0s merges the files of that directory itself, and restarts its containerd when one changes.
+    return change("/etc/k0s/containerd.d/bulkhead.toml", false, {
+      edits: [],
+      reload: { by: "itself", unit },
+    });
+  }
+  if (body === undefined) return change(main, false, { edits: [], reload: restart, check });
+
+  const glob = order
+    .flatMap(([path, table]) => importsOf(table).map((entry) => ({ path, entry })))
+    .filter(({ entry }) => /^[^*]*\/\*\.toml$/.test(entry))
+    .at(-1);
+  // In 1.x the last file with the section is the one that counts: ours sorts last.
+  if (glob !== undefined) {
+    const directory = dirname(glob.entry.startsWith("/") ? glob.entry : join(dirname(glob.path), glob.entry));
+    return change(join(directory, "zz-bulkhead.toml"), !sparse, { edits: [], reload: restart, check });
+  }
+  if (isRancher(main))
+    return planTemplate(main, version, theirs, stringify({ plugins: tables(false) }), nothing, {
+      keeps,
+      reload: restart,
+    });
+
+  const source = snapTemplate(main) ?? main;
+  const base = theirs.get(source);
+  if (base === undefined) {
+    throw new RuntimeError("failed-precondition", `Cannot find "${source}", which "${main}" is written from`);
+  }
+  const file = join(dirname(main), "bulkhead.toml");
+  return change(file, !sparse, {
+    edits: [{ path: source, edit: { kind: "import", file }, base, after: addImport(base, file) }],
+    reload: restart,
+    // A template becomes the file only at the next start.
+    ...(source === main ? { check } : {}),
+  });
+}
+
+/** k3s and rke2 before their directories of drop-ins: our tables after the base of their template. */
+function planTemplate(
+  main: string,
+  version: number,
+  files: ReadonlyMap<string, string>,
+  tables: string,
+  nothing: boolean,
+  rest: Pick<Change, "keeps" | "reload">,
+): Change {
+  const path = templates(main)[version === 2 ? 0 : 1];
+  const base = files.get(path);
+  if (nothing) return { ...rest, own: {}, edits: [] };
+  if (base === undefined)
+    return { ...rest, own: { [path]: `{{ template "base" . }}\n\n${header}${tables}` }, edits: [] };
+  const edit: UserEdit = { kind: "block" };
+  return { ...rest, own: {}, edits: [{ path, edit, base, after: setBlock(base, tables) }] };
+}
+
+export const containerd: Adapter = {
+  reads: (argv) => {
+    const main = mainFile(argv);
+    const template = snapTemplate(main);
+    return [main, ...(isRancher(main) ? templates(main) : []), ...(template === undefined ? [] : [template])];
+  },
+  more: (argv, files) => {
+    if (!files.has(mainFile(argv))) return [];
+    // One that is no TOML names nothing; plan() says so.
+    const imports = (text: string): string[] => {
+      try {
+        return importsOf(parse(text));
+      } catch {
+        return [];
+      }
+    };
+    return [...files].flatMap(([path, text]) =>
+      path.endsWith(".tmpl") || path.endsWith("-template.toml")
+        ? []
+        : imports(text).map((entry) =>
+            (entry.startsWith("/") ? entry : join(dirname(path), entry)).replace(/\/[^/]*\*[^/]*$/, "/*"),
+          ),
+    );
+  },
+  plan,
+  shown: (output) =>
+    Object.values(tableOf(parse(output).plugins)).flatMap((section) =>
+      Object.keys(tableOf(tableOf(tableOf(section).containerd).runtimes)),
+    ),
+};

@@ -1,0 +1,164 @@
+import { describe, expect, test } from "vitest";
+import { adapters } from "./adapters.ts";
+import { addImport, takeBack } from "./edits.ts";
+import type { Engine, EngineHandler, EngineRecord } from "./engine.ts";
+import { offered } from "./offered.ts";
+import { planChange } from "./plan.ts";
+
+const bin = "/opt/bulkhead/versions/1/bin";
+const handler: EngineHandler = {
+  name: "walled",
+  kind: "runc",
+  program: `${bin}/runc`,
+  args: [],
+  annotations: [],
+};
+const main = "/etc/containerd/config.toml";
+const engine = (files: Record<string, string>, rest: Partial<Engine> = {}): Engine => ({
+  kind: "containerd",
+  version: "2.4.2",
+  socket: "/run/containerd/containerd.sock",
+  pid: 1,
+  argv: ["/usr/bin/containerd"],
+  program: "/usr/bin/containerd",
+  unit: "containerd.service",
+  killMode: "process",
+  startedAt: 0,
+  files: new Map(Object.entries(files)),
+  ...rest,
+});
+const plan = (of: Engine, handlers = [handler], record?: EngineRecord) =>
+  adapters[of.kind].plan(of, handlers, record);
+const names = (steps: { do: string }[]): string[] => steps.map((step) => step.do);
+
+describe("an engine that cannot be told is refused, and the message says which file and why:", () => {
+  test.each<[string, Engine, RegExp]>([
+    [
+      "a containerd before 1.6",
+      engine({}, { version: "1.5.18" }),
+      /containerd 1\.5\.18: expected a version from 1\.6/,
+    ],
+    [
+      "a configuration of version 1",
+      engine({ [main]: "[plugins.cri]\n" }),
+      /config\.toml": it is of configuration version 1/,
+    ],
+    [
+      "a configuration that is no TOML",
+      engine({ [main]: "version = [\n" }),
+      /Cannot read containerd's "\/etc\/containerd\/config\.toml"/,
+    ],
+    [
+      "a handler of that name of somebody else's",
+      engine({
+        [main]: `version = 3\n[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.walled]\n`,
+      }),
+      /handler "walled": "\/etc\/containerd\/config\.toml" has one/,
+    ],
+    [
+      "the same in CRI-O",
+      engine({ "/etc/crio/crio.conf.d/1.conf": "[crio.runtime.runtimes.walled]\n" }, { kind: "crio" }),
+      /handler "walled": "\/etc\/crio\/crio\.conf\.d\/1\.conf" has one/,
+    ],
+    [
+      "the same in Docker",
+      engine({ "/etc/docker/daemon.json": '{"runtimes":{"walled":{"path":"x"}}}' }, { kind: "docker" }),
+      /handler "walled": "\/etc\/docker\/daemon\.json" has one/,
+    ],
+    [
+      "a daemon.json that is no JSON",
+      engine({ "/etc/docker/daemon.json": "{" }, { kind: "docker" }),
+      /Cannot read Docker's/,
+    ],
+    [
+      "a dockerd with runtimes on its command line",
+      engine({}, { kind: "docker", argv: ["dockerd", "--add-runtime=a=b"] }),
+      /started with --add-runtime/,
+    ],
+  ])("%s", (_, of, message) => {
+    expect(() => plan(of)).toThrow(message);
+  });
+});
+
+test("what k3s wrote from our template is ours and is not refused", () => {
+  const argv = ["containerd", "-c", "/data/agent/etc/containerd/config.toml"];
+  const template = "/data/agent/etc/containerd/config.toml.tmpl";
+  const first = plan(engine({ [argv[2]!]: "version = 2\n" }, { argv, version: "1.7.11-k3s2" }));
+  const tables = Object.values(first.own)
+    .join()
+    .replace(/^\{\{.*\n/, "");
+  const record: EngineRecord = { kind: "containerd", own: [template], edited: [] };
+  const today = engine(
+    { [argv[2]!]: `version = 2\n${tables}`, ...first.own },
+    { argv, version: "1.7.11-k3s2" },
+  );
+  expect(planChange(today, plan(today, [handler], record), record, [handler], false).load).toEqual([]);
+});
+
+describe("the steps", () => {
+  const at = engine({ [main]: "version = 3\n" });
+  test("record first, then files and the engine's own check, then the reload and the engine's word", () => {
+    const { files, load } = planChange(at, plan(at), undefined, [handler], false);
+    expect(names(files)).toEqual(["record-engine", "write", "edit", "check-engine"]);
+    expect(names(load)).toEqual(["reload-engine", "await-engine", "record-engine"]);
+  });
+
+  test("back: the files of before; the engine told again where it was told", () => {
+    const { back, reload } = planChange(at, plan(at), undefined, [handler], false);
+    expect(back).toMatchObject([
+      { do: "restore", path: "/etc/containerd/bulkhead.toml" },
+      { do: "take-back", path: main },
+      { do: "record-engine", record: undefined },
+    ]);
+    expect(reload).toMatchObject([{ do: "reload-engine" }, { do: "await-engine", handlers: ["runc"] }]);
+  });
+
+  test("an engine that has not read what its files say is told again, although nothing changes", () => {
+    const change = plan(at);
+    const record: EngineRecord = {
+      kind: "containerd",
+      own: Object.keys(change.own),
+      edited: change.edits.map(({ path, edit }) => ({ path, edit })),
+    };
+    const told = engine({ ...change.own, [main]: change.edits[0]?.after ?? "" });
+    const again = (unread: boolean) =>
+      planChange(told, plan(told, [handler], record), record, [handler], unread);
+    expect(again(false).load).toEqual([]);
+    expect(names(again(true).files)).toEqual(["record-engine"]);
+    expect(names(again(true).load)).toEqual(["reload-engine", "await-engine", "record-engine"]);
+  });
+});
+
+describe("an entry of imports", () => {
+  test.each([
+    ["no imports", "version = 2\n"],
+    ["an empty array", "imports = []\n[plugins]\n"],
+    ["one entry", 'version = 2\nimports = ["/a.toml"]\n'],
+    ["a comma at the end", 'imports = ["/a.toml",]\n'],
+    [
+      "lines, comments and brackets in them",
+      'imports = [\n  "/a].toml", # the ] of it\n  "/b.toml" # last\n]\nversion = 2\n',
+    ],
+    ["an empty file", ""],
+    ["imports in a table", 'version = 2\n[x]\nimports = ["/a.toml"]\n'],
+  ])("comes and goes without another byte: %s", (_, body) => {
+    const after = addImport(body, "/etc/ours.toml");
+    expect(after).toContain('"/etc/ours.toml"');
+    expect(addImport(after, "/etc/ours.toml")).toBe(after);
+    expect(takeBack({ kind: "import", file: "/etc/ours.toml" }, after)).toBe(body);
+  });
+
+  test("is refused where it cannot be added alone", () => {
+    expect(() => addImport('"imports" = ["/a.toml"]\n', "/etc/ours.toml")).toThrow(
+      /without touching the rest/,
+    );
+  });
+});
+
+test("what an engine offers: its list of handlers, or containerd 1's configuration, or nothing said", () => {
+  const status = (names: string[], info: Record<string, string>) =>
+    offered({ runtimeHandlers: names.map((name) => ({ name })), info } as Parameters<typeof offered>[0]);
+  expect(status(["", "runc", "walled"], {})).toEqual(new Set(["runc", "walled"]));
+  expect(status([], { config: '{"containerd":{"runtimes":{"walled":{}}}}' })).toEqual(new Set(["walled"]));
+  expect(status([], { config: "[x]" })).toBeUndefined();
+});

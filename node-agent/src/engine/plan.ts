@@ -1,0 +1,104 @@
+import type { Step } from "../installer/plan.ts";
+import type { Change, Engine, EngineHandler, EngineRecord } from "./engine.ts";
+
+/**
+ * From what an engine's files are and what they shall be to the steps between, and back. Pure.
+ *
+ *   record → files → the engine's own check of them → reload → the engine offers the handlers
+ */
+
+export type EnginePlan = {
+  /** The files, and the engine's own word on them; the engine has noticed nothing yet. */
+  files: Step[];
+  /** The engine reads them. */
+  load: Step[];
+  /** What undoes `files`. */
+  back: Step[];
+  /** What undoes `load` after that. Only then: an engine is not restarted for what it never read. */
+  reload: Step[];
+};
+
+/** What is recorded of a change once it is made; undefined when nothing of ours is left. */
+export function recordOf(engine: Engine, change: Change): EngineRecord | undefined {
+  const own = Object.keys(change.own);
+  const edited = change.edits.map(({ path, edit }) => ({ path, edit }));
+  return own.length + edited.length === 0 ? undefined : { kind: engine.kind, own, edited };
+}
+
+/**
+ * The steps of a change. `unread`: the engine has not read what its files say since they were written, so that it
+ * has to be told although no byte changes. No steps: nothing is to be done, and nothing is restarted.
+ */
+export function planChange(
+  engine: Engine,
+  change: Change,
+  record: EngineRecord | undefined,
+  handlers: Pick<EngineHandler, "name">[],
+  unread: boolean,
+): EnginePlan {
+  const { files } = engine;
+  const steps: Step[] = [];
+  const back: Step[] = [];
+  for (const [path, body] of Object.entries(change.own)) {
+    const today = files.get(path);
+    if (today === body) continue;
+    steps.push({ do: "write", path, body });
+    back.push(today === undefined ? { do: "restore", path } : { do: "write", path, body: today });
+  }
+  for (const path of record?.own ?? []) {
+    if (path in change.own) continue;
+    const today = files.get(path);
+    if (today === undefined) continue;
+    steps.push({ do: "restore", path });
+    back.push({ do: "write", path, body: today });
+  }
+  for (const { path, edit, base, after } of change.edits) {
+    const today = files.get(path);
+    if (today === after) continue;
+    steps.push({ do: "edit", path, body: after, base });
+    const ours = record?.edited.find((edited) => edited.path === path);
+    back.push(
+      ours === undefined || today === undefined
+        ? { do: "take-back", path, edit }
+        : { do: "edit", path, body: today, base },
+    );
+  }
+  for (const { path, edit } of record?.edited ?? []) {
+    if (change.edits.some((other) => other.path === path)) continue;
+    const today = files.get(path);
+    if (today === undefined) continue;
+    steps.push({ do: "take-back", path, edit });
+    back.push({ do: "edit", path, body: today, base: undefined });
+  }
+  if (steps.length === 0 && !unread) return { files: [], load: [], back: [], reload: [] };
+
+  const after = recordOf(engine, change);
+  const names = [...handlers.map(({ name }) => name), ...change.keeps];
+  const { kind, socket } = engine;
+  const { reload, check } = change;
+  const restarted = reload.by === "restart";
+  const both: EngineRecord = {
+    kind,
+    own: [...new Set([...(record?.own ?? []), ...(after?.own ?? [])])],
+    edited: [
+      ...(after?.edited ?? []),
+      ...(record?.edited.filter(({ path }) => !after?.edited.some((other) => other.path === path)) ?? []),
+    ],
+  };
+  const told = (present: string[]): Step[] => [
+    { do: "reload-engine", reload },
+    { do: "await-engine", socket, unit: reload.unit, handlers: present, restarted },
+  ];
+  return {
+    files: [
+      { do: "record-engine", record: both },
+      ...steps,
+      ...(check === undefined || steps.length === 0
+        ? []
+        : [{ do: "check-engine", kind, argv: check, handlers: names } as const]),
+    ],
+    load: [...told(names), { do: "record-engine", record: after }],
+    back: [...back, { do: "record-engine", record }],
+    reload: told(change.keeps),
+  };
+}

@@ -1,0 +1,443 @@
+import { lstat, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import { connectCri } from "@bulkhead/lib/cri/client.ts";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { Logger } from "pino";
+import { z } from "zod";
+import type { BundleCheck, Manifest } from "../installer/bundle.ts";
+import type { HostFacts } from "../installer/facts.ts";
+import { checkOf, nodeHandler, programsOf, versionDirectory } from "../installer/files.ts";
+import type { Platform } from "../installer/gvisor.ts";
+import type { Host } from "../installer/host.ts";
+import type { Ownership, RecordFile } from "../installer/ownership.ts";
+import type { Step } from "../installer/plan.ts";
+import {
+  type Canary,
+  kubeletRetryDelay,
+  type ProfileEvent,
+  type ProfileState,
+  retryDelay,
+  secondsOf,
+} from "../installer/state.ts";
+import { execute, executors } from "../installer/steps.ts";
+import type { Elsewhere } from "../probe/canary.ts";
+import { adapters } from "./adapters.ts";
+import { findEngine } from "./detect.ts";
+import type { Engine, EngineHandler } from "./engine.ts";
+import { planChange } from "./plan.ts";
+
+/**
+ * Profiles with `engine: node`: the node's own engine is told of their handlers. One pass:
+ *
+ *   find the engine → programs in place → its files, its own check, reload → canaries → out again what failed
+ *
+ * All handlers of the node go in by one change, so that an engine that has to be restarted is so at most twice, and
+ * not at all when no byte of its files changes.
+ */
+
+export type NodeEngineOptions = {
+  host: Host;
+  hostFacts: HostFacts;
+  ownership: Ownership;
+  bundle: string;
+  manifest: Manifest;
+  check: BundleCheck;
+  log: Logger;
+  note(reason: string, message: string, type?: "Normal" | "Warning", profile?: string): void;
+  condition(type: string, holds: boolean, reason: string, message: string): void;
+  state(name: string): ProfileState | undefined;
+  apply(name: string, event: ProfileEvent): void;
+  fail(name: string, reason: string, message: string, canary?: Canary, serving?: boolean): void;
+  /** gVisor's platform here, tried with the program that is in place; `trouble`: why there is none. */
+  platform(
+    profile: DesiredProfile,
+    due: boolean,
+    signal: AbortSignal,
+  ): Promise<{ platform: Platform; trouble?: string }>;
+  /** Runs the profile's canary on the engine behind `socket`; throws what carries `canary` when it fails. */
+  probe(profile: DesiredProfile, at: { socket: string } & Elsewhere, signal: AbortSignal): Promise<Canary>;
+  ready(profile: DesiredProfile, canary: Canary): void;
+};
+
+/** One profile in this pass: what it would be told, and what served well before. */
+type Attempt = {
+  profile: DesiredProfile;
+  files: Record<string, string>;
+  handler: EngineHandler;
+  good: RecordFile["profiles"][string] | undefined;
+};
+
+export class NodeEngine {
+  readonly #options: NodeEngineOptions;
+  /** When each profile is tried or probed next, in performance.now() milliseconds. */
+  readonly #due = new Map<string, number>();
+  #failures = 0;
+  #retryAt = 0;
+  /** An engine that is told by SIGHUP does not say what it has read: it is told once in each life of ours. */
+  #told: number | undefined;
+  /** The engine has to be restarted to be told. */
+  #restarts = false;
+  /** What the engine calls the canary's image since it pulled it. */
+  #image: string | undefined;
+
+  constructor(options: NodeEngineOptions) {
+    this.#options = options;
+  }
+
+  /** Something is wanted anew: no wait of an earlier failure holds it up. */
+  hurry(): void {
+    this.#due.clear();
+    this.#retryAt = 0;
+  }
+
+  /** When a pass is due next. */
+  due(): number[] {
+    return [...this.#due.values(), ...(this.#retryAt > 0 ? [this.#retryAt] : [])];
+  }
+
+  /** Brings the engine behind `socket` to serve these profiles and none else of ours. Throws only when cancelled. */
+  async converge(profiles: DesiredProfile[], socket: string | undefined, signal: AbortSignal): Promise<void> {
+    const { condition } = this.#options;
+    const now = performance.now();
+    for (const name of this.#due.keys())
+      if (!profiles.some((profile) => profile.name === name)) this.#due.delete(name);
+    if (now < this.#retryAt) return;
+    let engine: Engine;
+    try {
+      if (socket === undefined) {
+        throw new RuntimeError(
+          "failed-precondition",
+          "Cannot find a kubelet that runs as a systemd service on this node",
+        );
+      }
+      engine = await this.#find(socket, signal);
+      if (engine.kind !== this.#options.ownership.record.engine?.kind) await this.#refuseOther(engine);
+    } catch (error) {
+      this.#engineFailed(profiles, "EngineNotFound", error, signal);
+      return;
+    }
+    let attempts: Attempt[] = [];
+    for (const profile of profiles) {
+      const attempt = await this.#prepare(profile, signal);
+      if (attempt !== undefined) attempts.push(attempt);
+    }
+    try {
+      const { record } = this.#options.ownership;
+      const fresh = attempts.some(({ handler, good }) => !same(handler, good?.handler));
+      const gone = Object.keys(record.profiles).length < attempts.length;
+      await this.#tell(
+        engine,
+        this.#handlers(profiles, attempts),
+        !fresh && !gone && attempts.length > 0,
+        signal,
+      );
+      this.#failures = 0;
+      this.#retryAt = 0;
+      const what = `${engine.unit} (${engine.kind} ${engine.version}) has the handlers`;
+      if (profiles.length > 0) condition("EngineConfigured", true, "Serving", what);
+    } catch (error) {
+      // It runs as before: what served goes on to be proven.
+      this.#engineFailed([], "EngineFailed", error, signal);
+      const served = (attempt: Attempt): boolean => attempt.good?.revision === attempt.profile.revision;
+      for (const attempt of attempts) if (!served(attempt)) await this.#failed(attempt, error, signal);
+      attempts = attempts.filter(served);
+      if (profiles.length === 0) return;
+    }
+    if (profiles.length === 0) await this.#forgetImage(engine, signal);
+    let undo = false;
+    await Promise.all(
+      attempts
+        .filter(({ profile }) => performance.now() >= (this.#due.get(profile.name) ?? 0))
+        .map(async (attempt) => {
+          this.#options.apply(attempt.profile.name, { on: "verifying" });
+          try {
+            await this.#passed(attempt, await this.#probe(engine, attempt.profile, signal));
+          } catch (error) {
+            signal.throwIfAborted();
+            undo = (await this.#failed(attempt, error, signal)) || undo;
+          }
+        }),
+    );
+    if (!undo) return;
+    try {
+      const today = await this.#find(engine.socket, signal);
+      await this.#tell(today, this.#handlers(profiles, []), false, signal);
+    } catch (error) {
+      this.#engineFailed([], "EngineFailed", error, signal);
+    }
+  }
+
+  #find(socket: string, signal: AbortSignal): Promise<Engine> {
+    const { host, ownership } = this.#options;
+    return findEngine(host, socket, ownership.record.engine, signal);
+  }
+
+  /** What was told to another kind of engine cannot be taken back from this one's files. */
+  async #refuseOther(engine: Engine): Promise<void> {
+    const { engine: record } = this.#options.ownership.record;
+    if (record === undefined) return;
+    throw new RuntimeError(
+      "failed-precondition",
+      `Cannot configure ${engine.kind}: files of ${record.kind} still hold Bulkhead's handlers (${[...record.own, ...record.edited.map(({ path }) => path)].join(", ")}); remove the profiles first`,
+    );
+  }
+
+  /** The handlers that the engine is to have: of each profile the one that is tried, or the one that served well. */
+  #handlers(profiles: DesiredProfile[], attempts: Attempt[]): EngineHandler[] {
+    const { record } = this.#options.ownership;
+    return profiles.flatMap(({ name }) => {
+      const tried = attempts.find(({ profile }) => profile.name === name)?.handler;
+      const handler = tried ?? record.profiles[name]?.handler;
+      return handler === undefined ? [] : [handler];
+    });
+  }
+
+  /** A profile's programs and files in place. Undefined where it failed, or failed before and is not due. */
+  async #prepare(profile: DesiredProfile, signal: AbortSignal): Promise<Attempt | undefined> {
+    const { manifest, host, hostFacts, check, ownership, state, apply, log } = this.#options;
+    const { name } = profile;
+    const good = ownership.record.profiles[name];
+    const before = state(name);
+    const due = performance.now() >= (this.#due.get(name) ?? 0);
+    const settled = before?.phase === "Failed" || before?.phase === "RolledBack";
+    let files: Record<string, string> = {};
+    try {
+      const run = this.#run(name);
+      const programs = programsOf(profile);
+      const drifted = await check.drifted(manifest, host.at(versionDirectory(manifest.version)), signal);
+      const missing = drifted.filter((file) => programs.includes(file));
+      if (missing.length > 0) {
+        if (settled && !due) return undefined;
+        apply(name, { on: "installing" });
+        await execute([{ do: "stage", version: manifest.version, files: missing }], run, signal, log);
+        // What was put back is proven again.
+        this.#due.delete(name);
+      }
+      const { platform, trouble } = await this.#options.platform(profile, due, signal);
+      const told = nodeHandler(profile, manifest.version, platform);
+      files = told.files;
+      const attempt: Attempt = { profile, ...told, good };
+      if (settled && !due) return good?.revision === profile.revision ? attempt : undefined;
+      if (trouble !== undefined) throw new RuntimeError("failed-precondition", trouble);
+      const fresh = good?.revision !== profile.revision || !same(good.handler, attempt.handler);
+      const steps: Step[] = [];
+      if (fresh || missing.length > 0)
+        steps.push({ do: "check-program", argv: checkOf(profile, manifest.version, platform, hostFacts.vm) });
+      for (const [path, body] of Object.entries(files)) {
+        const today = await readFile(host.at(path), "utf8").catch(() => undefined);
+        if (today !== body) steps.push({ do: "write", path, body });
+      }
+      if (steps.length > 0) {
+        apply(name, { on: "installing" });
+        this.#due.delete(name);
+      }
+      await execute(steps, run, signal, log);
+      return attempt;
+    } catch (error) {
+      signal.throwIfAborted();
+      await this.#failed({ profile, files, good }, error, signal);
+      return undefined;
+    }
+  }
+
+  /**
+   * Makes the engine's files say these handlers and the engine read them; on failure both are as before. `kept`: they
+   * are the handlers that it had, so that what differs somebody else changed.
+   */
+  async #tell(engine: Engine, handlers: EngineHandler[], kept: boolean, signal: AbortSignal): Promise<void> {
+    const { ownership, log, note } = this.#options;
+    const { record } = ownership;
+    const change = adapters[engine.kind].plan(engine, handlers, record.engine);
+    const unread =
+      change.reload.by === "hup"
+        ? this.#told !== engine.pid && record.engine !== undefined
+        : await this.#unread(engine);
+    const plan = planChange(engine, change, record.engine, handlers, unread);
+    this.#restarts = change.reload.by === "restart";
+    if (plan.load.length === 0) return;
+    if (kept) {
+      const changed = plan.files.flatMap((step) =>
+        step.do === "write" || step.do === "edit" ? [step.path] : [],
+      );
+      if (changed.length > 0)
+        note(
+          "Drifted",
+          `The engine's files were changed and get the handlers again: ${changed.join(", ")}`,
+          "Warning",
+        );
+    }
+    if (change.reload.by === "restart" && engine.killMode !== "process") {
+      throw new RuntimeError(
+        "failed-precondition",
+        `Cannot restart ${engine.unit}: its KillMode is ${engine.killMode}, which would end its containers; set KillMode=process`,
+      );
+    }
+    const run = this.#run();
+    let read = false;
+    try {
+      await execute(plan.files, run, signal, log);
+      read = true;
+      await execute(plan.load, run, signal, log);
+      this.#told = engine.pid;
+    } catch (error) {
+      signal.throwIfAborted();
+      let outcome = read ? "its former configuration serves again" : "it was not touched";
+      try {
+        const back = read ? [...plan.back, ...plan.reload] : plan.back;
+        await execute(back, run, AbortSignal.timeout(300_000), log);
+      } catch (failure) {
+        outcome = `putting its former configuration back failed too: ${messageOf(failure)}`;
+      }
+      const message = `Telling ${engine.unit} failed: ${messageOf(error)}; ${outcome}`;
+      note("RolledBack", message, "Warning");
+      throw new RuntimeError("failed-precondition", message, { cause: error });
+    }
+  }
+
+  /** The engine was started before its files last got what they say: an installer ended between the two. */
+  async #unread(engine: Engine): Promise<boolean> {
+    const { ownership, host } = this.#options;
+    const { engine: record } = ownership.record;
+    const files = [...(record?.own ?? []), ...(record?.edited ?? []).map(({ path }) => path)];
+    for (const path of files) {
+      const stat = await lstat(host.at(path)).catch(() => undefined);
+      if (stat !== undefined && stat.ctimeMs > engine.startedAt + 1000) return true;
+    }
+    return false;
+  }
+
+  async #probe(engine: Engine, profile: DesiredProfile, signal: AbortSignal): Promise<Canary> {
+    const { host, bundle, probe } = this.#options;
+    const layout = join(bundle, "canary");
+    const { manifest, config } = await canaryDigests(layout);
+    return probe(
+      profile,
+      {
+        socket: engine.socket,
+        id: this.#image ?? config,
+        pull: async (cri, each) => {
+          await using registry = await host.serveLayout(layout, each);
+          const image = `127.0.0.1:${registry.port}/bulkhead/canary@${manifest}`;
+          const { imageRef } = await cri.image.pullImage({ image: { image } }, each);
+          this.#image = imageRef;
+          return imageRef;
+        },
+      },
+      signal,
+    );
+  }
+
+  /** The last profile gone, the canary's image goes too. An engine that keeps it loses some megabytes to its own cleaning. */
+  async #forgetImage({ socket }: Engine, signal: AbortSignal): Promise<void> {
+    const { host, bundle, log } = this.#options;
+    try {
+      using cri = connectCri(host.at(host.real(socket)));
+      const image = this.#image ?? (await canaryDigests(join(bundle, "canary"))).config;
+      await cri.image.removeImage(
+        { image: { image } },
+        AbortSignal.any([signal, AbortSignal.timeout(20_000)]),
+      );
+    } catch (error) {
+      log.warn({ err: messageOf(error) }, "cannot remove the canary's image");
+    }
+  }
+
+  async #passed({ profile, files, handler, good }: Attempt, canary: Canary): Promise<void> {
+    const { ownership, ready } = this.#options;
+    const { name, revision } = profile;
+    await ownership.update({
+      profiles: { ...ownership.record.profiles, [name]: { revision, files, handler } },
+    });
+    for (const path of Object.keys(good?.files ?? {})) if (!(path in files)) await ownership.restore(path);
+    this.#due.set(name, performance.now() + secondsOf(profile.probe.interval) * 1000);
+    ready(profile, canary);
+  }
+
+  /** Writes a failure down. True when the engine has to be told again: the handler that was tried goes. */
+  async #failed(
+    { profile, files, good }: Pick<Attempt, "profile" | "files" | "good">,
+    error: unknown,
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const { fail, apply, note, state, log } = this.#options;
+    const { name, revision } = profile;
+    const canary = error instanceof Error && "canary" in error ? (error.canary as Canary) : undefined;
+    const reason = canary === undefined ? "InstallFailed" : "CanaryFailed";
+    const message = messageOf(error);
+    const served = good?.revision === revision;
+    if (served) {
+      // It served well before: pods of it run. The handler stays, and the next canary decides.
+      fail(name, reason, message, canary, true);
+    } else {
+      const back = Object.keys(files).map((path): Step => {
+        const body = good?.files[path];
+        return body === undefined ? { do: "restore", path } : { do: "write", path, body };
+      });
+      await execute(back, this.#run(name), AbortSignal.timeout(60_000), log).catch((failure: unknown) =>
+        log.warn({ err: messageOf(failure) }, "cannot put a profile's files back"),
+      );
+      signal.throwIfAborted();
+      if (good?.handler === undefined) {
+        fail(name, reason, message, canary);
+      } else {
+        apply(name, {
+          on: "rolled-back",
+          good: good.revision,
+          reason,
+          message,
+          ...(canary === undefined ? {} : { canary }),
+        });
+        note(
+          "RolledBack",
+          `Revision ${revision} failed and ${good.revision} serves again: ${message}`,
+          "Warning",
+          name,
+        );
+      }
+    }
+    const after = state(name);
+    const failures = after !== undefined && "failures" in after ? after.failures : 1;
+    // A canary needs the engine restarted before it and, when it fails, after it: such a try comes less often.
+    const delay = canary !== undefined && this.#restarts ? kubeletRetryDelay : retryDelay;
+    this.#due.set(name, performance.now() + delay(failures));
+    return !served;
+  }
+
+  #engineFailed(profiles: DesiredProfile[], reason: string, error: unknown, signal: AbortSignal): void {
+    signal.throwIfAborted();
+    const message = messageOf(error);
+    this.#failures++;
+    this.#retryAt = performance.now() + retryDelay(this.#failures);
+    this.#options.condition("EngineConfigured", false, reason, message);
+    const { record } = this.#options.ownership;
+    for (const { name, revision } of profiles)
+      this.#options.fail(name, reason, message, undefined, record.profiles[name]?.revision === revision);
+  }
+
+  #run(profile?: string): ReturnType<typeof executors> {
+    const { host, ownership, bundle, manifest, log, note } = this.#options;
+    return executors({
+      host,
+      ownership,
+      bundle,
+      manifest,
+      log,
+      note: (reason, message, type) => note(reason, message, type, profile),
+    });
+  }
+}
+
+const same = (a: unknown, b: unknown): boolean => JSON.stringify(a) === JSON.stringify(b);
+
+const Index = z.object({ manifests: z.tuple([z.object({ digest: z.string() })]) });
+const ImageManifest = z.object({ config: z.object({ digest: z.string() }) });
+
+/** The digests of the one image of an OCI layout: of its manifest, and of its configuration, which is its id. */
+async function canaryDigests(layout: string): Promise<{ manifest: string; config: string }> {
+  const json = async (...path: string[]): Promise<unknown> =>
+    JSON.parse(await readFile(join(layout, ...path), "utf8"));
+  const manifest = Index.parse(await json("index.json")).manifests[0].digest;
+  const { config } = ImageManifest.parse(await json("blobs", ...manifest.split(":")));
+  return { manifest, config: config.digest };
+}

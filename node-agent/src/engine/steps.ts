@@ -1,0 +1,81 @@
+import { connectCri } from "@bulkhead/lib/cri/client.ts";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { must } from "../installer/host.ts";
+import type { Executors, StepContext } from "../installer/steps.ts";
+import { poll, refuseCrashLoop, withLog } from "../installer/wait.ts";
+import { adapters } from "./adapters.ts";
+import { takeBack } from "./edits.ts";
+import { offered } from "./offered.ts";
+
+type Own = "record-engine" | "edit" | "take-back" | "check-engine" | "reload-engine" | "await-engine";
+
+/** How the steps that change the node's own engine are done. */
+export function engineExecutors({ host, ownership, note }: StepContext): Pick<Executors, Own> {
+  return {
+    "record-engine": ({ record }) => ownership.update({ engine: record }),
+    edit: ({ path, body, base }) => ownership.write(path, body, { base }),
+    "take-back": ({ path, edit }) => ownership.restore(path, (today) => takeBack(edit, today)),
+    "check-engine": async ({ kind, argv, handlers }, signal) => {
+      const output = await must(
+        host.run(argv, { signal, timeoutMs: 20_000 }),
+        `The engine refuses its new configuration ("${argv.join(" ")}")`,
+      );
+      // dockerd only says whether it is valid.
+      if (kind === "docker") return;
+      const shown = adapters[kind].shown(output);
+      const missing = handlers.filter((name) => !shown.includes(name));
+      if (missing.length > 0) {
+        throw new RuntimeError(
+          "failed-precondition",
+          `"${argv.join(" ")}" does not show ${missing.map((name) => `"${name}"`).join(", ")}: another file of the engine's hides what was written`,
+        );
+      }
+    },
+    "reload-engine": async ({ reload }, signal) => {
+      const { unit } = reload;
+      switch (reload.by) {
+        case "itself":
+          return;
+        case "hup":
+          await must(
+            host.run(["kill", "-HUP", String(reload.pid)], { signal }),
+            `Cannot send SIGHUP to ${unit}`,
+          );
+          note("EngineReloaded", `${unit} was told to read its configuration again`);
+          return;
+        case "restart":
+          // systemd refuses to start what failed too often, until it is told to forget that.
+          await host.run(["systemctl", "reset-failed", unit], { signal });
+          await must(
+            host.run(["systemctl", "restart", unit], { signal, timeoutMs: 150_000 }),
+            `Cannot restart ${unit}`,
+          );
+          note("EngineRestarted", `${unit} was restarted with new handlers; its containers run on`);
+      }
+    },
+    "await-engine": async ({ socket, unit, handlers, restarted }, signal) => {
+      using cri = connectCri(host.at(socket));
+      try {
+        let looked = performance.now();
+        await poll(`${unit} did not come to offer its handlers`, 120_000, signal, async (each) => {
+          if (restarted && performance.now() - looked > 2000) {
+            looked = performance.now();
+            await refuseCrashLoop(host, unit, 3, each);
+          }
+          const status = await cri.runtime.status({ verbose: true }, each);
+          const ready = status.status?.conditions.find(({ type }) => type === "RuntimeReady");
+          if (ready?.status !== true)
+            throw new RuntimeError("unavailable", ready?.message || "RuntimeReady is false");
+          const names = offered(status);
+          const missing = handlers.filter((name) => names !== undefined && !names.has(name));
+          if (missing.length > 0)
+            throw new RuntimeError("unavailable", `it does not offer ${missing.join(", ")}`);
+          return true;
+        });
+      } catch (error) {
+        signal.throwIfAborted();
+        throw await withLog(host, unit, error);
+      }
+    },
+  };
+}

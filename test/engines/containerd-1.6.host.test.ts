@@ -1,0 +1,122 @@
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { eventually } from "../lifecycle/life.ts";
+import { difference, nodeListing } from "../lifecycle/listing.ts";
+import { tool } from "../tools/cache.ts";
+import { type EngineNode, startEngineNode } from "./node.ts";
+import { leave, pidOf, podRuns, profile, runsAsBefore, settled, withoutKubepods } from "./profiles.ts";
+
+/** Debian's containerd 1.6.20 with its own configuration, which imports nothing (docs/engines.md). */
+
+let node: EngineNode;
+let listing: string[];
+const main = "/etc/containerd/config.toml";
+const own = "/etc/containerd/bulkhead.toml";
+
+/** Debian's file with what this machine and registry need. */
+const config = (registry: string): string => `version = 2
+
+[plugins]
+  [plugins."io.containerd.grpc.v1.cri"]
+    sandbox_image = "${registry}/pause:latest"
+    # The machine under the nodes cannot lower oom_score_adj.
+    restrict_oom_score_adj = true
+    [plugins."io.containerd.grpc.v1.cri".registry]
+      config_path = "/etc/containerd/certs.d"
+  [plugins."io.containerd.internal.v1.opt"]
+    path = "/var/lib/containerd/opt"
+`;
+
+const unit = `[Service]
+ExecStart=/usr/bin/containerd
+# Not the shim of the other containerd, which every node of ours has in /usr/local/bin.
+Environment=PATH=/usr/bin:/bin:/usr/sbin:/sbin:/opt/runc
+Type=notify
+Delegate=yes
+KillMode=process
+Restart=always
+`;
+
+beforeAll(async () => {
+  node = await startEngineNode({
+    name: "bulkhead-engine",
+    debs: [["containerd", "usr/bin/containerd"]],
+    files: (registry) => ({ [main]: config(registry), "/etc/systemd/system/containerd.service": unit }),
+    programs: { "/opt/runc/runc": tool("runc") },
+  });
+  await podRuns(node);
+  listing = await nodeListing(node);
+  await node.startInstaller();
+});
+afterAll(() => node?.[Symbol.asyncDispose]());
+
+describe("containerd 1.6", { timeout: 180_000 }, () => {
+  test("serves a profile; its containers do not notice, and its CRI section is as it was, with the handler", async () => {
+    expect(await node.exec(["/usr/bin/containerd", "--version"])).toContain("1.6.20");
+    const before = { pod: await podRuns(node), kubelet: await pidOf(node, "kubelet") };
+    await node.want([profile("walled", "aaaaaaaaaa")]);
+    await settled(node, "walled", { phase: "Ready", canary: { passed: true } });
+    await runsAsBefore(node, before.pod);
+    expect(await pidOf(node, "kubelet")).toBe(before.kubelet);
+    expect(await node.exec(["cat", own])).toContain("restrict_oom_score_adj = true");
+    expect(await node.exec(["head", "-1", main])).toContain(`imports = ["${own}"]`);
+  });
+
+  test("follows what its owner writes into its configuration, and keeps that when Bulkhead goes", async () => {
+    await node.exec([
+      "sed",
+      "-i",
+      "s/restrict_oom_score_adj/max_container_log_line_size = 4096\\n    &/",
+      main,
+    ]);
+    await eventually(async () => expect(await node.exec(["cat", own])).toContain("4096"), 60);
+    await settled(node, "walled", { phase: "Ready" });
+    const pid = await pidOf(node, "containerd");
+    await node.exec(["sed", "-i", "/max_container_log_line_size/d", main]);
+    await eventually(async () => expect(await pidOf(node, "containerd")).not.toBe(pid), 60);
+    await settled(node, "walled", { phase: "Ready" });
+  });
+
+  test("is fronted by Bulkhead's runtime, and serves its own profiles and pods behind it", async () => {
+    const before = await podRuns(node);
+    await node.want([
+      profile("walled", "aaaaaaaaaa"),
+      profile("fronted", "bbbbbbbbbb", { engine: "bulkhead" }),
+    ]);
+    await settled(node, "fronted", { phase: "Ready", canary: { passed: true } }, 120);
+    await settled(node, "walled", { phase: "Ready" });
+    await eventually(async () =>
+      expect((await node.report()).status.engine).toMatchObject({ name: "containerd", fronted: true }),
+    );
+    expect(await node.exec(["cat", "/etc/kubernetes/kubelet.yaml"])).toContain("/run/bulkhead/cri.sock");
+    const ours = "--runtime-endpoint=unix:///run/bulkhead/cri.sock";
+    expect(await node.exec(["crictl", ours, "ps", "-q", "--no-trunc"])).toContain(before.split(" ")[0]);
+    await runsAsBefore(node, before);
+    const image = `${node.registry}/bulkhead/test:1`;
+    const exec = ["crictl", ours, "exec", "-s", before.split(" ")[0] ?? "", "echo", image];
+    expect(await node.exec(exec)).toContain(image);
+  });
+
+  test("is the kubelet's again when Bulkhead's runtime has no profile left, and keeps its own", async () => {
+    const before = await podRuns(node);
+    await node.want([profile("walled", "aaaaaaaaaa")]);
+    await eventually(async () => expect((await node.try(["ls", "/run/bulkhead"])).code).not.toBe(0), 90);
+    expect(await node.exec(["cat", "/etc/kubernetes/kubelet.yaml"])).not.toContain("bulkhead");
+    await settled(node, "walled", { phase: "Ready" });
+    await eventually(async () =>
+      expect((await node.report()).status.engine).toMatchObject({ fronted: false }),
+    );
+    await runsAsBefore(node, before);
+  });
+
+  test("is what it was when the last profile goes; its containers are the same", async () => {
+    const before = await podRuns(node);
+    await leave(node);
+    await runsAsBefore(node, before);
+    const without = (lines: string[]): string[] =>
+      withoutKubepods(lines).filter((line) => !line.startsWith(`changed .${main}`));
+    await eventually(
+      async () => expect(difference(without(listing), without(await nodeListing(node)))).toEqual([]),
+      30,
+    );
+  });
+});

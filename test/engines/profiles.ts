@@ -1,0 +1,58 @@
+import { expect } from "vitest";
+import type { Desired } from "../../node-agent/src/protocol.ts";
+import { eventually } from "../lifecycle/life.ts";
+import type { EngineNode } from "./node.ts";
+
+/** What the tests of the node's own engines ask for, and how they look at what came of it. */
+
+type Profile = Desired["profiles"][number];
+
+export const profile = (name: string, revision: string, rest: Partial<Profile> = {}): Profile => ({
+  name,
+  revision,
+  handler: { runc: {} },
+  artifact: { bundled: true },
+  engine: "node",
+  probe: { interval: "60s", assertIsolation: true },
+  ...rest,
+});
+
+export const statusOf = async (node: EngineNode, name: string) =>
+  (await node.report()).status.profiles?.find((each) => each.name === name);
+
+export const settled = (node: EngineNode, name: string, want: object, seconds = 90): Promise<void> =>
+  eventually(async () => expect(await statusOf(node, name)).toMatchObject(want), seconds);
+
+export const pidOf = async (node: EngineNode, unit: string): Promise<string> =>
+  (await node.exec(["systemctl", "show", "-P", "MainPID", unit])).trim();
+
+/** Id and process of the static pod's container. */
+const running = async (node: EngineNode): Promise<string> => {
+  const template = "{{.status.id}} {{.info.pid}}";
+  const script = `crictl ps -q --name main | xargs -r crictl inspect -o go-template --template '${template}'`;
+  return (await node.exec(["sh", "-c", script])).trim();
+};
+
+/** The same, once the engine and the kubelet are up, and the engine is not just being restarted. */
+export const podRuns = (node: EngineNode): Promise<string> =>
+  eventually(async () => {
+    const found = await running(node);
+    expect(found).toMatch(/^[0-9a-f]{64} \d+$/);
+    return found;
+  }, 100);
+
+/** The static pod runs as it did: the same container, the same process. While the engine restarts nobody can tell. */
+export const runsAsBefore = (node: EngineNode, before: string): Promise<void> =>
+  eventually(async () => expect(await running(node)).toBe(before), 30);
+
+/** What is left out of a node's listing: groups that the kubelet makes and removes with the pods of a class. */
+export const withoutKubepods = (lines: string[]): string[] =>
+  lines.filter((line) => !/^cgroup \.\/[^/]+\/kubepods\//.test(line));
+
+/** All profiles go, and with them everything of Bulkhead's. */
+export const leave = async (node: EngineNode): Promise<void> => {
+  await node.want([]);
+  await eventually(async () => expect((await node.report()).status.profiles).toEqual([]), 60);
+  await eventually(async () => expect((await node.try(["ls", "/opt/bulkhead"])).code).not.toBe(0), 60);
+  await node.exec(["systemctl", "stop", "installer"]);
+};
