@@ -121,18 +121,20 @@ beforeAll(async () => {
   for (const name of ["machine", "sandboxed", "plain", "watched"]) {
     await eventually(`the class of ${name}`, () => client.get(runtimeClasses, name), Boolean);
   }
-  // The API server takes a moment until it acts by a policy.
+  // The API server takes a moment until it acts by a policy, and until it knows what a tenant may do.
   const holey = { hostPID: true };
-  await eventually(
-    "the wall",
-    () => create("tenant", holey),
-    (answer) => answer?.status === 403,
-  );
-  await eventually(
-    "the plain wall",
-    () => create("plain", holey),
-    (answer) => answer?.status === 403,
-  );
+  for (const name of ["tenant", "plain", "expressive"]) {
+    await eventually(
+      `the wall of ${name}`,
+      () => create(name, holey),
+      (answer) => answer?.body.message?.includes("behind the wall") ?? false,
+    );
+    await eventually(
+      `the guard of ${name}`,
+      () => mergePatch(`/api/v1/namespaces/${name}?dryRun=All`, { metadata: { labels: { tier: null } } }),
+      (answer) => answer?.body.message?.includes("needs the right to update") ?? false,
+    );
+  }
   await eventually(
     "the watch",
     () => create("watched", holey),
