@@ -34,7 +34,7 @@ import { bundle, workersOf } from "./bundle.ts";
  * change with our own code come first (images/README.md).
  *
  *   base      Node and its shared libraries                       both images
- *   walls     conmon, runc, runsc and its shim, the canary        node agent
+ *   walls     conmon, runc, crun, runsc and its shim, the canary  node agent
  *   programs  our own bundles and the manifest of the files       each
  */
 
@@ -374,13 +374,14 @@ async function main(): Promise<void> {
   };
   const node = await realpath(process.execPath);
   const conmon = await which("conmon", "the package conmon");
+  const crun = await which("crun", "the package crun");
   const busybox = await which("busybox", "the package busybox-static");
   const authorities = "/etc/ssl/certs/ca-certificates.crt";
   const elf = { rpath: "$ORIGIN/../lib" };
 
   const base = await layerOf("base", {
     "bundle/bin/node": { from: node, mode: 0o755, elf },
-    ...(await librariesOf([node, conmon])),
+    ...(await librariesOf([node, conmon, crun])),
     [home.slice(1)]: { link: "/bundle" },
     "etc/passwd": { text: "root:x:0:0:root:/:/\nbulkhead:x:65532:65532:bulkhead:/:/\n" },
     "etc/group": { text: "root:x:0:\nbulkhead:x:65532:\n" },
@@ -432,6 +433,7 @@ async function main(): Promise<void> {
       const walls = await layerOf("walls", {
         "bundle/bin/conmon": { from: conmon, mode: 0o755, elf },
         "bundle/bin/runc": { from: own("runc"), mode: 0o755 },
+        "bundle/bin/crun": { from: crun, mode: 0o755, elf },
         "bundle/bin/runsc": { from: own("runsc"), mode: 0o755 },
         "bundle/bin/containerd-shim-runsc-v1": { from: own("containerd-shim-runsc-v1"), mode: 0o755 },
         ...(await canaryOf(busybox)),

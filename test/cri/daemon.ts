@@ -35,8 +35,15 @@ export type Daemon = AsyncDisposable & {
   tryCrictl(...args: string[]): Promise<Outcome>;
 };
 
-/** `registry` is HOST:PORT; it stands in for registry.k8s.io and gcr.io. `subnet` is the second byte of 10.N.0.0/16. */
-export const createDaemon = async (options: { registry: string; subnet: number }): Promise<Daemon> => {
+/**
+ * `registry` is HOST:PORT; it stands in for registry.k8s.io and gcr.io. `subnet` is the second byte of 10.N.0.0/16.
+ * `under` is a command line that ends by becoming the program that is added to it.
+ */
+export const createDaemon = async (options: {
+  registry: string;
+  subnet: number;
+  under?: readonly string[];
+}): Promise<Daemon> => {
   const disk = await mkdtemp(join(tmpdir(), "bh-cri-"));
   const state = await mkdtemp("/run/bh-cri-");
   // As /run/bulkhead is: user namespaces need a way through.
@@ -115,7 +122,11 @@ export const createDaemon = async (options: { registry: string; subnet: number }
     crictl: (...args) => run(argv(args)),
     async start() {
       const log = openSync(logFile, "a");
-      const started = spawn(process.execPath, [main, "serve", "--config", config], {
+      const [program = "", ...args] = [
+        ...(options.under ?? []),
+        ...[process.execPath, main, "serve", "--config", config],
+      ];
+      const started = spawn(program, args, {
         stdio: ["ignore", log, log],
       });
       child = started;

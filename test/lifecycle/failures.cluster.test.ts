@@ -99,14 +99,14 @@ describe("A profile that cannot work", () => {
     await remove("on-kvm");
   });
 
-  test.each([
-    ["crun", { crun: {} }, /does not bring crun/],
-    ["kata", { kata: {} }, /kata is not supported yet/],
-  ])("because the bundle has no %s ends Degraded and says so", async (name, handler, message) => {
-    await life.apply(profileOf(`missing-${name}`, handler));
-    await degraded(`missing-${name}`, /^NotSupported$/, message);
-    await remove(`missing-${name}`);
-  });
+  test.each([["kata", { kata: {} }, /Kata is not installed at/]])(
+    "because the bundle has no %s ends Degraded and says so",
+    async (name, handler, message) => {
+      await life.apply(profileOf(`missing-${name}`, handler));
+      await degraded(`missing-${name}`, /^NotSupported$/, message);
+      await remove(`missing-${name}`);
+    },
+  );
 
   test("by a broken runsc that cannot be replaced ends Degraded, and heals when it can", async () => {
     const path = await runsc();

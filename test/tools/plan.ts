@@ -53,6 +53,7 @@ const packages = {
   "busybox-static": "the agent's bundle and canary",
   "libcap2-bin": "setcap: layers with file capabilities",
   conmon: "the runtime's monitor of OCI containers",
+  crun: "the agent's bundle: the other OCI runtime",
   skopeo: "a second opinion on images and registries",
   umoci: "a second opinion on what a layer unpacks to",
   "erofs-utils": "fsck.erofs judges the images that we write",

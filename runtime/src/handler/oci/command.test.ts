@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import { monitorArguments, parseReport } from "../../monitor/conmon.ts";
 import { parseProcessStat } from "../../monitor/process.ts";
 import { failureOf } from "./command.ts";
-import { parseFeatures } from "./features.ts";
+import { parseFeatures, specVersion } from "./features.ts";
 import { holderSpec } from "./holder.ts";
 
 describe("the runtime's failure", () => {
@@ -91,4 +91,12 @@ test("a holder has the pod's namespaces and cgroup, and nothing of its mounts, c
   expect(spec.mounts.map((mount) => mount.destination)).toEqual(["/proc", "/dev", "/pause"]);
   expect(spec.process).toMatchObject({ args: ["/pause"], env: [], oomScoreAdj: -998, noNewPrivileges: true });
   expect(spec.process?.capabilities).toEqual({ bounding: [], effective: [], permitted: [] });
+});
+
+test.each([
+  ['{"ociVersionMin":"1.0.0","ociVersionMax":"1.3.0"}', "1.2.0"],
+  ['{"ociVersionMin":"1.0.0","ociVersionMax":"1.1.0+dev"}', "1.1.0+dev"],
+  ["unknown command features", "1.0.2"],
+])("to a runtime that says %s a specification is one of %s", (output, version) => {
+  expect(specVersion(output)).toBe(version);
 });

@@ -22,16 +22,14 @@ export const run = (
   command: RuntimeCommand,
   args: string[],
   signal: AbortSignal,
-  input?: string,
   log?: string,
 ): Promise<{ code: number; stdout: string; stderr: string }> =>
   new Promise((resolve, reject) => {
-    const stdin = input === undefined ? "ignore" : "pipe";
     const output = log === undefined ? "pipe" : "ignore";
     const child = startProgram(command.path, [...globalOptions(command, log), ...args], {
       signal,
       killSignal: "SIGKILL",
-      stdio: [stdin, output, output],
+      stdio: ["ignore", output, output],
     });
     let stdout = "";
     let stderr = "";
@@ -51,8 +49,6 @@ export const run = (
       ),
     );
     child.on("close", (code) => resolve({ code: code ?? 255, stdout, stderr }));
-    child.stdin?.on("error", () => {});
-    child.stdin?.end(input);
   });
 
 /** The runtime's own words: the last error of its log or its output, without time stamps and JSON around them. */
@@ -96,10 +92,9 @@ export const mustRun = async (
   args: string[],
   what: string,
   signal: AbortSignal,
-  input?: string,
   log?: string,
 ): Promise<string> => {
-  const { code, stdout, stderr } = await run(command, args, signal, input, log);
+  const { code, stdout, stderr } = await run(command, args, signal, log);
   if (code === 0) return stdout;
   const failure = (log === undefined ? failureOf(stderr) : await failureInLog(log)) || `exit code ${code}`;
   throw new RuntimeError(saysNotFound(failure) ? "not-found" : "unknown", `Cannot ${what}: ${failure}`);

@@ -38,3 +38,17 @@ export const parseFeatures = (output: string, kernel = release()): HandlerFeatur
     userNamespacesHostNetwork: false,
   };
 };
+
+/** The version that our specifications are written in. */
+const written = "1.2.0";
+
+/**
+ * The version to call a specification by: crun refuses one that is newer than it knows, whatever is in it. A runtime
+ * without the subcommand is of before 1.1.
+ */
+export const specVersion = (output: string): string => {
+  const max = /"ociVersionMax"\s*:\s*"(\d+\.\d+[^"]{0,32})"/.exec(output)?.[1];
+  if (max === undefined) return "1.0.2";
+  const [major = 0, minor = 0] = max.split(".").map(Number);
+  return major > 1 || (major === 1 && minor >= 2) ? written : max;
+};

@@ -84,7 +84,7 @@ export const startHolder = async (
   const cgroup = systemdCgroup ? ["--systemd-cgroup"] : [];
   const args = [...cgroup, "run", "--detach", "--bundle", files.bundle, "--pid-file", files.pid, id];
   const log = join(files.bundle, "runtime.log");
-  await mustRun(command, args, `start the holder of pod "${id}"`, signal, undefined, log);
+  await mustRun(command, args, `start the holder of pod "${id}"`, signal, log);
   const pid = Number(await readFile(files.pid, "utf8"));
   const process = identify(pid);
   if (process === undefined) throw new Error(`Cannot hold the PID namespace: process ${pid} is gone`);

@@ -18,7 +18,7 @@ import type { ContainerRef, Exit, Handler, HandlerEvents, Recovered } from "../h
 import { checkpointTo } from "./checkpoint.ts";
 import { failureInLog, failureOf, globalOptions, mustRun, type RuntimeCommand, run } from "./command.ts";
 import { startExec } from "./exec.ts";
-import { parseFeatures } from "./features.ts";
+import { parseFeatures, specVersion } from "./features.ts";
 import { removeHolder, startHolder, stopHolder } from "./holder.ts";
 import { pastInit } from "./init.ts";
 import { moveMonitor } from "./monitor-cgroup.ts";
@@ -90,6 +90,7 @@ export const createOciHandler = async (
   await mkdir(deps.stateRoot, { recursive: true, mode: 0o700 });
   const asked = await run(command, ["features"], AbortSignal.timeout(10_000));
   const features = parseFeatures(asked.stdout);
+  const ociVersion = specVersion(asked.stdout);
   const warmCgroups = cgroupWarmer(layout);
 
   const watched = new Map<string, Watched>();
@@ -228,7 +229,7 @@ export const createOciHandler = async (
       if (pod.spec.process === undefined) return state;
       const { systemdCgroup } = config;
       const how = { command, systemdCgroup, program: programs.pause, linux };
-      const holder = await startHolder(pod.id, pod.stateDir, pod.spec, how, signal);
+      const holder = await startHolder(pod.id, pod.stateDir, { ...pod.spec, ociVersion }, how, signal);
       holders.set(pod.id, holder.process);
       return {
         ...state,
@@ -256,7 +257,7 @@ export const createOciHandler = async (
       warmCgroups();
       const { process, ...rest } = spec;
       const terminal = process && { process: { ...process, terminal: tty } };
-      await writeFile(join(stateDir, "config.json"), JSON.stringify({ ...rest, ...terminal }));
+      await writeFile(join(stateDir, "config.json"), JSON.stringify({ ...rest, ociVersion, ...terminal }));
       const runtimeLog = join(stateDir, "runtime.log");
       const { systemdCgroup } = config;
       const { exitDirectory } = deps;
@@ -333,9 +334,15 @@ export const createOciHandler = async (
     },
 
     async update(container, resources, signal) {
-      const input = JSON.stringify(resources ?? {});
+      // From a file: crun opens what it shall read by name, and the pipes that we give a child have none.
+      const file = join(container.stateDir, "resources.json");
+      await writeFile(file, JSON.stringify(resources ?? {}));
       const what = `update container "${container.id}"`;
-      await mustRun(command, ["update", "--resources", "-", container.id], what, signal, input);
+      try {
+        await mustRun(command, ["update", "--resources", file, container.id], what, signal);
+      } finally {
+        await rm(file, { force: true });
+      }
     },
 
     checkpoint: (container, directory, signal) => checkpointTo(command, container, directory, signal),
