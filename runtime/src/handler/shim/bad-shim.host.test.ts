@@ -3,6 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { ContainerRef, Handler, SandboxRef } from "../handler.ts";
+import { connectShim } from "./connection.ts";
 import type { Fault } from "./fake-shim.ts";
 import { processesIn } from "./processes.ts";
 import { openTestHost, type TestHost } from "./test-host.ts";
@@ -115,8 +116,12 @@ test("a Create that is answered too late fails, and what it made late is removed
   const launch = host.newContainer(pod, ["sleep", "1000"]);
   const impatient = AbortSignal.timeout(500);
   await expect(handler.create(launch, impatient)).rejects.toMatchObject({ code: "deadline-exceeded" });
-  // It is there now, and then it is not.
-  await sleep(3500);
+  // It comes after two seconds, and goes again.
+  await sleep(4500);
+  const { address } = pod.state as { address: string };
+  const shim = await connectShim(address, 3, pod.id, signal());
+  await expect(shim.task.state({ id: launch.id })).rejects.toMatchObject({ code: "not-found" });
+  shim.connection.close();
   await expect(handler.start(host.refOf(launch, {}), signal())).rejects.toMatchObject({ code: "not-found" });
   const patient = await run(handler, pod, ["true"]);
   expect(await host.exitOf(patient.id)).toMatchObject({ code: 0 });

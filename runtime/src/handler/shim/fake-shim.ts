@@ -199,10 +199,11 @@ type Method = (request: Asked, socket: Socket, frame: Frame) => Promise<Record<s
 const methods: Record<string, Method> = {
   Connect: async () => ({ shimPid: has("wrong-pid") ? 1 : process.pid, version }),
   Create: async ({ id: name, bundle, stdout, stderr }) => {
-    if (has("late-create") && name !== id) await sleep(2000);
     const {
       process: { args },
     } = JSON.parse(readFileSync(join(bundle, "config.json"), "utf8"));
+    // The bundle is gone by then.
+    if (has("late-create") && name !== id) await sleep(2000);
     const pidFile = join(bundle, "fake.pid");
     containers.set(name, {
       args: name === id ? ["sleep", "1000"] : args,
