@@ -172,6 +172,7 @@ export const serve = async (
             log: handlerLog,
             systemdCgroup: host.cgroupDriver === "systemd",
             pauseProgram: programs.holder,
+            restoreProgram: programs.reaper,
           }),
         );
     }
@@ -198,6 +199,7 @@ export const serve = async (
   const runtime: Runtime = {
     version,
     stateDir: config.state,
+    restoreRoot: join(config.root, "restore"),
     host,
     linux,
     network,

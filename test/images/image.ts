@@ -25,6 +25,7 @@ export type RunConfig = {
 export const imageOf = (
   layers: readonly Layer[],
   config: RunConfig = {},
+  annotations?: Record<string, string>,
 ): { config: Blob; manifest: Blob } => {
   const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
   const configBlob = blobOf(mediaTypes.config, {
@@ -39,6 +40,7 @@ export const imageOf = (
     mediaType: mediaTypes.manifest,
     config: descriptorOf(configBlob),
     layers: layers.map(({ blob }) => descriptorOf(blob)),
+    ...(annotations && { annotations }),
   });
   return { config: configBlob, manifest };
 };

@@ -10,4 +10,6 @@ export const layout = {
   status: "status",
   /** What changed in the root file system, for looking into. */
   rootfsDiff: "rootfs-diff.tar",
+  /** Of a pod's checkpoint: {@link import("./manifest.ts").PodDump}. */
+  pod: "pod.dump",
 } as const;

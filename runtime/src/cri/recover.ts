@@ -5,6 +5,7 @@ import { exited, isVisible, started, stateLost } from "../container/state.ts";
 import { podFiles, unmountShm } from "../pod/files.ts";
 import { lost, type Pod } from "../pod/state.ts";
 import { discardContainer, releaseMounts } from "./container/remove.ts";
+import { forgetRestore } from "./container/restore.ts";
 import { containerDir, containerRef, now, podDir, type Runtime, sandboxRef } from "./runtime.ts";
 
 const perPod = 30_000;
@@ -83,6 +84,8 @@ const recoverPod = async (runtime: Runtime, pod: Pod): Promise<void> => {
 
 /** Directories that no record knows: the record is written first and deleted last, so these are mere remains. */
 const removeStrays = async (runtime: Runtime): Promise<void> => {
+  for (const id of await readdir(runtime.restoreRoot).catch(() => []))
+    if (runtime.containers.get(id)?.state !== "created") await forgetRestore(runtime, id);
   const { pods, containers, log, network, linux } = runtime;
   for (const id of await readdir(join(runtime.stateDir, "containers")).catch(() => [])) {
     if (containers.get(id)) continue;

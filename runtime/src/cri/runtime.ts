@@ -27,6 +27,8 @@ export type Runtime = {
   version: string;
   /** What is valid until reboot. */
   stateDir: string;
+  /** On disk, for root alone: what was taken from checkpoints, until it runs. */
+  restoreRoot: string;
   host: HostFacts;
   linux: Linux;
   network: Network;

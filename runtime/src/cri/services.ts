@@ -26,17 +26,18 @@ import { listImages } from "./image/list.ts";
 import { pullImage } from "./image/pull.ts";
 import { removeImage } from "./image/remove.ts";
 import { imageStatus } from "./image/status.ts";
-import { checkpointPod, restorePod } from "./node/checkpoint.ts";
 import { getContainerEvents } from "./node/events.ts";
 import { runtimeConfig } from "./node/runtime-config.ts";
 import { status } from "./node/status.ts";
 import { updateRuntimeConfig } from "./node/update-runtime-config.ts";
 import { version } from "./node/version.ts";
 import type { Runtime } from "./runtime.ts";
+import { checkpointPod } from "./sandbox/checkpoint.ts";
 import { listPodSandbox } from "./sandbox/list.ts";
 import { listMetricDescriptors, listPodSandboxMetrics } from "./sandbox/metrics.ts";
 import { portForward } from "./sandbox/port-forward.ts";
 import { removePodSandbox } from "./sandbox/remove.ts";
+import { restorePod } from "./sandbox/restore.ts";
 import { runPodSandbox } from "./sandbox/run.ts";
 import { listPodSandboxStats, podSandboxStats } from "./sandbox/stats.ts";
 import { podSandboxStatus } from "./sandbox/status.ts";
@@ -92,8 +93,8 @@ export const criServices = (runtime: Runtime): CriServices => {
       attach: attach(runtime),
 
       checkpointContainer: checkpointContainer(runtime),
-      checkpointPod,
-      restorePod,
+      checkpointPod: checkpointPod(runtime),
+      restorePod: restorePod(runtime),
 
       ...lists,
       listMetricDescriptors: listMetricDescriptors(),

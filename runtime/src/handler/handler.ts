@@ -45,6 +45,22 @@ export interface Handler {
    * can be saved, as of a VM.
    */
   checkpoint?(container: ContainerRef, directory: string, signal: AbortSignal): Promise<void>;
+  /**
+   * Writes everything that runs in the pod as files to `directory`/checkpoint, and lets it go on. `containers` are all
+   * that run in it. Absent where a pod is not one thing.
+   */
+  checkpointPod?(
+    pod: SandboxRef,
+    containers: ContainerRef[],
+    directory: string,
+    signal: AbortSignal,
+  ): Promise<void>;
+  /**
+   * Puts what was saved, the files of `images`, in place in a pod that was launched with `awaitsRestore` and in which
+   * nothing has started: its next `count` containers, made from their own specifications, go on from there when the
+   * last of them starts. The files may go then. Absent where nothing can be restored.
+   */
+  stageRestore?(pod: SandboxRef, images: string, count: number): void;
   /** undefined when the container is gone or has nothing to say. */
   stats(container: ContainerRef, signal: AbortSignal): Promise<Usage | undefined>;
   sandboxStats(pod: SandboxRef, signal: AbortSignal): Promise<Usage | undefined>;
@@ -110,6 +126,8 @@ export type SandboxLaunch = {
   annotations: Record<string, string>;
   /** The pod as the CRI described it, for shims that want to know. */
   config?: PodSandboxConfig;
+  /** Nothing runs in it before its first container does, so that a checkpoint can take its place until then. */
+  awaitsRestore?: boolean;
 };
 
 export type SandboxRef = { id: string; stateDir: string; state: HandlerState };

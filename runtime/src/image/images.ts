@@ -42,6 +42,8 @@ export type Image = {
   pinned: boolean;
   /** An OCI artifact: files for an image volume, nothing that a container could run from. */
   isArtifact?: boolean;
+  /** A checkpoint of a container: files to restore one from, nothing that a container could run from. */
+  isCheckpoint?: boolean;
   /** Chain of layer snapshots, lowest first: the parents for {@link import("../snapshot/snapshotter.ts").Snapshotter.prepare}. */
   layers: string[];
   config: ImageConfig;

@@ -52,6 +52,7 @@ const manifest = z.object({
   mediaType: z.string().optional(),
   config: descriptor,
   layers: z.array(descriptor).max(limits.layers),
+  annotations: z.record(z.string(), z.string()).nullish(),
   manifests: z.undefined().optional(),
 });
 export type Manifest = z.infer<typeof manifest>;
@@ -172,6 +173,16 @@ export const isTarLayer = (mediaType: string): boolean => layerType.test(mediaTy
 
 /** True for the manifest of a container image; any other is an artifact's (image-spec manifest.md, "Guidelines for Artifact Usage"). */
 export const isImage = (manifest: Manifest): boolean => imageConfigTypes.includes(manifest.config.mediaType);
+
+/** By these annotations, which CRI-O's and containerd's users set, an image says that it is a checkpoint. */
+const checkpointAnnotations = [
+  "io.kubernetes.cri-o.annotations.checkpoint.name",
+  "org.criu.checkpoint.container.name",
+];
+
+/** True for an image whose layers are a checkpoint archive's files. What else its annotations say is not read. */
+export const isCheckpointImage = ({ annotations }: Pick<Manifest, "annotations">): boolean =>
+  checkpointAnnotations.some((name) => annotations?.[name] !== undefined);
 
 /** Throws unless the manifest is of a container image that can be read. */
 export const assertImage = (manifest: Manifest): void => {

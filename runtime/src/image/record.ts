@@ -13,7 +13,7 @@ const digest = z.string().refine(isDigest);
 export const imageRecord = z.object({
   version: z.literal(1),
   state: z.enum(["partial", "present", "removed"]),
-  kind: z.enum(["image", "artifact"]).default("image"),
+  kind: z.enum(["image", "artifact", "checkpoint"]).default("image"),
   id: digest,
   size: z.number(),
   layers: z.array(

@@ -6,6 +6,7 @@ import {
   chainIds,
   choosePlatform,
   type Descriptor,
+  isCheckpointImage,
   isImage,
   isTarLayer,
   type Manifest,
@@ -28,7 +29,7 @@ export type Layer = Descriptor & {
 
 /** All that is known of an image before its layers are fetched. */
 export type Resolved = {
-  kind: "image" | "artifact";
+  kind: "image" | "artifact" | "checkpoint";
   /** Digest of the configuration: the image ID. Of an artifact the manifest's: its configuration is often empty. */
   id: string;
   /** Digest of the manifest for this platform. */
@@ -79,7 +80,7 @@ export const resolveImage = async (
     }
     const chain = chainIds(config.diffIds);
     return {
-      kind: "image",
+      kind: isCheckpointImage(manifest) ? "checkpoint" : "image",
       id: manifest.config.digest,
       manifest: digest,
       target,

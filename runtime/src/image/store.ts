@@ -476,6 +476,7 @@ class Store implements ImageStore {
       },
       pinned: names.some((name) => this.#pinned.some((glob) => glob.test(name))),
       ...(record.kind === "artifact" && { isArtifact: true }),
+      ...(record.kind === "checkpoint" && { isCheckpoint: true }),
       layers: record.layers.map(({ chainId }) => chainId),
       config: record.config,
     };

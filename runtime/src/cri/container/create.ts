@@ -47,6 +47,7 @@ import {
   sandboxRef,
 } from "../runtime.ts";
 import { discardContainer } from "./remove.ts";
+import { isCheckpoint, requireRestorable, takeCheckpoint } from "./restore.ts";
 
 /** CreateContainer: root file system, specification, and a process that waits. A retry joins the one under way. */
 export const createContainer =
@@ -64,7 +65,11 @@ export const createContainer =
     return create(CreateContainerResponseSchema, { containerId });
   };
 
-const createIn = async (
+/**
+ * Makes a container in a pod that is ready. Of a checkpoint the memory image alone is taken; everything else is what
+ * the request says.
+ */
+export const createIn = async (
   runtime: Runtime,
   podId: string,
   config: ContainerConfig,
@@ -75,17 +80,19 @@ const createIn = async (
   requireReady(pod, "create a container");
   const handler = runtime.handlers.running(pod.handler);
   const ref = config.image?.image ?? "";
-  const image = runtime.images.get(ref);
-  if (image === undefined)
+  const named = runtime.images.get(ref);
+  const restored = isCheckpoint(ref, named);
+  if (named === undefined && !restored)
     throw new RuntimeError(
       "not-found",
       `Cannot create container "${config.metadata?.name}": image "${ref}" is not there`,
     );
-  if (image.isArtifact === true)
+  if (named?.isArtifact === true)
     throw new RuntimeError(
       "invalid-argument",
       `Cannot create container "${config.metadata?.name}": "${ref}" is an artifact for volumes, not a container image`,
     );
+  if (restored) requireRestorable(ref, pod, handler);
   checkPrivileges(config, pod);
   requireSameIds(
     pod.config.linux?.securityContext?.namespaceOptions,
@@ -95,6 +102,8 @@ const createIn = async (
   await checkApparmor(config, runtime.host);
   const pid = pidOf(runtime, config, pod);
   const id = randomBytes(32).toString("hex");
+  const saved = restored ? await takeCheckpoint(runtime, id, ref, named, signal) : undefined;
+  const image = saved?.base ?? (named as Image);
   const stopSignal = stopSignalOf(config.stopSignal, image.config.stopSignal);
   const logPath = logPathOf(config, pod);
   runtime.containers.add(
@@ -104,6 +113,7 @@ const createIn = async (
     const made = await timed(runtime.metrics, pod.handler.name, "create", () =>
       make(runtime, { id, pod, config, image, handler, pid, logPath }, signal),
     );
+    if (saved) handler.stageRestore?.(sandboxRef(runtime, pod), saved.images, 1);
     // Whoever gave up meanwhile would never learn the id.
     signal.throwIfAborted();
     runtime.containers.update(id, (container) => created(container, made));

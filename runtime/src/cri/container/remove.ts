@@ -5,6 +5,7 @@ import { RemoveContainerResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { notify } from "../notify.ts";
 import { cleanup, containerDir, containerRef, type Runtime, type RuntimeMethods } from "../runtime.ts";
 import { killContainer } from "./kill.ts";
+import { forgetRestore } from "./restore.ts";
 
 /** RemoveContainer: kills it when it runs. Succeeds for a container that is gone. */
 export const removeContainer =
@@ -56,6 +57,7 @@ export const discardContainer = async (runtime: Runtime, id: string): Promise<vo
     await runtime.handlers.running(pod.handler).remove(containerRef(runtime, pod, container), cleanup());
   const dir = containerDir(runtime, id);
   await releaseMounts(runtime, id);
+  await forgetRestore(runtime, id);
   await rm(dir, { recursive: true, force: true });
   runtime.containers.delete(id);
 };

@@ -8,6 +8,7 @@ import { timed } from "../../metrics.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
 import { notify } from "../notify.ts";
 import { cleanup, containerDir, containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
+import { forgetRestore } from "./restore.ts";
 
 const SIGKILL = 9;
 
@@ -56,6 +57,8 @@ export const startContainer =
             runtime.log.warn({ container: id, err }, "container that did not start could not be killed"),
           );
         throw error;
+      } finally {
+        await forgetRestore(runtime, id);
       }
       runtime.containers.learn(id, (each) => started(each, now()));
       notify(runtime, "started", id, podId);

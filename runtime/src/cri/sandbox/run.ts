@@ -18,6 +18,7 @@ import { holderPath, holderSpec } from "../../spec/holder-spec.ts";
 import { podNamespaces } from "../../spec/namespaces.ts";
 import { sysctlsOf } from "../../spec/sysctl.ts";
 import { podIdsOf } from "../../spec/user-namespace.ts";
+import { restoreAnnotation } from "../container/restore.ts";
 import { holderDiskMiB, makeDisk } from "../disk.ts";
 import { notify } from "../notify.ts";
 import { cleanup, now, podDir, type Runtime, type RuntimeMethods } from "../runtime.ts";
@@ -31,17 +32,37 @@ import { releasePod, removePod } from "./release.ts";
 export const runPodSandbox =
   (runtime: Runtime): RuntimeMethods["runPodSandbox"] =>
   async (request, signal) => {
-    const config = checked(request.config);
-    const loaded = runtime.handlers.resolve(request.runtimeHandler);
-    if (podIdsOf(config) !== undefined) requireUserNamespaces(runtime, loaded);
-    requireAllowed(loaded.config, config.annotations);
+    const plan = planPod(runtime, request.config, request.runtimeHandler);
     const podSandboxId = await runtime.starting.run(
-      `pod ${podName({ config })}`,
-      (both) => run(runtime, config, request.runtimeHandler, loaded, both),
+      `pod ${podName(plan)}`,
+      (both) => runPod(runtime, plan, both),
       signal,
     );
     return create(RunPodSandboxResponseSchema, { podSandboxId });
   };
+
+type PodPlan = {
+  config: PodSandboxConfig;
+  runtimeHandler: string;
+  loaded: LoadedHandler;
+  /** Nothing is to run in it before its first container does. */
+  awaitsRestore: boolean;
+};
+
+/** Checks what is asked for; throws in words. */
+export const planPod = (
+  runtime: Runtime,
+  asked: PodSandboxConfig | undefined,
+  runtimeHandler: string,
+): PodPlan => {
+  const config = checked(asked);
+  const loaded = runtime.handlers.resolve(runtimeHandler);
+  if (podIdsOf(config) !== undefined) requireUserNamespaces(runtime, loaded);
+  requireAllowed(loaded.config, config.annotations);
+  const awaitsRestore =
+    loaded.handler.stageRestore !== undefined && config.annotations[restoreAnnotation] === "true";
+  return { config, runtimeHandler, loaded, awaitsRestore };
+};
 
 const requireUserNamespaces = (runtime: Runtime, { config, handler }: LoadedHandler): void => {
   const why = handler.features().userNamespaces
@@ -63,13 +84,9 @@ const checked = (config: PodSandboxConfig | undefined): PodSandboxConfig => {
   return config;
 };
 
-const run = async (
-  runtime: Runtime,
-  config: PodSandboxConfig,
-  runtimeHandler: string,
-  loaded: LoadedHandler,
-  signal: AbortSignal,
-): Promise<string> => {
+/** Makes the pod; it is ready, or gone. */
+export const runPod = async (runtime: Runtime, plan: PodPlan, signal: AbortSignal): Promise<string> => {
+  const { config, runtimeHandler, loaded } = plan;
   const from = performance.now();
   const id = randomBytes(32).toString("hex");
   const own = podNamespaces(config);
@@ -78,7 +95,7 @@ const run = async (
     newPod({ id, createdAt: now(), config, runtimeHandler, handler: loaded.config, hostname }),
   );
   try {
-    await build(runtime, id, loaded, signal);
+    await build(runtime, id, plan, signal);
     runtime.pods.update(id, ready);
   } catch (error) {
     await rollBack(runtime, id, error);
@@ -108,7 +125,7 @@ const rollBack = async (runtime: Runtime, id: string, cause: unknown): Promise<v
 const build = async (
   runtime: Runtime,
   id: string,
-  { config: handlerConfig, handler }: LoadedHandler,
+  { loaded: { config: handlerConfig, handler }, awaitsRestore }: PodPlan,
   signal: AbortSignal,
 ): Promise<void> => {
   const { network, pods, linux, metrics } = runtime;
@@ -200,6 +217,7 @@ const build = async (
         logDirectory: config.logDirectory,
         annotations: spec.annotations ?? {},
         config,
+        awaitsRestore,
       },
       AbortSignal.any([signal, AbortSignal.timeout(handlerConfig.deadlines.create * 1000)]),
     ),

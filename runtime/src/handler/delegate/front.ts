@@ -178,7 +178,8 @@ export function front(own: CriServices, engine: CriClient, side: OwnSide): CriSe
     podSandboxStats: byPod(r.podSandboxStats, er.podSandboxStats),
     updatePodSandboxResources: byPod(r.updatePodSandboxResources, er.updatePodSandboxResources),
     checkpointPod: byPod(r.checkpointPod, er.checkpointPod),
-    restorePod: r.restorePod,
+    restorePod: (request, signal) =>
+      (side.hasHandler(request.runtimeHandler) ? r : er).restorePod(request, signal),
     listPodSandbox,
 
     createContainer: async (request, signal) => {

@@ -6,6 +6,7 @@ import type { ContainerLaunch, ContainerRef, HandlerState, Usage } from "../hand
 import { bundleOf, groupedSpec, resourcesAny } from "./bundle.ts";
 import { files, readMemory, writeState } from "./files.ts";
 import { follow } from "./follow.ts";
+import { restoreConfig, restoreFailed, stagedCount, startHolder, unstage } from "./restore.ts";
 import { containerStateOf, now, type Shims, SIGKILL } from "./shims.ts";
 import type { ContainerState } from "./state.ts";
 import { cgroupsOf, cgroupUsage, oomKills, usageOf } from "./stats.ts";
@@ -18,8 +19,8 @@ export async function createContainer(
   signal: AbortSignal,
 ): Promise<HandlerState> {
   const { linux, pauseProgram } = shims.deps;
-  const { options } = shims;
   const pod = await shims.podOf(launch.sandbox, signal);
+  const options = shims.options(restoreConfig(pod.stateDir));
   const { id, stateDir } = launch;
   const { bundle, rootfs } = shims.writeBundle(
     launch,
@@ -76,6 +77,7 @@ export async function createContainer(
 
 export async function startContainer(shims: Shims, ref: ContainerRef, signal: AbortSignal): Promise<void> {
   const pod = await shims.podOf(ref.sandbox, signal);
+  await startHolder(shims, pod, signal);
   const live = pod.containers.get(ref.id);
   const started = pod.task.start({ id: ref.id }, { signal, timeoutMs: shims.startMs });
   if (live)
@@ -83,10 +85,18 @@ export async function startContainer(shims: Shims, ref: ContainerRef, signal: Ab
       () => true,
       () => false,
     );
-  await started;
+  try {
+    await started;
+  } catch (error) {
+    if (stagedCount(pod.stateDir) !== undefined) await restoreFailed(shims, pod, error);
+    throw error;
+  }
   if (!live) return;
   live.started = true;
   live.held?.[Symbol.dispose]();
+  const count = stagedCount(pod.stateDir);
+  const running = [...pod.containers.values()].filter((each) => each.started && !each.exit);
+  if (count !== undefined && running.length >= count) unstage(pod.stateDir);
 }
 
 export async function killContainer(

@@ -28,6 +28,8 @@ export type LiveContainer = {
   held?: Disposable;
   /** True when this daemon started it: no need to ask. */
   started?: boolean;
+  /** Ended before it ever started: the shim, which keeps an entry of it, must not be asked about it again. */
+  abandoned?: boolean;
   /** Whether it started, once this daemon asked for that: settles with the answer. */
   starting?: Promise<boolean>;
   /** Set when the end is known; reported once. */
@@ -80,6 +82,8 @@ export class ShimPod {
   stuck = false;
   /** The shim has not answered in time: it is asked nothing more. */
   hung = false;
+  /** Of a pod that waited for a checkpoint: the start of its holder, once it was asked for. */
+  holderStart?: Promise<void>;
   readonly containers = new Map<string, LiveContainer>();
   readonly #shim: ShimConnection;
   readonly #deps: PodDeps;

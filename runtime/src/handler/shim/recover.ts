@@ -7,6 +7,7 @@ import { bundleOf } from "./bundle.ts";
 import { files, readExit, readMemory, writeExit } from "./files.ts";
 import { follow } from "./follow.ts";
 import type { ShimPod } from "./pod.ts";
+import { isWaiting, stagedCount } from "./restore.ts";
 import { sandboxRuns } from "./sandbox-api.ts";
 import { containerStateOf, now, type Shims } from "./shims.ts";
 import { oomKills } from "./stats.ts";
@@ -111,6 +112,9 @@ const holderRuns = async (pod: ShimPod, signal: AbortSignal): Promise<boolean> =
   if (!pod.state.holder) return true;
   try {
     const { status } = await pod.task.state({ id: pod.id }, { signal, timeoutMs: 10_000 });
+    if (status === Status.CREATED) return isWaiting(pod.stateDir);
+    // The daemon ended while it was restored: what it waits for will not come.
+    if (stagedCount(pod.stateDir) !== undefined) return false;
     return status === Status.RUNNING || status === Status.PAUSED;
   } catch (error) {
     if (hasCode(error, "not-found")) return false;

@@ -29,6 +29,27 @@ export const checkpointContainer = async (
   await rootfsChanges(runsc, id, join(directory, "rootfs-diff.tar"), signal);
 };
 
+/** {@link import("../handler.ts").Handler.checkpointPod} of gVisor. */
+export const checkpointPod = async (
+  runsc: Runsc,
+  pod: ShimPod,
+  containers: readonly Pick<ContainerRef, "id">[],
+  directory: string,
+  signal: AbortSignal,
+): Promise<void> => {
+  const others = othersThan(
+    pod,
+    containers.map(({ id }) => id),
+  );
+  if (others > 0)
+    throw new RuntimeError(
+      "failed-precondition",
+      `gVisor saves a pod as a whole, and ${others} more ${others === 1 ? "container is" : "containers are"} in it than were named`,
+    );
+  await forgetEnded(pod, signal);
+  await checkpointSandbox(runsc, pod.id, join(directory, "checkpoint"), signal);
+};
+
 /** How many containers the sandbox has beside these. */
 const othersThan = (pod: ShimPod, ids: readonly string[]): number =>
   [...pod.containers.values()].filter(({ id, exit }) => !ids.includes(id) && exit === undefined).length;
@@ -58,8 +79,8 @@ const rootfsChanges = (runsc: Runsc, containerId: string, file: string, signal: 
  * every container that the image counts. Their exits are on file.
  */
 const forgetEnded = async (pod: ShimPod, signal: AbortSignal): Promise<void> => {
-  for (const { id, exit, settled } of pod.containers.values()) {
-    if (exit === undefined) continue;
+  for (const { id, exit, settled, abandoned } of pod.containers.values()) {
+    if (exit === undefined || abandoned) continue;
     await settled;
     try {
       await pod.task.delete({ id }, { signal, timeoutMs: 10_000 });

@@ -8,6 +8,7 @@ import { connectShim } from "./connection.ts";
 import { files, writeState } from "./files.ts";
 import { launchShim } from "./launch.ts";
 import { processesIn } from "./processes.ts";
+import { isWaiting, prepareRestore } from "./restore.ts";
 import { sandboxClient, startSandbox } from "./sandbox-api.ts";
 import { type Shims, SIGKILL, shimStateOf, within } from "./shims.ts";
 import type { ShimState } from "./state.ts";
@@ -31,6 +32,8 @@ export async function runSandbox(
       "failed-precondition",
       `Cannot run the pod on the node's network: handler "${config.name}" is a virtual machine with a network of its own; drop hostNetwork or use another RuntimeClass`,
     );
+  if (launch.awaitsRestore && !config.runsc)
+    throw new RuntimeError("unimplemented", `Handler "${config.name}" restores no pods: gVisor's do`);
   const deadline = within(signal, createMs);
   await using undo = new AsyncDisposableStack();
   const { bundle, rootfs } = shims.writeBundle(launch, groupedSpec(launch.spec, "sandbox", launch.id));
@@ -46,7 +49,15 @@ export async function runSandbox(
   });
   // A shim opens its log before it serves, and waits there for a reader, also after `start` has ended.
   using _log = shims.readLog(launch.id, bundle);
-  const { options } = shims;
+  const options = shims.options(
+    launch.awaitsRestore && config.runsc
+      ? prepareRestore(launch.stateDir, {
+          program: shims.deps.restoreProgram,
+          runsc: config.runsc.binary,
+          configPath: config.configPath,
+        })
+      : undefined,
+  );
   const reply = await launchShim(
     shims.launch,
     { id: launch.id, bundle, options, known: shims.knownForm },
@@ -86,7 +97,8 @@ export async function runSandbox(
         { signal: deadline, timeoutMs: createMs },
       );
       hold(pid);
-      await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs });
+      if (!launch.awaitsRestore)
+        await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs });
     }
     const { shimPid } = holder
       ? await probe.task.connect({ id: launch.id }, { signal: deadline, timeoutMs: 10_000 })
@@ -112,7 +124,11 @@ export async function stopSandbox(shims: Shims, ref: SandboxRef, signal: AbortSi
     pod.quiet();
     const containers = [...pod.containers.values()];
     await Promise.all(containers.map((live) => shims.deleteTask(pod, live.id, live, signal)));
-    if (pod.state.holder) {
+    if (pod.state.holder && isWaiting(pod.stateDir)) {
+      // Neither kill nor delete does anything to what was never started.
+      await pod.cleanUp(pod.id, pod.stateDir);
+      pod.stuck = true;
+    } else if (pod.state.holder) {
       if (!pod.hung) {
         await shims
           .kill(pod, pod.id, SIGKILL, true, signal)

@@ -1,7 +1,7 @@
 import { accessSync, constants, mkdirSync } from "node:fs";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import type { ContainerRef, Handler } from "../handler.ts";
+import type { ContainerRef, Handler, SandboxRef } from "../handler.ts";
 import { attachTo, liveOf } from "./attach.ts";
 import {
   containerStats,
@@ -15,7 +15,8 @@ import { execInTask } from "./exec.ts";
 import { dialGuest } from "./guest.ts";
 import { portForwardRunsc } from "./port-forward.ts";
 import { recoverPod } from "./recover.ts";
-import { checkpointContainer } from "./runsc-checkpoint.ts";
+import { stageImage } from "./restore.ts";
+import { checkpointContainer, checkpointPod } from "./runsc-checkpoint.ts";
 import { removeSandbox, runSandbox, stopSandbox } from "./sandbox.ts";
 import { sandboxUsage } from "./sandbox-api.ts";
 import { now, type ShimHandlerDeps, Shims, shimStateOf } from "./shims.ts";
@@ -64,6 +65,13 @@ export async function createShimHandler(
     ...(runsc && {
       checkpoint: async (ref: ContainerRef, directory: string, signal: AbortSignal) =>
         checkpointContainer(runsc, await shims.podOf(ref.sandbox, signal), ref, directory, signal),
+      checkpointPod: async (
+        ref: SandboxRef,
+        containers: ContainerRef[],
+        directory: string,
+        signal: AbortSignal,
+      ) => checkpointPod(runsc, await shims.podOf(ref, signal), containers, directory, signal),
+      stageRestore: stageImage,
     }),
     stats: (ref, signal) => containerStats(shims, ref, signal),
     async sandboxStats(ref, signal) {

@@ -46,6 +46,8 @@ export type ShimHandlerDeps = {
   systemdCgroup?: boolean;
   /** Absolute path of the static pause program: it keeps output while the daemon is away. */
   pauseProgram: string;
+  /** Absolute path of bulkhead-exec-reaper, by which gVisor's pods are restored. */
+  restoreProgram: string;
 };
 
 /** Unix nanoseconds. */
@@ -74,8 +76,6 @@ export class Shims {
   readonly log: Logger;
   readonly launch: LaunchContext;
   readonly knownForm: KnownForm = {};
-  /** Options of Create. */
-  readonly options: Any | undefined;
   readonly createMs: number;
   readonly startMs: number;
   readonly stopMs: number;
@@ -94,10 +94,15 @@ export class Shims {
       eventsAddress: config.runsc ? "" : deps.host.eventsAddress,
       publisher: deps.host.publisher,
     };
-    this.options = createOptions(config, deps.systemdCgroup === true);
     this.createMs = config.deadlines.create * 1000;
     this.startMs = config.deadlines.start * 1000;
     this.stopMs = config.deadlines.stop * 1000;
+  }
+
+  /** Options of Create, with another configuration file than the handler's for a pod that has its own. */
+  options(configPath = this.config.configPath): Any | undefined {
+    const config = { ...this.config, ...(configPath !== undefined && { configPath }) };
+    return createOptions(config, this.deps.systemdCgroup === true);
   }
 
   failed(error: unknown, message: string): void {
@@ -296,6 +301,7 @@ export class Shims {
    * end instead of asked to go.
    */
   async abandon(pod: ShimPod, live: LiveContainer): Promise<void> {
+    live.abandoned = true;
     await pod.cleanUp(live.id, live.stateDir);
     pod.stuck = true;
     // The shim's ends of the pipes stay open, and nothing was ever written.
@@ -316,6 +322,7 @@ export class Shims {
     live: LiveContainer | undefined,
     signal: AbortSignal,
   ): Promise<void> {
+    if (live?.abandoned) return;
     const failed = (error: unknown, message: string) => {
       pod.hung ||= hasCode(error, "deadline-exceeded") && !signal.aborted;
       this.failed(error, message);

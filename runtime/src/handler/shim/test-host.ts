@@ -68,6 +68,14 @@ export async function openTestHost(kind: Kind) {
   stack.defer(() => rmSync(dir, { recursive: true, force: true }));
   const pause = join(dir, "pause");
   writeFileSync(pause, holderProgram(process.arch), { mode: 0o755 });
+  const reaper = join(dir, "bulkhead-exec-reaper");
+  execFileSync("cc", [
+    "-Os",
+    "-static",
+    "-o",
+    reaper,
+    join(import.meta.dirname, "../../monitor/exec/reaper.c"),
+  ]);
   const netns = join(dir, "net");
   writeFileSync(netns, "");
   await linux.pinNamespaces({ net: netns }, "pod");
@@ -175,6 +183,7 @@ export async function openTestHost(kind: Kind) {
         events,
         log: pino({ level: process.env.SHIM_LOG ?? "silent" }),
         pauseProgram: pause,
+        restoreProgram: reaper,
       }),
     );
     return { handler, [Symbol.asyncDispose]: () => life.disposeAsync() };

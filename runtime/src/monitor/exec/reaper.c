@@ -14,11 +14,17 @@
  * `mapped?`, waits for a byte (its ids are mapped then), makes the namespaces KINDS (of the letters n, i and u: net,
  * ipc, uts), which that user namespace owns, reports `ready`, and holds all of them until descriptor 3 is closed.
  *
+ *   DIRECTORY/bulkhead-restore ARG... start ID
+ *
+ * (a link to it by this name) is gVisor's runtime to its shim, which cannot ask for a restore: it runs DIRECTORY/runsc,
+ * and as long as there is DIRECTORY/image, `start ID` becomes `restore` of the checkpoint there.
+ *
  * cc -Os -static -o bulkhead-exec-reaper reaper.c
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <net/if.h>
 #include <poll.h>
 #include <sched.h>
@@ -136,7 +142,33 @@ static int hold_namespaces(const char *kinds, const char *hostname) {
   return 0;
 }
 
+static int start_or_restore(int argc, char **argv, int directory) {
+  char program[PATH_MAX], image[PATH_MAX];
+  if (snprintf(program, sizeof program, "%.*srunsc", directory, argv[0]) >= (int)sizeof program ||
+      snprintf(image, sizeof image, "%.*simage", directory, argv[0]) >= (int)sizeof image)
+    return 125;
+  if (argc > 2 && strcmp(argv[argc - 2], "start") == 0 && access(image, F_OK) == 0) {
+    char **restore = calloc((size_t)argc + 4, sizeof *restore);
+    if (restore == NULL) return 125;
+    int count = 0;
+    for (int i = 0; i < argc - 2; i++) restore[count++] = argv[i];
+    restore[count++] = "restore";
+    restore[count++] = "--detach";
+    restore[count++] = "--image-path";
+    restore[count++] = image;
+    restore[count++] = argv[argc - 1];
+    argv = restore;
+  }
+  argv[0] = program;
+  execv(program, argv);
+  perror(program);
+  return 127;
+}
+
 int main(int argc, char **argv) {
+  const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+  if (slash != NULL && strcmp(slash + 1, "bulkhead-restore") == 0)
+    return start_or_restore(argc, argv, (int)(slash + 1 - argv[0]));
   if (argc == 4 && strcmp(argv[1], "-n") == 0) {
     fcntl(REPORT, F_SETFD, FD_CLOEXEC);
     return hold_namespaces(argv[2], argv[3]);
