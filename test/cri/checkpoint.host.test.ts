@@ -283,6 +283,48 @@ describe("a container from a checkpoint archive", () => {
     await removePod(plain.id);
   });
 
+  test("an archive that says more than its memory image gives no more (CVE-2024-8676, 2026-53492, 53489, 50195)", async () => {
+    const hostile = join(scratch, "hostile.tar");
+    const files = join(scratch, "hostile");
+    await run(["sh", "-c", `mkdir ${files} && tar xf ${archive} -C ${files}`]);
+    const spec = JSON.parse(await readFile(join(files, "spec.dump"), "utf8"));
+    spec.mounts.push({ destination: "/host", type: "bind", source: "/", options: ["rbind", "rw"] });
+    spec.linux.devices = [{ path: "/dev/host", type: "c", major: 1, minor: 1 }];
+    spec.process.capabilities.bounding = ["CAP_SYS_ADMIN"];
+    spec.annotations = { "cdi.k8s.io/x": "vendor.com/gpu=all", "dev.gvisor.flag.host-uds": "all" };
+    spec.hooks = { createRuntime: [{ path: "/bin/touch", args: ["touch", join(scratch, "hooked")] }] };
+    await writeFile(join(files, "spec.dump"), JSON.stringify(spec));
+    const config = JSON.parse(await readFile(join(files, "config.dump"), "utf8"));
+    const name = "registry.k8s.io/pause:3.9";
+    await writeFile(
+      join(files, "config.dump"),
+      JSON.stringify({
+        ...config,
+        rootfsImageName: name,
+        config: { mounts: [{ host_path: "/", container_path: "/host" }] },
+      }),
+    );
+    await writeFile(join(files, "bind.mounts"), JSON.stringify([{ source: "/", destination: "/host" }]));
+    await symlink("/etc/shadow", join(files, "container.log"));
+    await run(["tar", "cf", hostile, "-C", files, "."]);
+    const images = await daemon.crictl("images");
+    const pod = await runPod(restorable);
+    const id = await startIn(pod, containerConfig("main", counting, hostile));
+    await eventually(() => countOf(id)).toBeGreaterThan(at);
+    expect(await execute(id, "ls -d /host /dev/host 2>/dev/null; grep -c ' /host ' /proc/mounts")).toBe(
+      "0\n",
+    );
+    const said = JSON.parse(await daemon.crictl("inspect", id));
+    expect(said.status.mounts).toEqual([]);
+    const used = JSON.parse(await readFile(join(daemon.state, "containers", id, id, "config.json"), "utf8"));
+    expect(JSON.stringify(used)).not.toMatch(/"\/host"|\/dev\/host|cdi|host-uds|hooked/);
+    expect(used.process.capabilities.bounding).not.toContain("CAP_SYS_ADMIN");
+    expect(await readdir(scratch)).not.toContain("hooked");
+    expect((await counted(id)).every(Number.isInteger)).toBe(true);
+    expect(await daemon.crictl("images")).toBe(images);
+    await removePod(pod.id);
+  });
+
   test("an ordinary container starts in a pod that could be restored, and one that never starts goes too", async () => {
     const pod = await runPod(restorable);
     const id = await startIn(pod, containerConfig("main", counting));
