@@ -1,4 +1,4 @@
-import { readFile, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { LabelSelector } from "@bulkhead/lib/api/tenancy.ts";
@@ -27,12 +27,12 @@ import { selects } from "./selector.ts";
 
 const allNamespaces: Resource<KubeObject> = { ...namespaces, metadataOnly: false };
 const tenant: As = { user: "tina", groups: ["tenants", "system:authenticated"] };
-const auditPolicy = join(tmpdir(), `bh-audit-policy-${process.pid}.yaml`);
 
 let server: ApiServer;
 let config: KubeConfig;
 let client: Client;
 let operator: Operator;
+let directory: string;
 let auditLog: string;
 
 const profile = (name: string, spec: object) =>
@@ -50,8 +50,10 @@ const namespaceSelector: LabelSelector = {
 const tier = (name: string) => ({ namespaceSelector: { matchLabels: { tier: name } } });
 
 beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), "bh-audit-"));
+  const auditPolicy = join(directory, "policy.yaml");
   await writeFile(auditPolicy, "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{ level: Metadata }]\n");
-  auditLog = join(tmpdir(), `bh-audit-${process.pid}.log`);
+  auditLog = join(directory, "audit.log");
   server = await startApiServer({
     flags: [
       "--allow-privileged=true",
@@ -150,6 +152,7 @@ afterAll(async () => {
   await operator?.kill("SIGKILL");
   await client?.close();
   await server?.[Symbol.asyncDispose]();
+  if (directory !== undefined) await rm(directory, { recursive: true });
 });
 
 const podOf = (spec: object, metadata: object = {}, container: object = {}): JudgedPod =>
