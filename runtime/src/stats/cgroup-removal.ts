@@ -5,7 +5,7 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Linux } from "../linux/linux.ts";
 import { readProcess } from "../monitor/process.ts";
 import { processesOf } from "./cgroup.ts";
-import { type CgroupLayout, type CgroupPaths, cgroupAt } from "./layout.ts";
+import { type CgroupLayout, type CgroupPaths, everywhere } from "./layout.ts";
 
 /**
  * The cgroup that the specification in `file` asks for, {} when it is not one of `id` alone. A runtime that was
@@ -16,7 +16,7 @@ export const specCgroup = async (file: string, id: string, layout: CgroupLayout)
     const spec = JSON.parse(await readFile(file, "utf8")) as { linux?: { cgroupsPath?: unknown } };
     const path = spec.linux?.cgroupsPath;
     return typeof path === "string" && path.startsWith("/") && basename(path) === id
-      ? cgroupAt(path, layout)
+      ? everywhere(path, layout)
       : {};
   } catch {
     return {};

@@ -5,6 +5,8 @@ import { join } from "node:path";
 export type CgroupLayout = {
   version: 1 | 2;
   mounts: Record<string, { mountpoint: string; root: string }>;
+  /** The v2 hierarchy beside v1's (hybrid): without controllers, but runtimes make their cgroups there too. */
+  beside?: { mountpoint: string; root: string };
 };
 
 /** Directories of one cgroup: controller → absolute path, v2 at "". Stored in a record. */
@@ -36,7 +38,8 @@ export const parseLayout = (mountinfo: string): CgroupLayout => {
         )
           v1[option] ??= mount;
   }
-  if (v1.memory || v1.cpuacct || v1.pids) return { version: 1, mounts: v1 };
+  if (v1.memory || v1.cpuacct || v1.pids)
+    return { version: 1, mounts: v1, ...(unified && { beside: unified }) };
   return { version: 2, mounts: unified ? { "": unified } : {} };
 };
 
@@ -62,6 +65,12 @@ export const cgroupAt = (path: string, layout: CgroupLayout): CgroupPaths =>
       join(mount.mountpoint, below(path, mount.root)),
     ]),
   );
+
+/** All directories that a runtime may have made for the cgroup, those that hold no controllers among them. */
+export const everywhere = (path: string, layout: CgroupLayout): CgroupPaths => ({
+  ...cgroupAt(path, layout),
+  ...(layout.beside && { "": join(layout.beside.mountpoint, below(path, layout.beside.root)) }),
+});
 
 /**
  * The path of a pod's cgroup, which is the parent of the cgroup `cgroupsPath` names (runtime-spec config-linux.md):

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { cgroupAt, parentOf, parseCgroups, parseLayout } from "./layout.ts";
+import { cgroupAt, everywhere, parentOf, parseCgroups, parseLayout } from "./layout.ts";
 import { parseOomKills, parseV1, parseV2 } from "./usage.ts";
 
 const hybrid = `31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -19,6 +19,7 @@ describe("layout", () => {
         memory: { mountpoint: "/sys/fs/cgroup/memory", root: "/outer" },
         "name=systemd": { mountpoint: "/sys/fs/cgroup/systemd", root: "/" },
       },
+      beside: { mountpoint: "/sys/fs/cgroup/unified", root: "/" },
     });
   });
 
@@ -54,6 +55,11 @@ describe("layout", () => {
   test("gives the directories of a path", () => {
     const layout = parseLayout("30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw");
     expect(cgroupAt("/pod1", layout)).toEqual({ "": "/sys/fs/cgroup/pod1" });
+    expect(everywhere("/pod1", layout)).toEqual({ "": "/sys/fs/cgroup/pod1" });
+    expect(everywhere("/pod1", parseLayout(hybrid))).toMatchObject({
+      "name=systemd": "/sys/fs/cgroup/systemd/pod1",
+      "": "/sys/fs/cgroup/unified/pod1",
+    });
   });
 });
 

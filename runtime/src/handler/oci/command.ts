@@ -1,4 +1,6 @@
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 
@@ -107,4 +109,12 @@ export const failureInLog = async (path: string): Promise<string> => {
   } catch {
     return "";
   }
+};
+
+/** `delete --force`; a container that is not there any more is no failure. */
+export const runDelete = async (command: RuntimeCommand, id: string, signal: AbortSignal): Promise<void> => {
+  if (!existsSync(join(command.stateRoot, id))) return;
+  const { code, stderr } = await run(command, ["delete", "--force", id], signal);
+  if (code !== 0 && existsSync(join(command.stateRoot, id)))
+    throw new RuntimeError("unknown", `Cannot remove container "${id}": ${failureOf(stderr)}`);
 };

@@ -5,7 +5,7 @@ import { identify, isAlive, type ProcessId } from "../../monitor/process.ts";
 import type { Process, Spec } from "../../spec/oci.ts";
 import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
 import { readLayout } from "../../stats/layout.ts";
-import { mustRun, type RuntimeCommand, run } from "./command.ts";
+import { mustRun, type RuntimeCommand, runDelete } from "./command.ts";
 
 /** Files of a pod's holder in the pod's state directory. */
 export const holderFiles = (stateDir: string) => ({
@@ -124,7 +124,7 @@ export const removeHolder = async (
     () => true,
     () => false,
   );
-  if (exists) await run(command, ["delete", "--force", id], signal);
+  if (exists) await runDelete(command, id, signal);
   await removeCgroup(await specCgroup(join(files.bundle, "config.json"), id, readLayout()), linux);
   await rm(files.bundle, { recursive: true, force: true });
 };

@@ -9,6 +9,7 @@ import { connectMonitor } from "../../monitor/attach.ts";
 import { monitorFiles, startMonitor } from "../../monitor/conmon.ts";
 import { reopenLog, resizeTerminal } from "../../monitor/control.ts";
 import { type ExitRecord, ExitWatch, readExit } from "../../monitor/exits.ts";
+import { endProcessesIn } from "../../monitor/leftover-processes.ts";
 import { identify, isAlive, type ProcessId, readProcess } from "../../monitor/process.ts";
 import type { Network } from "../../network/network.ts";
 import { killCgroup, oomKillsAbove, processesOf, readUsage, wasOomKilled } from "../../stats/cgroup.ts";
@@ -16,7 +17,15 @@ import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
 import { type CgroupLayout, type CgroupPaths, cgroupAt, parentOf, readCgroups } from "../../stats/layout.ts";
 import type { ContainerRef, Exit, Handler, HandlerEvents, Recovered } from "../handler.ts";
 import { checkpointTo } from "./checkpoint.ts";
-import { failureInLog, failureOf, globalOptions, mustRun, type RuntimeCommand, run } from "./command.ts";
+import {
+  failureInLog,
+  failureOf,
+  globalOptions,
+  mustRun,
+  type RuntimeCommand,
+  run,
+  runDelete,
+} from "./command.ts";
 import { startExec } from "./exec.ts";
 import { parseFeatures, specVersion } from "./features.ts";
 import { removeHolder, startHolder, stopHolder } from "./holder.ts";
@@ -193,10 +202,14 @@ export const createOciHandler = async (
   sweeper.unref();
 
   /** Takes away all that `create` may have left, by name: a record may know nothing more. */
-  const discard = async (id: string, stateDir: string, signal: AbortSignal): Promise<void> => {
+  const discard = async (
+    { id, stateDir, isHalfMade }: { id: string; stateDir: string; isHalfMade: boolean },
+    signal: AbortSignal,
+  ): Promise<void> => {
     await deleting.get(id);
     await runDelete(command, id, signal);
     await endMonitor(stateDir, signal);
+    if (isHalfMade) await endProcessesIn(stateDir);
     // A runtime that hung and went with its monitor may have got this far meanwhile.
     await runDelete(command, id, signal);
     // One that was killed between its first cgroup and its first record knows of neither.
@@ -253,7 +266,7 @@ export const createOciHandler = async (
     async create(container, signal) {
       const { id, stateDir, spec, tty, stdin, stdinOnce, logPath } = container;
       await using undo = new AsyncDisposableStack();
-      undo.defer(() => discard(id, stateDir, AbortSignal.timeout(15_000)));
+      undo.defer(() => discard({ id, stateDir, isHalfMade: true }, AbortSignal.timeout(15_000)));
       warmCgroups();
       const { process, ...rest } = spec;
       const terminal = process && { process: { ...process, terminal: tty } };
@@ -330,7 +343,8 @@ export const createOciHandler = async (
 
     async remove(container, signal) {
       toldEnds.delete(container.id);
-      await discard(container.id, container.stateDir, signal);
+      const { id, stateDir } = container;
+      await discard({ id, stateDir, isHalfMade: parseContainerState(container.state) === undefined }, signal);
     },
 
     async update(container, resources, signal) {
@@ -450,14 +464,6 @@ const ownCgroups = (pid: number, layout: CgroupLayout): CgroupPaths => {
       ([controller, path]) => path !== ours[controller] && path !== layout.mounts[controller]?.mountpoint,
     ),
   );
-};
-
-/** `delete --force`; a container that is not there any more is no failure. */
-const runDelete = async (command: RuntimeCommand, id: string, signal: AbortSignal): Promise<void> => {
-  if (!existsSync(join(command.stateRoot, id))) return;
-  const { code, stderr } = await run(command, ["delete", "--force", id], signal);
-  if (code !== 0 && existsSync(join(command.stateRoot, id)))
-    throw new RuntimeError("unknown", `Cannot remove container "${id}": ${failureOf(stderr)}`);
 };
 
 /** Waits for the monitor to end, as it does when its container is gone, and ends it if it does not. */
