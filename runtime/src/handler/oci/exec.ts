@@ -55,7 +55,6 @@ export const startExec = async (
     target.id,
   ];
   const stdio = request.tty ? undefined : openPipes(request);
-  if (stdio) await ownPipes(stdio.theirs, target.pid, request.process.user);
   const start = () =>
     startProgram(reaper, args, {
       cwd: target.stateDir,
@@ -64,6 +63,7 @@ export const startExec = async (
     });
   let child: ReturnType<typeof start>;
   try {
+    if (stdio) await ownPipes(stdio.theirs, target.pid, request.process.user);
     child = start();
   } catch (error) {
     stdio?.destroy();

@@ -22,6 +22,7 @@ import { holderProgram } from "../../spec/holder-program.ts";
 import type { Process, Spec } from "../../spec/oci.ts";
 import { readLayout } from "../../stats/layout.ts";
 import type { ContainerRef, ExecRequest, Exit, SandboxRef } from "../handler.ts";
+import { startExec } from "./exec.ts";
 import { createOciHandler, type OciHandler } from "./oci.ts";
 
 const runc =
@@ -452,6 +453,22 @@ describe("exec", () => {
     for (let i = 0; i < 3; i++) await (await exec(container, ["true"], { tty: i === 1 })).exited;
     await until(() => descriptors() <= before);
     expect(execFileSync("ls", [container.stateDir], { encoding: "utf8" })).not.toMatch(/exec-/);
+  });
+
+  test("leaves none either when the container's process ends just before", async () => {
+    const { id, stateDir } = await target();
+    const before = descriptors();
+    const gone = { id, stateDir, cgroup: {}, pid: 2 ** 22 + 1 };
+    const deps = {
+      command: { path: "/bin/false", options: [], stateRoot: "/" },
+      reaper: "/bin/false",
+      linux: createLinux(),
+    };
+    const request = { process: processOf(["true"]), tty: false, stdout: new PassThrough() };
+    for (let i = 0; i < 3; i++)
+      await expect(startExec(gone, request, deps, signal())).rejects.toThrow("ENOENT");
+    await until(() => descriptors() <= before);
+    expect(execFileSync("ls", [stateDir], { encoding: "utf8" })).not.toMatch(/exec-/);
   });
 });
 
