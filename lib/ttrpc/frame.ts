@@ -26,68 +26,48 @@ export function encodeFrame(frame: Frame): Uint8Array {
   return bytes;
 }
 
-/** A decoder that takes the bytes as the socket cuts them and returns the frames that are complete. */
+/**
+ * A decoder that takes the bytes as the socket cuts them and returns the frames that are complete. However small the
+ * pieces are, each byte is copied once.
+ */
 export function frameDecoder(limit = maxData): (chunk: Uint8Array) => (Frame | Oversized)[] {
-  let pending: Uint8Array[] = [];
-  let length = 0;
+  const header = new Uint8Array(headerLength);
+  const view = new DataView(header.buffer);
+  /** Bytes that are there of the header, or of the frame whose header is known. */
+  let filled = 0;
+  let frame: Frame | undefined;
   /** Bytes of an oversized frame still to be thrown away. */
   let skip = 0;
-
-  const take = (count: number): Uint8Array => {
-    const out = new Uint8Array(count);
-    let filled = 0;
-    while (filled < count) {
-      const head = pending[0] as Uint8Array;
-      const part = head.subarray(0, count - filled);
-      out.set(part, filled);
-      filled += part.length;
-      if (part.length === head.length) pending.shift();
-      else pending[0] = head.subarray(part.length);
-    }
-    length -= count;
-    return out;
-  };
-
-  let header: { dataLength: number; streamId: number; type: number; flags: number } | undefined;
   return (chunk) => {
     const frames: (Frame | Oversized)[] = [];
-    let rest = chunk;
-    for (;;) {
+    for (let at = 0; at < chunk.length; ) {
       if (skip > 0) {
-        const gone = Math.min(skip, rest.length);
+        const gone = Math.min(skip, chunk.length - at);
         skip -= gone;
-        rest = rest.subarray(gone);
-        if (skip > 0) return frames;
-      }
-      if (rest.length > 0) {
-        pending.push(rest);
-        length += rest.length;
-        rest = rest.subarray(rest.length);
-      }
-      if (!header) {
-        if (length < headerLength) return frames;
-        const bytes = take(headerLength);
-        const view = new DataView(bytes.buffer);
-        header = {
-          dataLength: view.getUint32(0),
-          streamId: view.getUint32(4),
-          type: view.getUint8(8),
-          flags: view.getUint8(9),
-        };
-      }
-      if (header.dataLength > limit) {
-        frames.push({ streamId: header.streamId, type: header.type, oversized: header.dataLength });
-        skip = header.dataLength;
-        header = undefined;
-        // What already came of it is in `pending`: run it through the skip above.
-        rest = length > 0 ? take(length) : rest;
-        pending = [];
+        at += gone;
         continue;
       }
-      if (length < header.dataLength) return frames;
-      const { dataLength, ...kept } = header;
-      header = undefined;
-      frames.push({ ...kept, data: take(dataLength) });
+      const target = frame?.data ?? header;
+      const part = chunk.subarray(at, at + target.length - filled);
+      target.set(part, filled);
+      filled += part.length;
+      at += part.length;
+      if (filled < target.length) break;
+      filled = 0;
+      if (frame === undefined) {
+        const length = view.getUint32(0);
+        const named = { streamId: view.getUint32(4), type: view.getUint8(8) };
+        if (length > limit) {
+          frames.push({ ...named, oversized: length });
+          skip = length;
+          continue;
+        }
+        frame = { ...named, flags: view.getUint8(9), data: new Uint8Array(length) };
+        if (length > 0) continue;
+      }
+      frames.push(frame);
+      frame = undefined;
     }
+    return frames;
   };
 }

@@ -6,6 +6,7 @@ import * as z from "zod";
 import { namespace } from "./command.ts";
 
 const maxAnswer = 1 << 20;
+const maxPieces = 100;
 
 /** containerManager.Event of runsc's sandbox (runsc/boot/events.go), as far as we ask. */
 const Answer = z.discriminatedUnion("success", [
@@ -57,9 +58,11 @@ export const askSandbox = async (
   try {
     socket.write(JSON.stringify({ method, arg }));
     let text = "";
+    let pieces = 0;
     for await (const chunk of socket.iterator({ destroyOnReturn: true })) {
       text += String(chunk);
-      if (text.length > maxAnswer) break;
+      // Each piece may be the last, and is looked at with all before it: a sandbox could make that a day's work.
+      if (text.length > maxAnswer || ++pieces > maxPieces) break;
       if (isWhole(text)) return text;
     }
     throw new RuntimeError("unavailable", `Sandbox ${sandboxId} gave no whole answer`);

@@ -163,5 +163,5 @@ export async function removeSandbox(shims: Shims, ref: SandboxRef, signal: Abort
   // A shim that was killed leaves its socket.
   if (state) rmSync(socketPath(state.address), { force: true });
   rmSync(join(ref.stateDir, files.shim), { force: true });
-  shims.forget(ref.id);
+  await shims.forget(ref.id);
 }

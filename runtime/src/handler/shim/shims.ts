@@ -212,8 +212,11 @@ export class Shims {
     await this.#pods.get(id)?.gone;
   }
 
-  forget(id: string): void {
+  /** Closes what is still open of a pod: its shim's log and its containers' output, also where the shim has died. */
+  async forget(id: string): Promise<void> {
+    const pod = this.#pods.get(id);
     this.#pods.delete(id);
+    await pod?.release();
   }
 
   /** Lets go of every pod. What runs goes on. */
@@ -378,7 +381,7 @@ export class Shims {
       await Promise.race([pod.gone, sleep(timeoutMs, undefined, { ref: false })]);
     }
     if (pod.alive) this.killShim(pod, pod.state);
-    this.forget(pod.id);
+    await this.forget(pod.id);
     await pod.release();
   }
 
