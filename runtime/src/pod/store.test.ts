@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
@@ -90,6 +90,13 @@ test("what has happened is taken in although it cannot be written, and is writte
     return again.get("one")?.state;
   };
   await expect.poll(read, { timeout: 5000 }).toBe("lost");
+});
+
+test("records are for nobody else to read (CVE-2024-25621)", () => {
+  const dir = join(directory(), "records");
+  openPods(dir).add(pod("one"));
+  expect(statSync(dir).mode & 0o777).toBe(0o700);
+  expect(statSync(join(dir, "one.json")).mode & 0o777).toBe(0o600);
 });
 
 test("ids are found by a prefix that only one has", () => {

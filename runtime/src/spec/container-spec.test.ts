@@ -256,3 +256,19 @@ describe("user", () => {
     expect(() => userOf(undefined, "mallory", accounts)).toThrow("no such user in the image's /etc/passwd");
   });
 });
+
+test("what an image's labels say reaches no part of a specification (CVE-2026-53488)", () => {
+  const names = [
+    ...[
+      "io.kubernetes.cri.sandbox-id",
+      "io.containerd.runc.v2.group",
+      "run.oci.handler",
+      "run.oci.hooks.stderr",
+    ],
+    ...["dev.gvisor.flag.debug", "io.katacontainers.config.hypervisor.path", "org.systemd.property.ExecStop"],
+  ];
+  const base = input();
+  const labels = Object.fromEntries(names.map((name) => [name, "from the image"]));
+  const labelled = { ...base, image: { ...base.image, labels } };
+  expect(containerSpec(labelled)).toEqual(containerSpec(base));
+});

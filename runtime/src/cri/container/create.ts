@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { mkdir, readFile } from "node:fs/promises";
-import { dirname, join, normalize } from "node:path";
+import { dirname, join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import {
   type ContainerConfig,
@@ -26,6 +26,7 @@ import { apparmorOf, requireApparmor } from "../../spec/apparmor.ts";
 import { capabilitiesOf } from "../../spec/capabilities.ts";
 import { withEdits } from "../../spec/cdi.ts";
 import { containerSpec } from "../../spec/container-spec.ts";
+import { logPathOf } from "../../spec/log-path.ts";
 import type { ResolvedMount } from "../../spec/mounts.ts";
 import { type PidChoice, podNamespaces } from "../../spec/namespaces.ts";
 import type { Spec } from "../../spec/oci.ts";
@@ -105,7 +106,7 @@ export const createIn = async (
   const saved = restored ? await takeCheckpoint(runtime, id, ref, named, signal) : undefined;
   const image = saved?.base ?? (named as Image);
   const stopSignal = stopSignalOf(config.stopSignal, image.config.stopSignal);
-  const logPath = logPathOf(config, pod);
+  const logPath = logPathOf(pod.config.logDirectory, config.logPath);
   runtime.containers.add(
     newContainer({ id, podId, createdAt: now(), config, imageId: image.id, logPath, stopSignal }),
   );
@@ -152,17 +153,6 @@ const checkSelinux = (config: ContainerConfig, { host, log }: Pick<Runtime, "hos
 };
 
 /** A log below the pod's own directory; kubelet's names have no way out of it. */
-const logPathOf = (config: ContainerConfig, pod: Pod): string => {
-  if (config.logPath === "" || pod.config.logDirectory === "") return "";
-  const path = join(pod.config.logDirectory, config.logPath);
-  if (!path.startsWith(`${normalize(pod.config.logDirectory).replace(/\/$/, "")}/`) || path.includes("\0"))
-    throw new RuntimeError(
-      "invalid-argument",
-      `Cannot log to "${config.logPath}": it is outside the pod's log directory`,
-    );
-  return path;
-};
-
 const checkApparmor = async (config: ContainerConfig, host: Runtime["host"]): Promise<void> => {
   const profile = apparmorOf(config.linux?.securityContext);
   if (profile === undefined || profile === "unconfined") return;

@@ -70,3 +70,12 @@ test("older shims get the options alone, or nothing; the form that was taken las
   expect(launchForms(undefined, true)).toEqual(["bootstrap", "options", "empty", "bootstrap-json"]);
   expect(launchForms("empty", false)).toEqual(["empty", "bootstrap", "bootstrap-json"]);
 });
+
+test.each(["unix://@/containerd-shim/abc.sock", "\0/containerd-shim/abc.sock", "vsock://2:1024"])(
+  "a shim that listens where its neighbours could reach it is refused: %j (CVE-2020-15257)",
+  (address) => {
+    expect(() => parseBootstrap(Buffer.from(address))).toThrow("which is no address");
+    const reply = JSON.stringify({ version: 3, address, protocol: "ttrpc" });
+    expect(() => parseBootstrap(Buffer.from(reply))).toThrow("which is no address");
+  },
+);
