@@ -1,15 +1,14 @@
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import fc from "fast-check";
 import { load as parseYaml } from "js-yaml";
-import { parse as parseToml } from "smol-toml";
 import { describe, expect, test } from "vitest";
-import { ZodError } from "zod";
 import { failureOf as runtimeFailure } from "../../runtime/src/handler/oci/command.ts";
 import { parseBootstrap } from "../../runtime/src/handler/shim/bootstrap.ts";
 import { parseMemoryUsage } from "../../runtime/src/handler/shim/runsc-control.ts";
 import { parseChallenges } from "../../runtime/src/image/auth.ts";
 import { findCredentials, parseDockerConfig } from "../../runtime/src/image/docker-config.ts";
 import { retryAfter } from "../../runtime/src/image/endpoint-error.ts";
+import { parseHostsFile } from "../../runtime/src/image/hosts-toml.ts";
 import { nextPage } from "../../runtime/src/image/link.ts";
 import { choosePlatform, parseConfig, parseManifest } from "../../runtime/src/image/manifest.ts";
 import { formatReference, parseReference } from "../../runtime/src/image/reference.ts";
@@ -88,7 +87,7 @@ const parsers: Parser[] = [
     limit: mebi,
     parse: (text) => findCredentials(parseDockerConfig(text), { host: "a.dkr.ecr.amazonaws.com", path: "p" }),
   },
-  { name: "hosts.toml", samples: samples.hostsTomls, limit: mebi, parse: (text) => parseToml(text) },
+  { name: "hosts.toml", samples: samples.hostsTomls, limit: mebi, parse: (text) => parseHostsFile(text) },
   {
     name: "CNI networks",
     samples: samples.networks,
@@ -180,9 +179,8 @@ const parsers: Parser[] = [
 /** Syntax errors of JSON, YAML and TOML are refusals: whoever calls says of which file. */
 const isRefusal = (error: unknown): boolean =>
   error instanceof RuntimeError ||
-  error instanceof ZodError ||
   error instanceof SyntaxError ||
-  (error instanceof Error && ["YAMLException", "TomlError"].includes(error.name)) ||
+  (error instanceof Error && ["YAMLException", "TomlError", "ZodError"].includes(error.name)) ||
   (error instanceof Error && error.constructor.name === "TomlError");
 
 /** Seconds of processor time: the machine may have other things to do. */

@@ -53,8 +53,11 @@ export async function endpointsOfHostsToml(
   return undefined;
 }
 
+/** What a hosts.toml says, its defaults filled in. */
+export const parseHostsFile = (text: string): z.infer<typeof HostsFile> => HostsFile.parse(parse(text));
+
 async function parseHostsToml(text: string, domain: string, folder: string): Promise<Endpoint[]> {
-  const file = HostsFile.parse(parse(text));
+  const file = parseHostsFile(text);
   const server = withScheme(
     file.server ?? `https://${domain === "docker.io" ? "registry-1.docker.io" : domain}`,
   );
