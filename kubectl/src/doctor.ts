@@ -1,10 +1,11 @@
 import { labels } from "@bulkhead/lib/api/group.ts";
 import { runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { Lease } from "@bulkhead/lib/kube/lease.ts";
-import { adviceOn } from "./advice.ts";
+import { adviceOn } from "@bulkhead/lib/view/advice.ts";
+import { age } from "@bulkhead/lib/view/age.ts";
+import { conditionOf } from "@bulkhead/lib/view/profile.ts";
 import type { Seen } from "./cluster.ts";
-import { conditionOf } from "./status.ts";
-import { age, harmless, type Paint } from "./table.ts";
+import { harmless, type Paint } from "./table.ts";
 import { provenOn } from "./tenants.ts";
 
 /** `kubectl bulkhead doctor`: what is wrong on this cluster or node, and how to mend it. */

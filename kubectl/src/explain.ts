@@ -1,9 +1,9 @@
 import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import { handlerKind, type RuntimeProfile, runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
+import { noWall, wallOf } from "@bulkhead/lib/view/wall.ts";
 import type { Node, Pod } from "./cluster.ts";
 import { harmless, type Paint, table } from "./table.ts";
-import { noWall, wallOf } from "./wall.ts";
 
 /** `kubectl bulkhead explain POD`: the way from the kubelet to the pod's processes, hop by hop. */
 

@@ -4,6 +4,7 @@ import { type UserConfig, userConfig } from "@bulkhead/lib/kube/config.ts";
 import { leases } from "@bulkhead/lib/kube/lease.ts";
 import { nodeRuntimes, runtimeClasses, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { detailView, statusView } from "@bulkhead/lib/view/profile.ts";
 import { Argument, Command, Option } from "commander";
 import manifest from "../package.json" with { type: "json" };
 import { isInstalled, listAll, look, nodes, pods } from "./cluster.ts";
@@ -13,7 +14,7 @@ import { type Explanation, explain, explanationText, profileOf } from "./explain
 import { historyTable, readHistory, undo } from "./history.ts";
 import { type Format, format, formats } from "./output.ts";
 import { setPaused, waitForRollout } from "./rollout.ts";
-import { detailText, detailView, statusTable, statusView } from "./status.ts";
+import { detailText, statusTable } from "./status.ts";
 import { painter } from "./table.ts";
 import { tenantsTable, tenantsView } from "./tenants.ts";
 

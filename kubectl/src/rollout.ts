@@ -3,7 +3,7 @@ import type { RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { Client } from "@bulkhead/lib/kube/client.ts";
 import { runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { conditionOf } from "./status.ts";
+import { conditionOf } from "@bulkhead/lib/view/profile.ts";
 
 /** `kubectl bulkhead rollout …`: a profile's way to its nodes, as kubectl rollout is a Deployment's. */
 

@@ -1,4 +1,4 @@
-/** Text for people: columns, colours on a terminal, and lengths of time as kubectl writes them. */
+/** Text for people: columns, and colours on a terminal. */
 
 export type Tone = "good" | "bad" | "warn" | "faint" | "strong";
 /** A piece of text and how it is meant. */
@@ -41,14 +41,4 @@ export const table = (titles: string[], rows: Cell[][], paint: Paint): string =>
     )
     .map((line) => `${line}\n`)
     .join("");
-};
-
-/** 45s, 12m, 3h5m, 4d: as much as one wants to know. */
-export const age = (ms: number): string => {
-  const seconds = Math.max(0, Math.round(ms / 1000));
-  if (seconds < 120) return `${seconds}s`;
-  const minutes = Math.floor(seconds / 60);
-  if (minutes < 120) return `${minutes}m`;
-  const hours = Math.floor(minutes / 60);
-  return hours < 48 ? `${hours}h` : `${Math.floor(hours / 24)}d`;
 };

@@ -1,7 +1,7 @@
 import { type RuntimeProfile, runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
+import { noWall, wallOf } from "@bulkhead/lib/view/wall.ts";
 import type { Pod, Seen } from "./cluster.ts";
 import { type Cell, type Paint, table } from "./table.ts";
-import { noWall, wallOf } from "./wall.ts";
 
 /** `kubectl bulkhead tenants`: which namespace's pods stand behind which wall. */
 

@@ -26,7 +26,8 @@ import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
 import { byNamespace, byRuntimeClass, hasEnded } from "./gather.ts";
-import { profileMetrics } from "./metrics.ts";
+import { fleetMetrics, profileMetrics } from "./metrics.ts";
+import type { Fleet } from "./page/views.ts";
 import { type Context, reconcileNode, reconcileProfile } from "./reconcile.ts";
 import { managedBy } from "./runtime-class.ts";
 import { profileOf } from "./tenancy/policies.ts";
@@ -50,6 +51,8 @@ export type Controller = {
   watch(signal: AbortSignal): Promise<void>;
   /** Names of resources that were not listed yet. */
   missing(): string[];
+  /** What the stores hold now, for the status page; a standby has it, too. */
+  fleet(): Fleet;
   /** Reconciles until the signal aborts: the leader's work. */
   work(signal: AbortSignal): Promise<void>;
 };
@@ -121,6 +124,7 @@ export const createController = (options: ControllerOptions): Controller => {
     mutatingBindings: reflectors.mutatingBindings.store,
     controllerRevisions: reflectors.controllerRevisions.store,
   };
+  fleetMetrics(registry, () => stores.nodeRuntimes.list());
   const observe = queueMetrics(registry);
   const profileQueue = createQueue({ clock, observer: observe("runtimeprofile") });
   const nodeQueue = createQueue({ clock, observer: observe("noderuntime") });
@@ -253,6 +257,12 @@ export const createController = (options: ControllerOptions): Controller => {
       await Promise.all(all.map(([, reflector]) => reflector.run(signal)));
     },
     missing: () => all.filter(([, reflector]) => !reflector.isSynced).map(([name]) => name),
+    fleet: () => ({
+      now: clock.now(),
+      staleAfterMs,
+      profiles: [...stores.profiles.list()],
+      nodeRuntimes: [...stores.nodeRuntimes.list()],
+    }),
     work: async (signal) => {
       const stopped = new Promise<void>((resolve) => {
         if (signal.aborted) resolve();

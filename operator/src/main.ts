@@ -10,17 +10,20 @@ import { clientMetrics, leaderMetric } from "@bulkhead/lib/kube/metrics.ts";
 import { pods } from "@bulkhead/lib/kube/resources.ts";
 import { hasCode, messageOf } from "@bulkhead/lib/std/errors.ts";
 import { Argument, Command, Option } from "commander";
+import express from "express";
 import { pino } from "pino";
 import { collectDefaultMetrics, Registry } from "prom-client";
 import manifest from "../package.json" with { type: "json" };
 import { completion } from "./completion.ts";
 import { createController } from "./controller.ts";
-import { serve } from "./server.ts";
+import { addPage } from "./page/page.ts";
+import { probes, serve } from "./server.ts";
 
 type RunFlags = {
   kubeconfig?: string;
   namespace: string;
   metricsAddress: string;
+  pageAddress: string;
   leaderElect: boolean;
   staleAfter: number;
   logLevel: string;
@@ -83,9 +86,20 @@ const run = async (flags: RunFlags): Promise<void> => {
     staleAfterMs: flags.staleAfter * 1000,
     namespace: flags.namespace,
   });
-  const http = await serve(flags.metricsAddress, registry, controller.missing);
+  const http = await serve(flags.metricsAddress, probes(registry, controller.missing));
   undo.defer(() => http.close());
-  log.info({ version: manifest.version, server: client.server, address: http.address, instance }, "started");
+  let page: string | undefined;
+  if (flags.pageAddress !== "") {
+    const app = express().disable("x-powered-by");
+    addPage(app, () => (controller.missing().length > 0 ? undefined : controller.fleet()));
+    const served = await serve(flags.pageAddress, app);
+    undo.defer(() => served.close());
+    page = served.address;
+  }
+  log.info(
+    { version: manifest.version, server: client.server, address: http.address, page, instance },
+    "started",
+  );
 
   const watching = controller.watch(stop.signal);
   const leads = leaderMetric(registry, leaseName);
@@ -127,6 +141,7 @@ program
       .default(ownNamespace()),
   )
   .option("--metrics-address <host:port>", "where /metrics, /healthz and /readyz are served", ":8080")
+  .option("--page-address <host:port>", "where the status page is served, read only; empty: nowhere", ":8081")
   .option("--leader-elect", "work only while holding the Lease, so that several replicas can run", true)
   .option("--no-leader-elect", "work at once: the only replica")
   .addOption(

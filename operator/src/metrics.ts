@@ -1,3 +1,4 @@
+import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import { Gauge, type Registry } from "prom-client";
 import type { NodeState } from "./status.ts";
 import type { Claims } from "./tenancy/facts.ts";
@@ -9,7 +10,7 @@ export type ProfileMetrics = {
       ready: boolean;
       states: Record<NodeState, number>;
       pods: number;
-      tenancy?: Pick<Claims, "namespaces" | "outside"> & { enforced: boolean };
+      tenancy?: Pick<Claims, "namespaces" | "outside"> & { enforced: boolean | undefined };
     },
   ): void;
   /** A profile that is gone must not go on being reported. */
@@ -43,7 +44,7 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
   });
   const enforced = new Gauge({
     name: "bulkhead_tenancy_enforced",
-    help: "1 while the condition TenancyEnforced of a profile with spec.tenancy is True",
+    help: "1 while the condition TenancyEnforced of a profile in mode Enforce is True",
     labelNames: ["profile"] as const,
     registers,
   });
@@ -74,7 +75,7 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
       for (const state of states) nodes.set({ profile, state }, is.states[state]);
       forgetTenancy(profile);
       if (!is.tenancy) return;
-      enforced.set({ profile }, is.tenancy.enforced ? 1 : 0);
+      if (is.tenancy.enforced !== undefined) enforced.set({ profile }, is.tenancy.enforced ? 1 : 0);
       namespaces.set({ profile }, is.tenancy.namespaces);
       const rest = is.tenancy.outside.slice(mostNamespaces);
       const shown = [
@@ -96,4 +97,32 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
       for (const state of states) nodes.remove({ profile, state });
     },
   };
+};
+
+/** What agents say of themselves is theirs to write: so many kinds of nodes are told apart, the rest are one. */
+const mostVersions = 50;
+
+/** Nodes by the engine and the versions that their agents report, counted when Prometheus asks. */
+export const fleetMetrics = (registry: Registry, nodeRuntimes: () => Iterable<NodeRuntime>): void => {
+  new Gauge({
+    name: "bulkhead_nodes",
+    help: "Nodes by engine, and by version of agent and runtime",
+    labelNames: ["engine", "agent", "runtime"] as const,
+    registers: [registry],
+    collect() {
+      this.reset();
+      const seen = new Set<string>();
+      for (const { status } of nodeRuntimes()) {
+        if (!status) continue;
+        const labels = {
+          engine: status.engine ? `${status.engine.name} ${status.engine.version}` : "",
+          agent: status.agentVersion ?? "",
+          runtime: status.runtimeVersion ?? "",
+        };
+        const key = JSON.stringify(labels);
+        if (seen.size < mostVersions) seen.add(key);
+        this.inc(seen.has(key) ? labels : { engine: "other", agent: "other", runtime: "other" });
+      }
+    },
+  });
 };

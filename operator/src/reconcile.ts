@@ -106,7 +106,13 @@ export const reconcileProfile = async (
     states: plan.states,
     pods: facts.pods.total,
     ...(plan.status.tenancy
-      ? { tenancy: { ...facts.tenancy.claims, enforced: isTrue("TenancyEnforced") } }
+      ? {
+          tenancy: {
+            ...facts.tenancy.claims,
+            // Who only records wants no alarm that nothing is refused.
+            enforced: facts.profile.spec.tenancy?.mode === "Audit" ? undefined : isTrue("TenancyEnforced"),
+          },
+        }
       : {}),
   });
 

@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import type { Server } from "node:http";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import express from "express";
+import express, { type Express } from "express";
 import type { Registry } from "prom-client";
 
 export type HttpServer = { address: string; close(): Promise<void> };
@@ -17,12 +17,7 @@ export const parseAddress = (address: string): { host: string | undefined; port:
 };
 
 /** /metrics, /healthz (the process lives) and /readyz (it has seen the cluster). */
-export const serve = async (
-  address: string,
-  registry: Registry,
-  missing: () => string[],
-): Promise<HttpServer> => {
-  const { host, port } = parseAddress(address);
+export const probes = (registry: Registry, missing: () => string[]): Express => {
   const app = express();
   app.disable("x-powered-by");
   app.get("/healthz", (_request, response) => {
@@ -37,6 +32,12 @@ export const serve = async (
   app.get("/metrics", async (_request, response) => {
     response.type(registry.contentType).send(await registry.metrics());
   });
+  return app;
+};
+
+/** Serves an app until it is closed; what is under way then gets a second. */
+export const serve = async (address: string, app: Express): Promise<HttpServer> => {
+  const { host, port } = parseAddress(address);
   const server: Server = host === undefined ? app.listen(port) : app.listen(port, host);
   await once(server, "listening");
   const bound = server.address();

@@ -111,6 +111,28 @@ test("every optional value arrives where it belongs", async () => {
   expect(JSON.stringify(manifests)).not.toContain("prometheus.io/scrape");
 });
 
+test("monitoring is there when it is asked for, with its labels, its interval and its links", async () => {
+  const kinds = async (values: object) =>
+    (await render(values)).filter(({ kind }) => /Monitor|Rule$|ConfigMap/.test(kind));
+  expect(await kinds({})).toEqual([]);
+  const found = await kinds(all);
+  expect(found.map(({ kind }) => kind)).toEqual([
+    "ConfigMap",
+    "ConfigMap",
+    "ConfigMap",
+    "PrometheusRule",
+    "ServiceMonitor",
+  ]);
+  for (const { kind, metadata } of found)
+    expect((metadata as { labels?: object }).labels, kind).toMatchObject(
+      kind === "ConfigMap" ? all.metrics.dashboards.labels : all.metrics.prometheusOperator.labels,
+    );
+  const [rules, monitor] = found.slice(3);
+  expect(monitor?.spec).toMatchObject({ endpoints: [{ interval: "15s" }] });
+  expect(JSON.stringify(rules?.spec)).toContain("https://wiki.test/runbook#bulkheadcanaryfailing");
+  expect(JSON.stringify(rules?.spec)).not.toContain("RUNBOOK");
+});
+
 test("without uninstall.enabled nothing of the uninstaller is there", async () => {
   const names = (await render({ uninstall: { enabled: false } })).map(({ metadata }) => metadata.name);
   expect(names.filter((name) => name.includes("uninstall"))).toEqual([]);
@@ -141,6 +163,7 @@ describe("values.schema.json refuses, naming the key,", () => {
     ],
     ["a switch as text", { uninstall: { enabled: "no" } }, /uninstall.enabled/],
     ["a timeout of a second", { uninstall: { timeoutSeconds: 1 } }, /uninstall.timeoutSeconds/],
+    ["an interval without a unit", { metrics: { prometheusOperator: { interval: "30" } } }, /interval/],
     ["an annotation switch as number", { metrics: { scrapeAnnotations: 1 } }, /metrics.scrapeAnnotations/],
   ];
   test.each(refused)("%s", async (_title, values, names) => {

@@ -40,6 +40,12 @@ export const all = {
     reporter: { resources: { requests: { cpu: "11m", memory: "65Mi" }, limits: { memory: "257Mi" } } },
     installer: { resources: { requests: { cpu: "21m", memory: "65Mi" }, limits: { memory: "385Mi" } } },
   },
-  metrics: { scrapeAnnotations: false },
+  metrics: {
+    scrapeAnnotations: false,
+    prometheusOperator: { enabled: true, interval: "15s", labels: { release: "prometheus" } },
+    dashboards: { enabled: true, labels: { grafana_dashboard: "yes" } },
+    runbookUrl: "https://wiki.test/runbook",
+  },
+  statusPage: { enabled: false },
   uninstall: { enabled: true, timeoutSeconds: 120 },
 };

@@ -26,7 +26,8 @@ export const startOperator = async (
     [
       ...["--pdeathsig", "KILL", "--", process.execPath],
       ...[join(import.meta.dirname, "../../operator/src/main.ts"), "run", "--kubeconfig", kubeconfig],
-      ...["--namespace", namespace, "--metrics-address", "127.0.0.1:0", "--log-level", "debug", ...flags],
+      ...["--namespace", namespace, "--metrics-address", "127.0.0.1:0"],
+      ...["--page-address", "127.0.0.1:0", "--log-level", "debug", ...flags],
     ],
     { stdio: ["ignore", "pipe", "pipe"] },
   );

@@ -13,6 +13,7 @@ export const debianPrograms = {
   /** Shims of the version that Debian 12 has. */
   "containerd-1.6": { pkg: "containerd", path: "usr/bin/containerd-shim-runc-v2" },
   prometheus: { pkg: "prometheus", path: "usr/bin/prometheus" },
+  promtool: { pkg: "prometheus", path: "usr/bin/promtool" },
 } as const;
 
 /**

@@ -1,4 +1,4 @@
-import { type HandlerKind, handlerKind, type RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
+import { type HandlerKind, handlerKind, type RuntimeProfile } from "../api/runtime-profile.ts";
 
 /** What stands between a pod and its node, in words. */
 const walls: Record<HandlerKind, string> = {
