@@ -14,6 +14,7 @@ import express from "express";
 import { pino } from "pino";
 import { collectDefaultMetrics, Registry } from "prom-client";
 import manifest from "../package.json" with { type: "json" };
+import { check } from "./check.ts";
 import { completion } from "./completion.ts";
 import { createController } from "./controller.ts";
 import { addPage } from "./page/page.ts";
@@ -161,6 +162,33 @@ program
       process.stderr.write(`bulkhead-operator: ${messageOf(error)}\n`);
       // A lease that was lost, or a setting that is wrong: whoever runs this starts it anew.
       process.exit(1);
+    }
+  });
+
+program
+  .command("check")
+  .description(
+    "look whether the cluster serves Bulkhead's resources and an operator works: what helm test runs",
+  )
+  .option("--kubeconfig <file>", "kubeconfig; $KUBECONFIG or the pod's service account when left out")
+  .addOption(
+    new Option("--namespace <name>", "namespace of the operator's Lease")
+      .env("POD_NAMESPACE")
+      .default(ownNamespace()),
+  )
+  .action(async (flags: { kubeconfig?: string; namespace: string }) => {
+    const client = createClient({
+      config: await loadConfig(flags.kubeconfig),
+      userAgent: `bulkhead-operator/${manifest.version}`,
+    });
+    try {
+      const { profiles, holder } = await check(client, { namespace: flags.namespace, name: leaseName });
+      process.stdout.write(`The operator works (${holder}); ${profiles} RuntimeProfiles.\n`);
+    } catch (error) {
+      process.stderr.write(`bulkhead-operator: ${messageOf(error)}\n`);
+      process.exitCode = 1;
+    } finally {
+      await client.close();
     }
   });
 

@@ -83,7 +83,9 @@ test("every optional value arrives where it belongs", async () => {
   for (const pod of [operator, agent, uninstall]) {
     expect(pod.imagePullSecrets).toEqual(all.image.pullSecrets);
     for (const container of pod.containers as { image: string; imagePullPolicy: string }[]) {
-      expect(container.image).toMatch(/^registry\.test:5000\/walls\/(operator|node-agent):1\.2\.3$/);
+      expect(container.image).toMatch(
+        /^registry\.test:5000\/walls\/(operator@sha256:0{64}|node-agent@sha256:1{64})$/,
+      );
       expect(container.imagePullPolicy).toBe("Always");
     }
   }
@@ -91,6 +93,8 @@ test("every optional value arrives where it belongs", async () => {
     nodeSelector: all.operator.nodeSelector,
     tolerations: all.operator.tolerations,
     affinity: all.operator.affinity,
+    priorityClassName: all.operator.priorityClassName,
+    topologySpreadConstraints: all.operator.topologySpreadConstraints,
     containers: [{ resources: all.operator.resources }],
   });
   expect(agent).toMatchObject({
@@ -133,6 +137,45 @@ test("monitoring is there when it is asked for, with its labels, its interval an
   expect(JSON.stringify(rules?.spec)).not.toContain("RUNBOOK");
 });
 
+test("extra labels are on every object and every pod, and never in a selector", async () => {
+  for (const { kind, metadata, spec } of await render(all)) {
+    expect((metadata as { labels?: object }).labels, `${kind}/${metadata.name}`).toMatchObject(
+      all.extraLabels,
+    );
+    const { template, selector } = (spec ?? {}) as { template?: { metadata: object }; selector?: object };
+    if (template) expect(template.metadata, kind).toMatchObject({ labels: all.extraLabels });
+    expect(JSON.stringify(selector ?? {}), kind).not.toContain("team");
+  }
+});
+
+test("two replicas are spread over nodes and drained one at a time; one replica holds up no drain", async () => {
+  const find = async (values: object, kind: string) =>
+    (await render(values)).find((each) => each.kind === kind);
+  const two = { operator: { replicas: 2 } };
+  expect((await find(two, "PodDisruptionBudget"))?.spec).toMatchObject({ maxUnavailable: 1 });
+  expect(JSON.stringify(await find(two, "Deployment"))).toContain('"topologyKey":"kubernetes.io/hostname"');
+  expect(await find({}, "PodDisruptionBudget")).toBeUndefined();
+});
+
+test("a network policy lets in who is named, and nobody to the status page by default", async () => {
+  const policy = async (values: object) =>
+    (await render(values)).find(({ kind }) => kind === "NetworkPolicy")?.spec as
+      | {
+          ingress: { ports: { port: unknown }[]; from?: object[] }[];
+          egress: { ports: { port: unknown }[] }[];
+        }
+      | undefined;
+  expect(await policy({})).toBeUndefined();
+  const open = await policy({ networkPolicy: { enabled: true } });
+  expect(open?.ingress).toEqual([{ ports: [{ protocol: "TCP", port: "metrics" }] }]);
+  const closed = await policy(all);
+  expect(closed?.ingress.map(({ from }) => from)).toEqual([
+    all.networkPolicy.metricsFrom,
+    all.networkPolicy.statusPageFrom,
+  ]);
+  expect(closed?.egress[0]?.ports).toEqual([{ protocol: "TCP", port: 8443 }]);
+});
+
 test("without uninstall.enabled nothing of the uninstaller is there", async () => {
   const names = (await render({ uninstall: { enabled: false } })).map(({ metadata }) => metadata.name);
   expect(names.filter((name) => name.includes("uninstall"))).toEqual([]);
@@ -142,6 +185,8 @@ describe("values.schema.json refuses, naming the key,", () => {
   const refused: [title: string, values: object, names: RegExp][] = [
     ["an unknown key", { agnet: {} }, /agnet/],
     ["an unknown key of a part", { operator: { replica: 2 } }, /operator.*replica/s],
+    ["a digest that is none", { image: { digests: { operator: "latest" } } }, /digests.operator/],
+    ["a port over 65535", { networkPolicy: { apiServerPorts: [70_000] } }, /apiServerPorts/],
     ["three replicas", { operator: { replicas: 3 } }, /operator\/replicas|operator\.replicas/],
     ["a number as text", { operator: { staleAfterSeconds: "180" } }, /staleAfterSeconds/],
     ["too short a time", { operator: { staleAfterSeconds: 5 } }, /staleAfterSeconds/],

@@ -176,12 +176,17 @@ const leader = [
 ];
 const uninstall = ["noderuntimes.bulkhead.dev: list", "runtimeprofiles.bulkhead.dev: list delete"];
 
+/** Of `helm test`; Helm takes them away with it. */
+const tests = ["noderuntimes.bulkhead.dev: list", "runtimeprofiles.bulkhead.dev: list"];
+
 describe("May do, and nothing else:", () => {
   test.each([
     ["bulkhead-node-agent", home, agent],
     ["bulkhead-node-agent", "kube-system", agent],
     ["bulkhead-operator", home, [...operator, ...leader]],
     ["bulkhead-operator", "kube-system", operator],
+    ["bulkhead-test", home, [...tests, "leases.coordination.k8s.io (bulkhead-operator): get"]],
+    ["bulkhead-test", "kube-system", tests],
     ["bulkhead-uninstall", home, uninstall],
     ["bulkhead-uninstall", "kube-system", uninstall],
   ])("%s in %s", async (account, namespace, allowed) => {
@@ -195,6 +200,7 @@ describe("May do, and nothing else:", () => {
     expect(items.map(({ metadata }) => metadata.name).sort()).toEqual([
       "bulkhead-node-agent",
       "bulkhead-operator",
+      "bulkhead-test",
       "bulkhead-uninstall",
       "nobody",
     ]);

@@ -9,9 +9,17 @@ export const all = {
     repository: "walls",
     tag: "1.2.3",
     pullPolicy: "Always",
+    digests: { operator: `sha256:${"0".repeat(64)}`, nodeAgent: `sha256:${"1".repeat(64)}` },
     pullSecrets: [{ name: "pull" }],
   },
   artifacts: { registry: "registry.test:5000/mirror" },
+  extraLabels: { team: "walls" },
+  networkPolicy: {
+    enabled: true,
+    metricsFrom: [{ namespaceSelector: { matchLabels: { name: "monitoring" } } }],
+    statusPageFrom: [{ podSelector: { matchLabels: { app: "ingress" } } }],
+    apiServerPorts: [8443],
+  },
   apiServer: { host: "api.test", port: 6443 },
   operator: {
     replicas: 2,
@@ -20,6 +28,15 @@ export const all = {
     resources: { requests: { cpu: "60m", memory: "97Mi" }, limits: { memory: "385Mi", cpu: 1 } },
     nodeSelector: { "kubernetes.io/os": "linux", role: "infra" },
     tolerations: [{ key: "role", operator: "Equal", value: "infra", effect: "NoSchedule" }],
+    priorityClassName: "system-cluster-critical",
+    topologySpreadConstraints: [
+      {
+        maxSkew: 1,
+        topologyKey: "zone",
+        whenUnsatisfiable: "DoNotSchedule",
+        labelSelector: { matchLabels: {} },
+      },
+    ],
     affinity: {
       podAntiAffinity: {
         requiredDuringSchedulingIgnoredDuringExecution: [

@@ -8,6 +8,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- with .Values.extraLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "bulkhead.selector" -}}
@@ -17,6 +20,14 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "bulkhead.tag" -}}
 {{- .Values.image.tag | default .Chart.AppVersion -}}
+{{- end }}
+
+{{- /* The image of a component: (list $ "operator"). A digest says more than a tag, which may move. */ -}}
+{{- define "bulkhead.image" -}}
+{{- $values := (index . 0).Values.image -}}
+{{- $name := index . 1 -}}
+{{- $digest := get $values.digests (eq $name "operator" | ternary "operator" "nodeAgent") -}}
+{{ $values.registry }}/{{ $values.repository }}/{{ $name }}{{ with $digest }}@{{ . }}{{ else }}:{{ include "bulkhead.tag" (index $ 0) }}{{ end }}
 {{- end }}
 
 {{- define "bulkhead.apiServer" -}}
