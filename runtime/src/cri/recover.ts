@@ -9,6 +9,7 @@ import { forgetRestore } from "./container/restore.ts";
 import { containerDir, containerRef, now, podDir, type Runtime, sandboxRef } from "./runtime.ts";
 
 const perPod = 30_000;
+const SIGKILL = 9;
 
 /**
  * Makes memory true again after a start: handlers say what became of each pod and container, exits that happened
@@ -74,6 +75,14 @@ const recoverPod = async (runtime: Runtime, pod: Pod): Promise<void> => {
           break;
       }
     }
+    // The runtime may have ended between noting that a start failed and killing what waited to be started.
+    for (const container of containers.list())
+      if (container.podId === pod.id && container.state === "exited" && container.reason === "StartError")
+        await handler
+          .kill(containerRef(runtime, pod, container), SIGKILL, true, AbortSignal.timeout(perPod))
+          .catch((err) =>
+            log.warn({ container: container.id, err }, "remains of a start could not be killed"),
+          );
     if (!found.sandboxAlive)
       pods.learn(pod.id, (each) => lost(each, "what held the pod ended while the runtime was away"));
   } catch (error) {
