@@ -1,11 +1,11 @@
 import { existsSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, readFile, readlink, rm, rmdir, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Gvisor } from "../../node-agent/src/installer/gvisor.ts";
 import { sandboxMetrics } from "../../runtime/src/sandbox-metrics.ts";
-import { cgroupDirs } from "../cluster/mounts.ts";
+import { removeCgroups } from "../cluster/mounts.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
 import { inCache } from "../tools/cache.ts";
@@ -35,7 +35,7 @@ beforeAll(async () => {
 afterAll(async () => {
   await daemon?.[Symbol.asyncDispose]();
   await registry?.stop();
-  for (const dir of await cgroupDirs(cgroups)) await rmdir(dir).catch(() => {});
+  await removeCgroups(cgroups);
   await rm(scratch, { recursive: true, force: true });
 });
 
