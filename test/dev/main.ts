@@ -272,6 +272,11 @@ for (const [name, file, description] of [
     "soak/main.ts",
     "10,000 containers in one life of the daemon, memory and descriptors flat: [--containers N]",
   ],
+  [
+    "scale",
+    "scale/main.ts",
+    "the real API server and operator with thousands of nodes whose agents are a fake: [--nodes N] [--profiles N] [--output F]",
+  ],
 ] as const)
   passing(name, description).action(async (args: string[]) => {
     await prepare("bench");

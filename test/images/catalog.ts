@@ -157,9 +157,8 @@ const architecture = process.arch === "x64" ? "amd64" : process.arch;
  */
 export const catalog: readonly ImageSpec[] = [
   { names: ["bulkhead/test:1"], layers: ["busybox", "marker:bulkhead"], config: { Cmd: ["sh"] } },
-  { names: ["bulkhead/no-command:1"], layers: ["busybox"] },
-  // The node agent's canary, where no bundle brings it.
-  { names: ["canary:1"], layers: ["busybox"] },
+  // The second is the node agent's canary, where no bundle brings it.
+  { names: ["bulkhead/no-command:1", "canary:1"], layers: ["busybox"] },
   {
     names: ["pause:3.10", "pause:3.9", "pause:latest"],
     layers: ["pause"],
