@@ -433,7 +433,8 @@ async function main(): Promise<void> {
       const walls = await layerOf("walls", {
         "bundle/bin/conmon": { from: conmon, mode: 0o755, elf },
         "bundle/bin/runc": { from: own("runc"), mode: 0o755 },
-        "bundle/bin/crun": { from: crun, mode: 0o755, elf },
+        // It goes on as a sealed copy of itself in memory, which has no directory to look beside.
+        "bundle/bin/crun": { from: crun, mode: 0o755, elf: { rpath: `${home}/lib` } },
         "bundle/bin/runsc": { from: own("runsc"), mode: 0o755 },
         "bundle/bin/containerd-shim-runsc-v1": { from: own("containerd-shim-runsc-v1"), mode: 0o755 },
         ...(await canaryOf(busybox)),
