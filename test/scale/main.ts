@@ -58,7 +58,10 @@ const until = async (what: string, holds: () => boolean): Promise<number> => {
   const deadline = Date.now() + phaseMs;
   while (!holds()) {
     if (operator.exitCode !== null)
-      throw new RuntimeError("unavailable", `Cannot go on with ${what}: the operator ended with ${operator.exitCode}`);
+      throw new RuntimeError(
+        "unavailable",
+        `Cannot go on with ${what}: the operator ended with ${operator.exitCode}`,
+      );
     if (Date.now() > deadline)
       throw new RuntimeError("deadline-exceeded", `not within ${values.minutes} minutes: ${what}`);
     await sleep(100);
