@@ -6,7 +6,7 @@ import { age } from "@bulkhead/lib/view/age.ts";
 import { conditionOf } from "@bulkhead/lib/view/profile.ts";
 import type { Seen } from "./cluster.ts";
 import { harmless, type Paint } from "./table.ts";
-import { provenOn } from "./tenants.ts";
+import { proofsOf } from "./tenants.ts";
 
 /** `kubectl bulkhead doctor`: what is wrong on this cluster or node, and how to mend it. */
 
@@ -165,6 +165,7 @@ const ofClasses = ({ runtimeClasses, profiles }: Examined): Finding[] => {
 /** Pods that want a wall and do not have it: at most ten are named. */
 const ofPods = (seen: Examined): Finding[] => {
   const profiles = new Map(seen.profiles.map((profile) => [runtimeClassName(profile), profile]));
+  const isProven = proofsOf(seen);
   const found = seen.pods.flatMap((pod): Finding[] => {
     const profile = profiles.get(pod.spec?.runtimeClassName ?? "");
     const { phase } = pod.status ?? {};
@@ -182,7 +183,7 @@ const ofPods = (seen: Examined): Finding[] => {
           mend: `kubectl bulkhead status ${profile.metadata.name}: pods go only where its canary passed`,
         },
       ];
-    if (nodeName && phase === "Running" && !provenOn(seen, nodeName, profile.metadata.name))
+    if (nodeName && phase === "Running" && !isProven(nodeName, profile.metadata.name))
       return [
         {
           severity: "error",

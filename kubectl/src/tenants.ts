@@ -18,20 +18,8 @@ export type TenantView = {
 
 const lives = (pod: Pod): boolean => pod.status?.phase !== "Succeeded" && pod.status?.phase !== "Failed";
 
-/** Whether the wall of `profile` was last seen standing on the node. */
-export const provenOn = (
-  seen: Pick<Seen, "nodeRuntimes">,
-  node: string | undefined,
-  profile: string,
-): boolean => {
-  const runtime = seen.nodeRuntimes.find((each) => each.metadata.name === node);
-  return runtime?.status?.profiles?.find((each) => each.name === profile)?.canary?.passed === true;
-};
-
-export const tenantsView = (seen: Pick<Seen, "profiles" | "pods" | "nodeRuntimes">): TenantView[] => {
-  const byClass = new Map<string, RuntimeProfile>(
-    seen.profiles.map((profile) => [runtimeClassName(profile), profile]),
-  );
+/** Where walls were last seen standing: asked of a node and a profile. */
+export const proofsOf = (seen: Pick<Seen, "nodeRuntimes">): ((node: string, profile: string) => boolean) => {
   const proven = new Set(
     seen.nodeRuntimes.flatMap((runtime) =>
       (runtime.status?.profiles ?? [])
@@ -39,6 +27,14 @@ export const tenantsView = (seen: Pick<Seen, "profiles" | "pods" | "nodeRuntimes
         .map((each) => `${runtime.metadata.name}/${each.name}`),
     ),
   );
+  return (node, profile) => proven.has(`${node}/${profile}`);
+};
+
+export const tenantsView = (seen: Pick<Seen, "profiles" | "pods" | "nodeRuntimes">): TenantView[] => {
+  const byClass = new Map<string, RuntimeProfile>(
+    seen.profiles.map((profile) => [runtimeClassName(profile), profile]),
+  );
+  const isProven = proofsOf(seen);
   const views = new Map<string, TenantView>();
   for (const pod of seen.pods) {
     if (!lives(pod)) continue;
@@ -56,7 +52,7 @@ export const tenantsView = (seen: Pick<Seen, "profiles" | "pods" | "nodeRuntimes
     };
     view.pods += 1;
     const { nodeName } = pod.spec ?? {};
-    if (profile && nodeName && !proven.has(`${nodeName}/${profile.metadata.name}`)) view.unproven += 1;
+    if (profile && nodeName && !isProven(nodeName, profile.metadata.name)) view.unproven += 1;
     views.set(key, view);
   }
   return [...views.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, view]) => view);
