@@ -3,7 +3,6 @@ import { generateKeyPairSync, randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { closeSync, openSync } from "node:fs";
 import { mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -13,6 +12,7 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { dump } from "js-yaml";
 import { tool } from "../tools/cache.ts";
 import { debianProgram, debianPrograms } from "../tools/debian.ts";
+import { freePort } from "../tools/free-port.ts";
 
 /** A real kube-apiserver on a real etcd, both on loopback in a directory of their own, without any controller. */
 export type ApiServer = AsyncDisposable & {
@@ -24,16 +24,6 @@ export type ApiServer = AsyncDisposable & {
   /** Stops the API server, leaving etcd and what it holds; `start` brings it back on the same port. */
   stop(): Promise<void>;
   start(): Promise<void>;
-};
-
-const freePort = async (): Promise<number> => {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === "string")
-    throw new RuntimeError("internal", "Cannot find a free port");
-  return address.port;
 };
 
 /** Runs a program whose output goes to a file; it dies with this process. */

@@ -1,10 +1,10 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { mkdir, open, readFile, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { debianProgram, debianPrograms } from "../tools/debian.ts";
+import { freePort } from "../tools/free-port.ts";
 
 export type RegistryOptions = {
   /** Folder for its configuration, log and content. What is in it already is served again. */
@@ -82,16 +82,6 @@ export const startRegistry = async (options: RegistryOptions): Promise<RunningRe
   }
   return { url, host, pid: child.pid ?? 0, stop, [Symbol.asyncDispose]: stop };
 };
-
-const freePort = (host: string): Promise<number> =>
-  new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once("error", reject);
-    server.listen(0, host, () => {
-      const address = server.address();
-      server.close(() => resolve(typeof address === "object" && address !== null ? address.port : 0));
-    });
-  });
 
 const ended = async (child: ChildProcess): Promise<void> => {
   if (child.exitCode !== null || child.signalCode !== null) return;

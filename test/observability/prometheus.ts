@@ -1,7 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { copyFile, mkdtemp, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { dump } from "js-yaml";
@@ -10,6 +9,7 @@ import { pki } from "../cluster/certificates.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import { apiUrl } from "../cluster/plan.ts";
 import { debianProgram, debianPrograms } from "../tools/debian.ts";
+import { freePort } from "../tools/free-port.ts";
 import { rulesFile } from "./panels.ts";
 
 export type Sample = { metric: Record<string, string>; value: [number, string] };
@@ -18,15 +18,6 @@ export type Sample = { metric: Record<string, string>; value: [number, string] }
 export type Prometheus = AsyncDisposable & {
   query(expr: string): Promise<Sample[]>;
   get<T>(path: string): Promise<T>;
-};
-
-const freePort = async (): Promise<number> => {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === "string") throw new Error("Cannot find a free port");
-  return address.port;
 };
 
 type Service = {
