@@ -3,25 +3,14 @@ import { join } from "node:path";
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import type { Logger } from "pino";
 import { z } from "zod";
-import type { BundleCheck, Manifest } from "../installer/bundle.ts";
-import type { HostFacts } from "../installer/facts.ts";
+import { executorsOf, type Installer } from "../installer/context.ts";
 import { checkOf, nodeHandler, programsOf, versionDirectory } from "../installer/files.ts";
-import type { Platform } from "../installer/gvisor.ts";
-import type { Host } from "../installer/host.ts";
-import type { Ownership, RecordFile } from "../installer/ownership.ts";
+import type { RecordFile } from "../installer/ownership.ts";
 import type { Step } from "../installer/plan.ts";
-import {
-  type Canary,
-  kubeletRetryDelay,
-  type ProfileEvent,
-  type ProfileState,
-  retryDelay,
-  secondsOf,
-} from "../installer/state.ts";
-import { execute, executors } from "../installer/steps.ts";
-import type { Elsewhere } from "../probe/canary.ts";
+import { ProbeError, prove } from "../installer/prove.ts";
+import { type Canary, kubeletRetryDelay, retryDelay, secondsOf } from "../installer/state.ts";
+import { execute } from "../installer/steps.ts";
 import { adapters } from "./adapters.ts";
 import { findEngine } from "./detect.ts";
 import type { Engine, EngineHandler } from "./engine.ts";
@@ -36,30 +25,6 @@ import { planChange } from "./plan.ts";
  * not at all when no byte of its files changes.
  */
 
-export type NodeEngineOptions = {
-  host: Host;
-  hostFacts: HostFacts;
-  ownership: Ownership;
-  bundle: string;
-  manifest: Manifest;
-  check: BundleCheck;
-  log: Logger;
-  note(reason: string, message: string, type?: "Normal" | "Warning", profile?: string): void;
-  condition(type: string, holds: boolean, reason: string, message: string): void;
-  state(name: string): ProfileState | undefined;
-  apply(name: string, event: ProfileEvent): void;
-  fail(name: string, reason: string, message: string, canary?: Canary, serving?: boolean): void;
-  /** gVisor's platform here, tried with the program that is in place; `trouble`: why there is none. */
-  platform(
-    profile: DesiredProfile,
-    due: boolean,
-    signal: AbortSignal,
-  ): Promise<{ platform: Platform; trouble?: string }>;
-  /** Runs the profile's canary on the engine behind `socket`; throws what carries `canary` when it fails. */
-  probe(profile: DesiredProfile, at: { socket: string } & Elsewhere, signal: AbortSignal): Promise<Canary>;
-  ready(profile: DesiredProfile, canary: Canary): void;
-};
-
 /** One profile in this pass: what it would be told, and what served well before. */
 type Attempt = {
   profile: DesiredProfile;
@@ -69,7 +34,7 @@ type Attempt = {
 };
 
 export class NodeEngine {
-  readonly #options: NodeEngineOptions;
+  readonly #installer: Installer;
   /** When each profile is tried or probed next, in performance.now() milliseconds. */
   readonly #due = new Map<string, number>();
   #failures = 0;
@@ -81,8 +46,8 @@ export class NodeEngine {
   /** What the engine calls the canary's image since it pulled it. */
   #image: string | undefined;
 
-  constructor(options: NodeEngineOptions) {
-    this.#options = options;
+  constructor(installer: Installer) {
+    this.#installer = installer;
   }
 
   /** Something is wanted anew: no wait of an earlier failure holds it up. */
@@ -98,7 +63,7 @@ export class NodeEngine {
 
   /** Brings the engine behind `socket` to serve these profiles and none else of ours. Throws only when cancelled. */
   async converge(profiles: DesiredProfile[], socket: string | undefined, signal: AbortSignal): Promise<void> {
-    const { condition } = this.#options;
+    const { ledger } = this.#installer;
     const now = performance.now();
     for (const name of this.#due.keys())
       if (!profiles.some((profile) => profile.name === name)) this.#due.delete(name);
@@ -112,7 +77,7 @@ export class NodeEngine {
         );
       }
       engine = await this.#find(socket, signal);
-      if (engine.kind !== this.#options.ownership.record.engine?.kind) await this.#refuseOther(engine);
+      if (engine.kind !== this.#installer.ownership.record.engine?.kind) await this.#refuseOther(engine);
     } catch (error) {
       this.#engineFailed(profiles, "EngineNotFound", error, signal);
       return;
@@ -123,7 +88,7 @@ export class NodeEngine {
       if (attempt !== undefined) attempts.push(attempt);
     }
     try {
-      const { record } = this.#options.ownership;
+      const { record } = this.#installer.ownership;
       const fresh = attempts.some(({ handler, good }) => !same(handler, good?.handler));
       const gone = Object.keys(record.profiles).length < attempts.length;
       await this.#tell(
@@ -135,7 +100,7 @@ export class NodeEngine {
       this.#failures = 0;
       this.#retryAt = 0;
       const what = `${engine.unit} (${engine.kind} ${engine.version}) has the handlers`;
-      if (profiles.length > 0) condition("EngineConfigured", true, "Serving", what);
+      if (profiles.length > 0) ledger.condition("EngineConfigured", true, "Serving", what);
     } catch (error) {
       // It runs as before: what served goes on to be proven.
       this.#engineFailed([], "EngineFailed", error, signal);
@@ -150,7 +115,7 @@ export class NodeEngine {
       attempts
         .filter(({ profile }) => performance.now() >= (this.#due.get(profile.name) ?? 0))
         .map(async (attempt) => {
-          this.#options.apply(attempt.profile.name, { on: "verifying" });
+          ledger.apply(attempt.profile.name, { on: "verifying" });
           try {
             await this.#passed(attempt, await this.#probe(engine, attempt.profile, signal));
           } catch (error) {
@@ -169,13 +134,13 @@ export class NodeEngine {
   }
 
   #find(socket: string, signal: AbortSignal): Promise<Engine> {
-    const { host, ownership } = this.#options;
+    const { host, ownership } = this.#installer;
     return findEngine(host, socket, ownership.record.engine, signal);
   }
 
   /** What was told to another kind of engine cannot be taken back from this one's files. */
   async #refuseOther(engine: Engine): Promise<void> {
-    const { engine: record } = this.#options.ownership.record;
+    const { engine: record } = this.#installer.ownership.record;
     if (record === undefined) return;
     throw new RuntimeError(
       "failed-precondition",
@@ -185,7 +150,7 @@ export class NodeEngine {
 
   /** The handlers that the engine is to have: of each profile the one that is tried, or the one that served well. */
   #handlers(profiles: DesiredProfile[], attempts: Attempt[]): EngineHandler[] {
-    const { record } = this.#options.ownership;
+    const { record } = this.#installer.ownership;
     return profiles.flatMap(({ name }) => {
       const tried = attempts.find(({ profile }) => profile.name === name)?.handler;
       const handler = tried ?? record.profiles[name]?.handler;
@@ -195,26 +160,26 @@ export class NodeEngine {
 
   /** A profile's programs and files in place. Undefined where it failed, or failed before and is not due. */
   async #prepare(profile: DesiredProfile, signal: AbortSignal): Promise<Attempt | undefined> {
-    const { manifest, host, hostFacts, check, ownership, state, apply, log } = this.#options;
+    const { manifest, host, check, ownership, ledger, walls, log } = this.#installer;
     const { name } = profile;
     const good = ownership.record.profiles[name];
-    const before = state(name);
+    const before = ledger.states.get(name);
     const due = performance.now() >= (this.#due.get(name) ?? 0);
     const settled = before?.phase === "Failed" || before?.phase === "RolledBack";
     let files: Record<string, string> = {};
     try {
-      const run = this.#run(name);
+      const run = executorsOf(this.#installer, name);
       const programs = programsOf(profile);
       const drifted = await check.drifted(manifest, host.at(versionDirectory(manifest.version)), signal);
       const missing = drifted.filter((file) => programs.includes(file));
       if (missing.length > 0) {
         if (settled && !due) return undefined;
-        apply(name, { on: "installing" });
+        ledger.apply(name, { on: "installing" });
         await execute([{ do: "stage", version: manifest.version, files: missing }], run, signal, log);
         // What was put back is proven again.
         this.#due.delete(name);
       }
-      const { platform, trouble } = await this.#options.platform(profile, due, signal);
+      const { platform, trouble } = await walls.platformOf(profile, due, signal);
       const told = nodeHandler(profile, manifest.version, platform);
       files = told.files;
       const attempt: Attempt = { profile, ...told, good };
@@ -223,13 +188,16 @@ export class NodeEngine {
       const fresh = good?.revision !== profile.revision || !same(good.handler, attempt.handler);
       const steps: Step[] = [];
       if (fresh || missing.length > 0)
-        steps.push({ do: "check-program", argv: checkOf(profile, manifest.version, platform, hostFacts.vm) });
+        steps.push({
+          do: "check-program",
+          argv: checkOf(profile, manifest.version, platform, walls.nodeOf(profile)),
+        });
       for (const [path, body] of Object.entries(files)) {
         const today = await readFile(host.at(path), "utf8").catch(() => undefined);
         if (today !== body) steps.push({ do: "write", path, body });
       }
       if (steps.length > 0) {
-        apply(name, { on: "installing" });
+        ledger.apply(name, { on: "installing" });
         this.#due.delete(name);
       }
       await execute(steps, run, signal, log);
@@ -246,7 +214,7 @@ export class NodeEngine {
    * are the handlers that it had, so that what differs somebody else changed.
    */
   async #tell(engine: Engine, handlers: EngineHandler[], kept: boolean, signal: AbortSignal): Promise<void> {
-    const { ownership, log, note } = this.#options;
+    const { ownership, log, ledger } = this.#installer;
     const { record } = ownership;
     const change = adapters[engine.kind].plan(engine, handlers, record.engine);
     const unread =
@@ -261,7 +229,7 @@ export class NodeEngine {
         step.do === "write" || step.do === "edit" ? [step.path] : [],
       );
       if (changed.length > 0)
-        note(
+        ledger.note(
           "Drifted",
           `The engine's files were changed and get the handlers again: ${changed.join(", ")}`,
           "Warning",
@@ -273,7 +241,7 @@ export class NodeEngine {
         `Cannot restart ${engine.unit}: its KillMode is ${engine.killMode}, which would end its containers; set KillMode=process`,
       );
     }
-    const run = this.#run();
+    const run = executorsOf(this.#installer);
     let read = false;
     try {
       await execute(plan.files, run, signal, log);
@@ -290,14 +258,14 @@ export class NodeEngine {
         outcome = `putting its former configuration back failed too: ${messageOf(failure)}`;
       }
       const message = `Telling ${engine.unit} failed: ${messageOf(error)}; ${outcome}`;
-      note("RolledBack", message, "Warning");
+      ledger.note("RolledBack", message, "Warning");
       throw new RuntimeError("failed-precondition", message, { cause: error });
     }
   }
 
   /** The engine was started before its files last got what they say: an installer ended between the two. */
   async #unread(engine: Engine): Promise<boolean> {
-    const { ownership, host } = this.#options;
+    const { ownership, host } = this.#installer;
     const { engine: record } = ownership.record;
     const files = [...(record?.own ?? []), ...(record?.edited ?? []).map(({ path }) => path)];
     for (const path of files) {
@@ -308,29 +276,25 @@ export class NodeEngine {
   }
 
   async #probe(engine: Engine, profile: DesiredProfile, signal: AbortSignal): Promise<Canary> {
-    const { host, bundle, probe } = this.#options;
+    const { host, bundle } = this.#installer;
     const layout = join(bundle, "canary");
     const { manifest, config } = await canaryDigests(layout);
-    return probe(
-      profile,
-      {
-        socket: engine.socket,
-        id: this.#image ?? config,
-        pull: async (cri, each) => {
-          await using registry = await host.serveLayout(layout, each);
-          const image = `127.0.0.1:${registry.port}/bulkhead/canary@${manifest}`;
-          const { imageRef } = await cri.image.pullImage({ image: { image } }, each);
-          this.#image = imageRef;
-          return imageRef;
-        },
+    return prove(this.#installer, profile, signal, {
+      socket: engine.socket,
+      id: this.#image ?? config,
+      pull: async (cri, each) => {
+        await using registry = await host.serveLayout(layout, each);
+        const image = `127.0.0.1:${registry.port}/bulkhead/canary@${manifest}`;
+        const { imageRef } = await cri.image.pullImage({ image: { image } }, each);
+        this.#image = imageRef;
+        return imageRef;
       },
-      signal,
-    );
+    });
   }
 
   /** The last profile gone, the canary's image goes too. An engine that keeps it loses some megabytes to its own cleaning. */
   async #forgetImage({ socket }: Engine, signal: AbortSignal): Promise<void> {
-    const { host, bundle, log } = this.#options;
+    const { host, bundle, log } = this.#installer;
     try {
       using cri = connectCri(host.at(host.real(socket)));
       const image = this.#image ?? (await canaryDigests(join(bundle, "canary"))).config;
@@ -344,14 +308,16 @@ export class NodeEngine {
   }
 
   async #passed({ profile, files, handler, good }: Attempt, canary: Canary): Promise<void> {
-    const { ownership, ready } = this.#options;
+    const { ownership, ledger } = this.#installer;
     const { name, revision } = profile;
     await ownership.update({
       profiles: { ...ownership.record.profiles, [name]: { revision, files, handler } },
     });
     for (const path of Object.keys(good?.files ?? {})) if (!(path in files)) await ownership.restore(path);
     this.#due.set(name, performance.now() + secondsOf(profile.probe.interval) * 1000);
-    ready(profile, canary);
+    ledger.sample(name, canary);
+    ledger.ready(name, revision, canary);
+    ledger.publish();
   }
 
   /** Writes a failure down. True when the engine has to be told again: the handler that was tried goes. */
@@ -360,35 +326,35 @@ export class NodeEngine {
     error: unknown,
     signal: AbortSignal,
   ): Promise<boolean> {
-    const { fail, apply, note, state, log } = this.#options;
+    const { ledger, log } = this.#installer;
     const { name, revision } = profile;
-    const canary = error instanceof Error && "canary" in error ? (error.canary as Canary) : undefined;
+    const canary = error instanceof ProbeError ? error.canary : undefined;
     const reason = canary === undefined ? "InstallFailed" : "CanaryFailed";
     const message = messageOf(error);
     const served = good?.revision === revision;
     if (served) {
       // It served well before: pods of it run. The handler stays, and the next canary decides.
-      fail(name, reason, message, canary, true);
+      ledger.fail(name, reason, message, canary, true);
     } else {
       const back = Object.keys(files).map((path): Step => {
         const body = good?.files[path];
         return body === undefined ? { do: "restore", path } : { do: "write", path, body };
       });
-      await execute(back, this.#run(name), AbortSignal.timeout(60_000), log).catch((failure: unknown) =>
-        log.warn({ err: messageOf(failure) }, "cannot put a profile's files back"),
+      await execute(back, executorsOf(this.#installer, name), AbortSignal.timeout(60_000), log).catch(
+        (failure: unknown) => log.warn({ err: messageOf(failure) }, "cannot put a profile's files back"),
       );
       signal.throwIfAborted();
       if (good?.handler === undefined) {
-        fail(name, reason, message, canary);
+        ledger.fail(name, reason, message, canary);
       } else {
-        apply(name, {
+        ledger.apply(name, {
           on: "rolled-back",
           good: good.revision,
           reason,
           message,
           ...(canary === undefined ? {} : { canary }),
         });
-        note(
+        ledger.note(
           "RolledBack",
           `Revision ${revision} failed and ${good.revision} serves again: ${message}`,
           "Warning",
@@ -396,7 +362,7 @@ export class NodeEngine {
         );
       }
     }
-    const after = state(name);
+    const after = ledger.states.get(name);
     const failures = after !== undefined && "failures" in after ? after.failures : 1;
     // A canary needs the engine restarted before it and, when it fails, after it: such a try comes less often.
     const delay = canary !== undefined && this.#restarts ? kubeletRetryDelay : retryDelay;
@@ -406,25 +372,14 @@ export class NodeEngine {
 
   #engineFailed(profiles: DesiredProfile[], reason: string, error: unknown, signal: AbortSignal): void {
     signal.throwIfAborted();
+    const { ledger, ownership } = this.#installer;
     const message = messageOf(error);
     this.#failures++;
     this.#retryAt = performance.now() + retryDelay(this.#failures);
-    this.#options.condition("EngineConfigured", false, reason, message);
-    const { record } = this.#options.ownership;
+    ledger.condition("EngineConfigured", false, reason, message);
+    const { record } = ownership;
     for (const { name, revision } of profiles)
-      this.#options.fail(name, reason, message, undefined, record.profiles[name]?.revision === revision);
-  }
-
-  #run(profile?: string): ReturnType<typeof executors> {
-    const { host, ownership, bundle, manifest, log, note } = this.#options;
-    return executors({
-      host,
-      ownership,
-      bundle,
-      manifest,
-      log,
-      note: (reason, message, type) => note(reason, message, type, profile),
-    });
+      ledger.fail(name, reason, message, undefined, record.profiles[name]?.revision === revision);
   }
 }
 

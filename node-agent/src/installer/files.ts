@@ -106,7 +106,7 @@ export const runtimeConfig = (version: string, former: string): string =>
 export type Supplies = { has(path: string): boolean; vm?: VmFacts | undefined; shim?: string | undefined };
 
 /** What a profile's files say of the node: what its guests may have, and where the profile's shim stands. */
-type NodeOfProfile = NodeOfVm & { shim?: string | undefined };
+export type NodeOfProfile = NodeOfVm & { shim?: string | undefined };
 
 /** What of a profile the node's own engine cannot be told, or undefined. */
 function needsOurs({ handler, artifact }: DesiredProfile): string | undefined {

@@ -1,0 +1,51 @@
+import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import type { Logger } from "pino";
+import type { BundleCheck, Manifest } from "./bundle.ts";
+import { gatherFacts, type HostFacts } from "./facts.ts";
+import { handlerFile } from "./files.ts";
+import type { Host } from "./host.ts";
+import type { Ledger } from "./ledger.ts";
+import type { InstallerMetrics } from "./metrics.ts";
+import type { Ownership } from "./ownership.ts";
+import type { Facts } from "./plan.ts";
+import { type Executors, executors } from "./steps.ts";
+import type { Walls } from "./walls.ts";
+
+/** What every part of the installer works with. */
+export type Installer = {
+  host: Host;
+  hostFacts: HostFacts;
+  ownership: Ownership;
+  /** The bundle's directory in our own image. */
+  bundle: string;
+  manifest: Manifest;
+  check: BundleCheck;
+  metrics: InstallerMetrics;
+  log: Logger;
+  ledger: Ledger;
+  walls: Walls;
+};
+
+/** How steps are done; what happens in them is told of the profile, or of the node. */
+export const executorsOf = (
+  { host, ownership, bundle, manifest, log, ledger }: Installer,
+  profile?: string,
+): Executors =>
+  executors({
+    host,
+    ownership,
+    bundle,
+    manifest,
+    log,
+    note: (reason, message, type) => ledger.note(reason, message, type, profile),
+  });
+
+/** The node as it is, with the files of these profiles and of those that were installed. */
+export const factsOf = (
+  { host, ownership, manifest, check }: Installer,
+  profiles: readonly DesiredProfile[],
+  signal: AbortSignal,
+): Promise<Facts> => {
+  const names = [...profiles.map(({ name }) => name), ...Object.keys(ownership.record.profiles)];
+  return gatherFacts(host, ownership, { manifest, check }, names.map(handlerFile), signal);
+};

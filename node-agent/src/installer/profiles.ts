@@ -1,0 +1,179 @@
+import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { Artifacts } from "./artifact/artifacts.ts";
+import { hasArtifact } from "./artifact/gate.ts";
+import { executorsOf, factsOf, type Installer } from "./context.ts";
+import { checkOf, profileFiles, programsOf } from "./files.ts";
+import { type Facts, isFronted, type ProfilePlan, planProfile, planProfileRollback } from "./plan.ts";
+import { ProbeError, prove } from "./prove.ts";
+import { type Canary, retryDelay, secondsOf } from "./state.ts";
+import { type Executors, execute } from "./steps.ts";
+
+/**
+ * The profiles that our own runtime serves: each one's handler loaded and proven, or its last good one put back.
+ * Handlers are loaded in turn; canaries run side by side, so that one that fails slowly holds no other profile up; and
+ * each verdict is written down alone.
+ */
+
+/** One try at a profile: what is put in place, what was there, what served before, and why it could not be loaded. */
+type Attempt = {
+  profile: DesiredProfile;
+  plan: ProfilePlan;
+  facts: Facts;
+  run: Executors;
+  known: { revision: string; files: Record<string, string> } | undefined;
+  failure?: { error: unknown };
+};
+
+export class Profiles {
+  readonly #installer: Installer;
+  readonly #artifacts: Artifacts;
+  /** When each profile is to be tried or probed next, in performance.now() milliseconds. */
+  readonly #due = new Map<string, number>();
+
+  constructor(installer: Installer, artifacts: Artifacts) {
+    this.#installer = installer;
+    this.#artifacts = artifacts;
+  }
+
+  /** Something is wanted anew: no wait of an earlier failure holds it up. */
+  hurry(): void {
+    this.#due.clear();
+  }
+
+  /** When a pass is due next. */
+  due(): number[] {
+    return [...this.#due.values()];
+  }
+
+  /** A profile is gone. */
+  forget(name: string): void {
+    this.#due.delete(name);
+  }
+
+  /** A profile waits for its pods: another look soon. */
+  lookAgain(name: string): void {
+    this.#due.set(name, performance.now() + 2000);
+  }
+
+  /** Brings our runtime, which serves, to serve these profiles. Throws only when cancelled. */
+  async serve(wanted: DesiredProfile[], signal: AbortSignal): Promise<void> {
+    const attempts: Attempt[] = [];
+    for (const profile of wanted) {
+      const attempt = await this.#load(profile, signal);
+      if (attempt !== undefined) attempts.push(attempt);
+    }
+    let turn = Promise.resolve();
+    const judge = async (attempt: Attempt): Promise<void> => {
+      const { profile, failure } = attempt;
+      const canary =
+        failure ?? (await prove(this.#installer, profile, signal).catch((error: unknown) => ({ error })));
+      turn = turn.then(async () => {
+        signal.throwIfAborted();
+        if ("error" in canary) await this.#failed(attempt, canary.error);
+        else await this.#passed(attempt, canary).catch((error: unknown) => this.#failed(attempt, error));
+      });
+      await turn;
+    };
+    await Promise.all(attempts.map(judge));
+  }
+
+  /** Puts a profile's handler in place. Undefined where nothing is to be done or proven now. */
+  async #load(profile: DesiredProfile, signal: AbortSignal): Promise<Attempt | undefined> {
+    const { name } = profile;
+    const { log, ownership, ledger } = this.#installer;
+    if (!hasArtifact(this.#installer, this.#artifacts, profile, () => this.#due.delete(name)))
+      return undefined;
+    const run = executorsOf(this.#installer, name);
+    const due = performance.now() >= (this.#due.get(name) ?? 0);
+    const plan = await this.#plan(profile, due, signal);
+    const facts = await factsOf(this.#installer, [profile], signal);
+    const steps = planProfile(facts, plan);
+    const state = ledger.states.get(name);
+    const settled = state?.phase === "Failed" || state?.phase === "RolledBack";
+    if (!due && (settled || steps.length === 0)) return undefined;
+    const known = ownership.record.profiles[name];
+    const attempt: Attempt = { profile, plan, facts, run, known };
+    try {
+      if (plan.trouble !== undefined) throw new RuntimeError("failed-precondition", plan.trouble);
+      if (steps.length > 0) {
+        ledger.apply(name, { on: "installing" });
+        const changed = Object.entries(known?.files ?? {}).filter(
+          ([path, body]) => facts.files.get(path) !== body,
+        );
+        if (known?.revision === profile.revision && changed.length > 0) {
+          const paths = changed.map(([path]) => path).join(", ");
+          ledger.note("Drifted", `Files were changed and are put back: ${paths}`, "Warning", name);
+        }
+        await execute(steps, run, signal, log);
+      }
+      ledger.apply(name, { on: "verifying" });
+      return attempt;
+    } catch (error) {
+      signal.throwIfAborted();
+      return { ...attempt, failure: { error } };
+    }
+  }
+
+  async #plan(profile: DesiredProfile, due: boolean, signal: AbortSignal): Promise<ProfilePlan> {
+    const { manifest, walls } = this.#installer;
+    const { platform, trouble } = await walls.platformOf(profile, due, signal);
+    const node = walls.nodeOf(profile);
+    return {
+      name: profile.name,
+      revision: profile.revision,
+      files: profileFiles(profile, manifest.version, platform, node),
+      check: checkOf(profile, manifest.version, platform, node),
+      version: manifest.version,
+      programs: profile.artifact.image === undefined ? programsOf(profile) : [],
+      ...(trouble === undefined ? {} : { trouble }),
+    };
+  }
+
+  async #failed({ profile, plan, facts, run, known }: Attempt, error: unknown): Promise<void> {
+    const { name } = profile;
+    const { log, ledger, metrics } = this.#installer;
+    const canary = error instanceof ProbeError ? error.canary : undefined;
+    const reason = error instanceof ProbeError ? "CanaryFailed" : "InstallFailed";
+    const failed = { reason, message: messageOf(error), ...(canary === undefined ? {} : { canary }) };
+    if (known?.revision === profile.revision) {
+      // It served well before: pods of it run. The handler stays, and the next canary decides.
+      ledger.fail(name, reason, failed.message, canary, true);
+    } else {
+      const rollback = planProfileRollback(facts, plan);
+      await execute(rollback, run, AbortSignal.timeout(60_000), log).catch((failure: unknown) => {
+        failed.message = `${failed.message}; putting the former state back failed too: ${messageOf(failure)}`;
+      });
+      if (known === undefined) {
+        ledger.fail(name, failed.reason, failed.message, canary);
+      } else {
+        ledger.apply(name, { on: "rolled-back", good: known.revision, ...failed });
+        ledger.condition("RolledBack", true, reason, `Profile "${name}": ${failed.message}`);
+        ledger.note(
+          "RolledBack",
+          `Revision ${profile.revision} failed and ${known.revision} serves again: ${failed.message}`,
+          "Warning",
+          name,
+        );
+      }
+    }
+    const after = ledger.states.get(name);
+    const failures = after !== undefined && "failures" in after ? after.failures : 1;
+    this.#due.set(name, performance.now() + retryDelay(failures));
+    metrics.ready.set({ profile: name }, 0);
+  }
+
+  async #passed({ profile, plan, facts }: Attempt, canary: Canary): Promise<void> {
+    const { ownership, ledger } = this.#installer;
+    const { name, revision } = profile;
+    await ownership.update({
+      profiles: { ...ownership.record.profiles, [name]: { revision, files: plan.files } },
+    });
+    ledger.sample(name, canary);
+    this.#due.set(name, performance.now() + secondsOf(profile.probe.interval) * 1000);
+    // Not Ready before pods of the profile can really come: the kubelet is pointed here first.
+    if (isFronted(facts)) ledger.ready(name, revision, canary);
+    else ledger.proven(name, revision, canary);
+    ledger.publish();
+  }
+}

@@ -1,0 +1,97 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { vmSettings } from "@bulkhead/lib/api/kata.ts";
+import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import { paths } from "@bulkhead/lib/api/paths.ts";
+import { connectCri } from "@bulkhead/lib/cri/client.ts";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { type Elsewhere, runCanary, runSeenCanary } from "../probe/canary.ts";
+import { judge } from "../probe/wall.ts";
+import type { Installer } from "./context.ts";
+import { wallOf } from "./files.ts";
+import type { Canary } from "./state.ts";
+
+/** A canary that did not pass, with what it had seen. */
+export class ProbeError extends Error {
+  readonly canary: Canary;
+  constructor(message: string, canary: Canary) {
+    super(message);
+    this.name = "ProbeError";
+    this.canary = canary;
+  }
+}
+
+const probeDeadlineMs = 120_000;
+
+/** A canary under emulation takes what its profile says that a guest may take, and a container in it. */
+const probeDeadlineOf = ({ handler }: DesiredProfile): number => {
+  if (handler.shim) {
+    const { create, start } = handler.shim.deadlines;
+    return probeDeadlineMs + (2 * create + start) * 1000;
+  }
+  const vm = vmSettings(handler);
+  return probeDeadlineMs + (vm ? (vm.deadlines.boot + 2 * vm.deadlines.createContainer) * 1000 : 0);
+};
+
+/**
+ * One canary of a profile, and a second one before a handler that served well is called broken. On our runtime, or on
+ * the engine behind `at`. Throws a {@link ProbeError} when it fails.
+ */
+export async function prove(
+  { host, hostFacts, metrics, log }: Installer,
+  profile: DesiredProfile,
+  signal: AbortSignal,
+  at?: { socket: string } & Elsewhere,
+): Promise<Canary> {
+  const { name } = profile;
+  const attempt = async (): Promise<Canary> => {
+    using cri = connectCri(host.at(at === undefined ? paths.socket : host.real(at.socket)));
+    const begun = new Date().toISOString();
+    const failed = (message: string, rest: Partial<Canary> = {}): ProbeError =>
+      new ProbeError(message, {
+        passed: false,
+        at: begun,
+        startSeconds: 0,
+        kernel: "",
+        assertions: [],
+        failures: metrics.failures(name) + 1,
+        ...rest,
+      });
+    const soon = AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineOf(profile))]);
+    const result = await (at === undefined
+      ? runCanary(cri, name, soon)
+      : runSeenCanary(cri, name, soon, at)
+    ).catch((error: unknown) => {
+      signal.throwIfAborted();
+      throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);
+    });
+    const { wall, mark } = wallOf(profile);
+    const verdict = judge(wall, result.view, hostFacts.view, mark, result.outside);
+    const seen = {
+      startSeconds: Math.round(result.startSeconds * 1000) / 1000,
+      kernel: result.view.release.slice(0, 256),
+      overheadBytes: result.outside.overheadBytes,
+      assertions: verdict.assertions,
+    };
+    if (profile.probe.assertIsolation && verdict.broken.length > 0) {
+      throw failed(
+        `The canary of "${name}" ran, but its wall is not there: ${verdict.broken.join(", ")}`,
+        seen,
+      );
+    }
+    return { passed: true, at: begun, failures: metrics.failures(name), ...seen };
+  };
+  for (let tries = 1; ; tries++) {
+    try {
+      const canary = await attempt();
+      metrics.passed(name, canary.startSeconds);
+      log.info({ profile: name, seconds: canary.startSeconds, kernel: canary.kernel }, "canary passed");
+      return canary;
+    } catch (error) {
+      signal.throwIfAborted();
+      metrics.failed(name);
+      log.warn({ profile: name, tries, err: messageOf(error) }, "canary failed");
+      if (tries === 2) throw error;
+      await sleep(1000, undefined, { signal });
+    }
+  }
+}

@@ -1,0 +1,205 @@
+import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import { paths } from "@bulkhead/lib/api/paths.ts";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { executorsOf, factsOf, type Installer } from "./context.ts";
+import { busyVersions } from "./facts.ts";
+import { installed, runtimeConfig, unitFile } from "./files.ts";
+import {
+  type EngineFiles,
+  type Facts,
+  formerSocket,
+  planCollect,
+  planEngine,
+  planEngineRollback,
+  planKubelet,
+  planLeave,
+} from "./plan.ts";
+import { kubeletRetryDelay, retryDelay } from "./state.ts";
+import { execute } from "./steps.ts";
+
+/**
+ * Our own runtime on the node: up and running in the wanted version, or its last one put back; before the kubelet, or
+ * that pointed back at its former endpoint; and one day gone.
+ */
+export class OwnRuntime {
+  readonly #installer: Installer;
+  /** When it is tried again after it failed, in performance.now() milliseconds. */
+  #retryAt = 0;
+  #failures = 0;
+  /** Why the kubelet could not be pointed here, and when to try again: each try restarts it twice. */
+  #kubelet: { failures: number; due: number; message: string } | undefined;
+
+  constructor(installer: Installer) {
+    this.#installer = installer;
+  }
+
+  /** Something is wanted anew: no wait of an earlier failure holds it up. */
+  hurry(): void {
+    this.#retryAt = 0;
+  }
+
+  /** When a pass is due next. */
+  due(): number[] {
+    return this.#retryAt > 0 ? [this.#retryAt] : [];
+  }
+
+  /** It failed and is not tried now. */
+  get paused(): boolean {
+    return performance.now() < this.#retryAt;
+  }
+
+  /** Installs it for these profiles. False where that failed: what stood before is put back, and their states say so. */
+  async install(wanted: DesiredProfile[], signal: AbortSignal): Promise<boolean> {
+    const { ledger, log } = this.#installer;
+    const facts = await factsOf(this.#installer, wanted, signal);
+    const former = formerSocket(facts);
+    const steps = former === undefined ? [] : planEngine(facts, this.#files(former));
+    try {
+      if (former === undefined) {
+        throw new RuntimeError(
+          "failed-precondition",
+          "Cannot find a kubelet that runs as a systemd service on this node",
+        );
+      }
+      if (steps.some((step) => step.do !== "await-runtime")) {
+        for (const { name } of wanted) ledger.apply(name, { on: "installing" });
+        this.#drift(facts);
+      }
+      await execute(steps, executorsOf(this.#installer), signal, log);
+      this.#failures = 0;
+      this.#retryAt = 0;
+      ledger.condition("RuntimeReady", true, "Serving", `The runtime serves ${paths.socket}`);
+      return true;
+    } catch (error) {
+      signal.throwIfAborted();
+      await this.#failed(facts, former, wanted, error, signal);
+      return false;
+    }
+  }
+
+  /** Points the kubelet at it, once a profile is proven. */
+  async front(wanted: DesiredProfile[], signal: AbortSignal): Promise<void> {
+    const { ledger, log } = this.#installer;
+    try {
+      const facts = await factsOf(this.#installer, wanted, signal);
+      const steps = planKubelet(facts);
+      if (steps.length > 0 && this.#kubelet !== undefined && performance.now() < this.#kubelet.due) {
+        const { message } = this.#kubelet;
+        for (const { name } of wanted)
+          ledger.apply(name, { on: "failed", reason: "KubeletSwitchFailed", message, serving: false });
+        return;
+      }
+      await execute(steps, executorsOf(this.#installer), signal, log);
+      this.#kubelet = undefined;
+      if (facts.kubelet !== undefined || steps.length > 0) {
+        ledger.condition("Fronting", true, "KubeletPointed", `The kubelet is served by ${paths.socket}`);
+      }
+      for (const { name, revision } of wanted) {
+        const state = ledger.states.get(name);
+        if (state?.phase === "Verifying" && state.canary !== undefined)
+          ledger.ready(name, revision, state.canary);
+      }
+    } catch (error) {
+      signal.throwIfAborted();
+      const message = messageOf(error);
+      const failures = (this.#kubelet?.failures ?? 0) + 1;
+      this.#kubelet = { failures, due: performance.now() + kubeletRetryDelay(failures), message };
+      ledger.condition("Fronting", false, "KubeletSwitchFailed", message);
+      ledger.condition("RolledBack", true, "KubeletSwitchFailed", message);
+      ledger.note("KubeletSwitchFailed", message, "Warning");
+      for (const { name } of wanted) ledger.fail(name, "KubeletSwitchFailed", message);
+    }
+  }
+
+  /** Removes versions that nothing refers to any more. */
+  async collect(wanted: DesiredProfile[], signal: AbortSignal): Promise<void> {
+    const { manifest, log } = this.#installer;
+    const facts = await factsOf(this.#installer, wanted, signal);
+    const steps = planCollect(facts, manifest.version, await busyVersions());
+    await execute(steps, executorsOf(this.#installer), signal, log);
+  }
+
+  /** Takes it away: the node becomes what it was, but for what its own engine has of ours. `stop` ends other works. */
+  async leave(stop: () => Promise<void>, signal: AbortSignal): Promise<void> {
+    const { ownership, ledger, log } = this.#installer;
+    const facts = await factsOf(this.#installer, [], signal);
+    try {
+      await stop();
+      await execute(planLeave(facts), executorsOf(this.#installer), signal, log);
+      this.#kubelet = undefined;
+      ledger.see({ runtimeVersion: undefined });
+      if (ownership.record.entries.length > 0) {
+        ledger.note("RuntimeRemoved", "Our runtime is gone; the node's own engine serves its profiles");
+        return;
+      }
+      ledger.clear();
+      ledger.note("Uninstalled", "The node is what it was before Bulkhead");
+    } catch (error) {
+      signal.throwIfAborted();
+      this.#pause();
+      ledger.condition("Leaving", false, "LeaveFailed", messageOf(error));
+      ledger.note("LeaveFailed", messageOf(error), "Warning");
+    }
+  }
+
+  #pause(): void {
+    this.#failures++;
+    this.#retryAt = performance.now() + retryDelay(this.#failures);
+  }
+
+  #files(former: string): EngineFiles {
+    const { version } = this.#installer.manifest;
+    return { version, config: runtimeConfig(version, former), unit: unitFile() };
+  }
+
+  /** Says which of our files somebody else changed: they are about to be put right. */
+  #drift(facts: Facts): void {
+    const { manifest, ledger } = this.#installer;
+    if (facts.current !== manifest.version) return;
+    const edited = [paths.config, installed.unit].filter((path) => facts.edited.has(path));
+    const disabled = facts.enabled ? [] : [installed.wanted];
+    const all = [...facts.drifted, ...edited, ...disabled];
+    if (all.length === 0) return;
+    const more = all.length > 5 ? ` and ${all.length - 5} more` : "";
+    ledger.note(
+      "Drifted",
+      `Files of version ${manifest.version} were changed or removed and are put back: ${all.slice(0, 5).join(", ")}${more}`,
+      "Warning",
+    );
+  }
+
+  async #failed(
+    before: Facts,
+    former: string | undefined,
+    wanted: DesiredProfile[],
+    error: unknown,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { log, ledger } = this.#installer;
+    const message = messageOf(error);
+    const untouched = before.kubelet === undefined && before.record.entries.length === 0;
+    let outcome = "nothing was changed";
+    if (!untouched && former !== undefined) {
+      // Putting nothing back would take the runtime away from a kubelet that it serves: then it is kept running.
+      const fronting = before.record.kubelet !== undefined && before.current === undefined;
+      try {
+        if (!fronting) {
+          const back = planEngineRollback(before, this.#files(former));
+          await execute(back, executorsOf(this.#installer), AbortSignal.timeout(120_000), log);
+        }
+        outcome =
+          before.current === undefined
+            ? "everything was removed again"
+            : `version ${before.current} was put back`;
+      } catch (failure) {
+        outcome = `putting the former state back failed too: ${messageOf(failure)}`;
+      }
+      ledger.condition("RolledBack", true, "EngineFailed", `${message}; ${outcome}`);
+      ledger.note("RolledBack", `Installing the runtime failed: ${message}; ${outcome}`, "Warning");
+    }
+    signal.throwIfAborted();
+    ledger.condition("RuntimeReady", false, "EngineFailed", message);
+    this.#pause();
+    for (const { name } of wanted) ledger.fail(name, "EngineFailed", `${message}; ${outcome}`);
+  }
+}
