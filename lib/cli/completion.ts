@@ -6,17 +6,20 @@ const words = (command: Command): string[] => [
   "--help",
 ];
 
-/** A completion script of the program's commands and flags. */
-export const completion = (program: Command, shell: "bash" | "zsh" | "fish"): string => {
+/** The shells that {@link completion} knows. */
+export const shells = ["bash", "zsh", "fish"] as const;
+
+/** A completion script of the program's commands and flags, to be sourced by the shell. Files complete where no word does. */
+export const completion = (program: Command, shell: (typeof shells)[number]): string => {
   const name = program.name();
   const subs = program.commands;
   if (shell === "fish") {
     return [
-      `complete -c ${name} -f -n __fish_use_subcommand -a "${subs.map((sub) => sub.name()).join(" ")}"`,
+      `complete -c ${name} -n __fish_use_subcommand -a "${subs.map((sub) => sub.name()).join(" ")}"`,
       ...subs.flatMap((sub) =>
         sub.options.map(
           (option) =>
-            `complete -c ${name} -n "__fish_seen_subcommand_from ${sub.name()}" -l ${option.long?.slice(2)} -d "${option.description}"`,
+            `complete -c ${name} -n "__fish_seen_subcommand_from ${sub.name()}" -l ${option.long?.slice(2)} -d '${option.description.replaceAll("'", "\\'")}'`,
         ),
       ),
       "",
@@ -30,7 +33,7 @@ export const completion = (program: Command, shell: "bash" | "zsh" | "fish"): st
     ...subs.map((sub) => `    "${name} ${sub.name()} "*) words="${words(sub).join(" ")}" ;;`),
     "  esac",
     `  [ "$COMP_CWORD" -eq 1 ] && words="${words(program).join(" ")}"`,
-    '  COMPREPLY=($(compgen -W "$words" -- "$word"))',
+    '  COMPREPLY=($(compgen -W "$words" -f -- "$word"))',
     "}",
     `complete -F ${fn} ${name}`,
     "",

@@ -2,6 +2,7 @@
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { hostname } from "node:os";
+import { completion, shells } from "@bulkhead/lib/cli/completion.ts";
 import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
 import { loadConfig } from "@bulkhead/lib/kube/config.ts";
 import { createRecorder } from "@bulkhead/lib/kube/events.ts";
@@ -15,7 +16,6 @@ import { pino } from "pino";
 import { collectDefaultMetrics, Registry } from "prom-client";
 import manifest from "../package.json" with { type: "json" };
 import { check } from "./check.ts";
-import { completion } from "./completion.ts";
 import { createController } from "./controller.ts";
 import { addPage } from "./page/page.ts";
 import { probes, serve } from "./server.ts";
@@ -202,9 +202,7 @@ program
 program
   .command("completion")
   .description("print a completion script")
-  .addArgument(new Argument("<shell>").choices(["bash", "zsh", "fish"]))
-  .action((shell: "bash" | "zsh" | "fish") => {
-    process.stdout.write(completion(program, shell));
-  });
+  .addArgument(new Argument("<shell>").choices(shells))
+  .action((shell: (typeof shells)[number]) => void process.stdout.write(completion(program, shell)));
 
 await program.parseAsync();

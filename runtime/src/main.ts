@@ -1,12 +1,12 @@
 #!/usr/bin/env node
 import "./memory.ts";
 import { readFileSync } from "node:fs";
+import { completion, shells } from "@bulkhead/lib/cli/completion.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
-import { Command, Option } from "commander";
+import { Argument, Command, Option } from "commander";
 import pino, { type Logger } from "pino";
 import * as z from "zod";
 import type { ArtifactRequest, ArtifactSources } from "./artifact/fetch.ts";
-import { bashCompletion } from "./completion.ts";
 import { type Config, defaultConfig, parseConfig, readConfig } from "./config.ts";
 
 const version = z
@@ -203,12 +203,10 @@ program
   .action(() => void process.stdout.write(`bulkhead-runtime ${version}\n`));
 
 program
-  .command("completion <shell>")
-  .description("print a completion script; the shell is bash")
-  .action((shell: string) => {
-    if (shell !== "bash") throw new Error(`Cannot complete for "${shell}": only bash is known`);
-    process.stdout.write(bashCompletion(program));
-  });
+  .command("completion")
+  .description("print a completion script")
+  .addArgument(new Argument("<shell>").choices(shells))
+  .action((shell: (typeof shells)[number]) => void process.stdout.write(completion(program, shell)));
 
 try {
   await program.parseAsync();

@@ -1,4 +1,5 @@
 import { readdir, rm } from "node:fs/promises";
+import { constants } from "node:os";
 import { join } from "node:path";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { exited, isVisible, started, stateLost } from "../container/state.ts";
@@ -9,7 +10,6 @@ import { forgetRestore } from "./container/restore.ts";
 import { containerDir, containerRef, now, podDir, type Runtime, sandboxRef } from "./runtime.ts";
 
 const perPod = 30_000;
-const SIGKILL = 9;
 
 /**
  * Makes memory true again after a start: handlers say what became of each pod and container, exits that happened
@@ -79,7 +79,12 @@ const recoverPod = async (runtime: Runtime, pod: Pod): Promise<void> => {
     for (const container of containers.list())
       if (container.podId === pod.id && container.state === "exited" && container.reason === "StartError")
         await handler
-          .kill(containerRef(runtime, pod, container), SIGKILL, true, AbortSignal.timeout(perPod))
+          .kill(
+            containerRef(runtime, pod, container),
+            constants.signals.SIGKILL,
+            true,
+            AbortSignal.timeout(perPod),
+          )
           .catch((err) =>
             log.warn({ container: container.id, err }, "remains of a start could not be killed"),
           );

@@ -1,3 +1,4 @@
+import { constants } from "node:os";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import { StartContainerResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
@@ -6,11 +7,10 @@ import { blockedMount } from "../../container/mount-targets.ts";
 import { type Container, started, startFailed } from "../../container/state.ts";
 import { timed } from "../../metrics.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
+import { turn } from "../../record/turns.ts";
 import { notify } from "../notify.ts";
 import { cleanup, containerDir, containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
 import { forgetRestore } from "./restore.ts";
-
-const SIGKILL = 9;
 
 /** runsc says of a mount that cannot be made only that its helper gave up: the place is found here. */
 const explained = async (
@@ -42,24 +42,26 @@ export const startContainer =
       requireReady(pod, "start a container");
       const handler = runtime.handlers.running(pod.handler);
       const ref = containerRef(runtime, pod, container);
-      // The caller's leaving does not end a start half-way: kubelet will look at the state.
-      const deadline = AbortSignal.timeout(pod.handler.deadlines.start * 1000);
-      try {
-        await timed(runtime.metrics, pod.handler.name, "start", () => handler.start(ref, deadline));
-      } catch (failure) {
-        const error = await explained(runtime, pod, container, failure);
-        runtime.containers.learn(id, (each) => startFailed(each, now(), messageOf(error)));
-        runtime.exits.happened(id);
-        notify(runtime, "stopped", id, podId);
-        await handler
-          .kill(ref, SIGKILL, true, cleanup())
-          .catch((err) =>
-            runtime.log.warn({ container: id, err }, "container that did not start could not be killed"),
-          );
-        throw error;
-      } finally {
-        await forgetRestore(runtime, id);
-      }
+      await runtime.turns.run(turn.start, signal, async () => {
+        // The caller's leaving does not end a start half-way: kubelet will look at the state.
+        const deadline = AbortSignal.timeout(pod.handler.deadlines.start * 1000);
+        try {
+          await timed(runtime.metrics, pod.handler.name, "start", () => handler.start(ref, deadline));
+        } catch (failure) {
+          const error = await explained(runtime, pod, container, failure);
+          runtime.containers.learn(id, (each) => startFailed(each, now(), messageOf(error)));
+          runtime.exits.happened(id);
+          notify(runtime, "stopped", id, podId);
+          await handler
+            .kill(ref, constants.signals.SIGKILL, true, cleanup())
+            .catch((err) =>
+              runtime.log.warn({ container: id, err }, "container that did not start could not be killed"),
+            );
+          throw error;
+        } finally {
+          await forgetRestore(runtime, id);
+        }
+      });
       runtime.containers.learn(id, (each) => started(each, now()));
       notify(runtime, "started", id, podId);
     });
