@@ -2,6 +2,8 @@ import { spawn } from "node:child_process";
 import { mkdtemp, open, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, relative } from "node:path";
+import { stopCluster } from "../cluster/cluster.ts";
+import { listRecords } from "../cluster/record.ts";
 import { inherit } from "./logs.ts";
 
 const root = join(import.meta.dirname, "../..");
@@ -49,6 +51,8 @@ export const runTests = async (
   const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
   const failures: string[] = [];
   let code = 0;
+  // In CI nobody works with a cluster: one that is there was left by a run that was cut off, half of its processes ended.
+  if (process.env.CI) for (const { description } of await listRecords()) await stopCluster(description.name);
   if (wanted.length === projects.length && filters.length === 0) {
     // The gate counts as one. Its unit tests run below, where they are counted one by one.
     code = await inherit([process.execPath, join(root, "test/dev/ok.ts"), "--without-tests"]);
