@@ -1,5 +1,5 @@
 import { labels } from "@bulkhead/lib/api/group.ts";
-import { handlerKind, type RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
+import { handlerKind, type RuntimeProfile, revisionedPart } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { Client } from "@bulkhead/lib/kube/client.ts";
 import {
   type ControllerRevision,
@@ -24,18 +24,6 @@ export type RevisionView = {
   data: ControllerRevision["data"];
 };
 
-const reaching = ({
-  handler,
-  artifact,
-  engine,
-  probe,
-}: RuntimeProfile["spec"]): ControllerRevision["data"] => ({
-  handler,
-  artifact,
-  engine,
-  probe,
-});
-
 /** The revisions of a profile, the newest last. */
 export const historyView = (profile: RuntimeProfile, revisions: ControllerRevision[]): RevisionView[] =>
   revisions
@@ -44,7 +32,7 @@ export const historyView = (profile: RuntimeProfile, revisions: ControllerRevisi
       hash: metadata.name.slice(profile.metadata.name.length + 1),
       handler: handlerKind(data),
       created: metadata.creationTimestamp ?? "",
-      current: sameJson(data, reaching(profile.spec)),
+      current: sameJson(data, revisionedPart(profile.spec)),
       data,
     }))
     .sort((one, other) => one.revision - other.revision);
@@ -105,13 +93,15 @@ export const undo = async (
       `Cannot undo "${name}": ${revision === undefined ? "no earlier revision" : `no revision ${revision}`} is kept (kubectl bulkhead rollout history ${name})`,
     );
   if (to.current) return to;
-  const profile = await client.get(runtimeProfiles, name);
+  const { metadata, spec } = await client.get(runtimeProfiles, name);
+  const { restartedAt: _, ...from } = revisionedPart(spec);
+  const { restartedAt = null, ...data } = to.data;
   await client.patch(
     runtimeProfiles,
     name,
     {
-      metadata: { resourceVersion: profile.metadata.resourceVersion },
-      spec: mergePatchTo(reaching(profile.spec), to.data),
+      metadata: { resourceVersion: metadata.resourceVersion },
+      spec: { ...(mergePatchTo(from, data) as object), rollout: { restartedAt } },
     },
     { fieldManager: "kubectl-bulkhead" },
   );

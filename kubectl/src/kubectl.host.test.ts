@@ -234,11 +234,37 @@ describe("With a profile on a node", () => {
     expect(stderr).toContain("no revision 9 is kept");
   });
 
+  test("rollout restart makes a revision of the same content, and undo leads back before it", async () => {
+    const namespace = "bulkhead-system";
+    const { spec } = await client.get(runtimeProfiles, "sandboxed");
+    const { handler, artifact, engine, probe } = spec;
+    expect((await bulkhead("rollout", "restart", "sandboxed")).stdout).toContain("sandboxed restarted");
+    const restarted = (await client.get(runtimeProfiles, "sandboxed")).spec;
+    const { restartedAt } = restarted.rollout;
+    expect(restarted).toEqual({ ...spec, rollout: { ...spec.rollout, restartedAt } });
+    expect(Date.now() - Date.parse(restartedAt ?? "")).toBeLessThan(60_000);
+
+    // As the operator keeps it.
+    await client.create(controllerRevisions, {
+      metadata: { name: "sandboxed-3333333333", namespace, labels: { "bulkhead.dev/profile": "sandboxed" } },
+      revision: 3,
+      data: { handler, artifact, engine, probe, restartedAt },
+    } as never);
+    expect((await bulkhead("rollout", "undo", "sandboxed")).stdout).toContain("goes back to revision 2");
+    expect((await client.get(runtimeProfiles, "sandboxed")).spec).toEqual(spec);
+
+    await bulkhead("rollout", "pause", "sandboxed");
+    const { code, stderr } = await bulkhead("rollout", "restart", "sandboxed");
+    expect([code, stderr]).toEqual([1, expect.stringContaining("its rollout is paused")]);
+    await bulkhead("rollout", "resume", "sandboxed");
+  });
+
   test("kubectl completes subcommands, profiles and flags", async () => {
     const complete = async (...words: string[]) =>
       (await kubectl("__complete", "bulkhead", ...words)).stdout.split("\n");
     expect(await complete("sta")).toContain("status");
     expect(await complete("rollout", "status", "")).toContain("sandboxed");
+    expect(await complete("rollout", "res")).toEqual(expect.arrayContaining(["resume", "restart"]));
     expect(await complete("doctor", "--sta")).toContain("--stale-after");
   });
 });

@@ -13,7 +13,7 @@ import { diagnose, diagnosisText, type Finding, notInstalled } from "./doctor.ts
 import { type Explanation, explain, explanationText, profileOf } from "./explain.ts";
 import { historyTable, readHistory, undo } from "./history.ts";
 import { type Format, format, formats } from "./output.ts";
-import { setPaused, waitForRollout } from "./rollout.ts";
+import { restart, setPaused, waitForRollout } from "./rollout.ts";
 import { detailText, statusTable } from "./status.ts";
 import { painter } from "./table.ts";
 import { tenantsTable, tenantsView } from "./tenants.ts";
@@ -200,6 +200,16 @@ for (const [verb, paused, done] of [
       }),
     );
 
+rollout
+  .command("restart")
+  .description("install and prove the profile again on every node, in waves, as a new revision")
+  .argument("<profile>", "a RuntimeProfile")
+  .action((name: string) =>
+    onCluster(async (client) => {
+      await restart(client, name, new Date());
+      print(`runtimeprofile.bulkhead.dev/${name} restarted\n`);
+    }),
+  );
 rollout
   .command("history")
   .description("the revisions that are kept of a profile; -o yaml shows what each had")

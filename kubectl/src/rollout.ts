@@ -82,3 +82,23 @@ export const setPaused = async (client: Client, name: string, paused: boolean): 
   );
   return true;
 };
+
+/** Makes a new revision of what the profile is: each node in its turn installs and proves it again. */
+export const restart = async (client: Client, name: string, now: Date): Promise<void> => {
+  const { metadata, spec } = await client.get(runtimeProfiles, name);
+  if (spec.rollout?.paused)
+    throw new RuntimeError(
+      "failed-precondition",
+      `Cannot restart "${name}": its rollout is paused (kubectl bulkhead rollout resume ${name})`,
+    );
+  await client.patch(
+    runtimeProfiles,
+    name,
+    {
+      // A spec that changed meanwhile is not what was to be restarted.
+      metadata: { resourceVersion: metadata.resourceVersion },
+      spec: { rollout: { restartedAt: now.toISOString() } },
+    },
+    { fieldManager: "kubectl-bulkhead" },
+  );
+};

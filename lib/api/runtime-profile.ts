@@ -283,6 +283,8 @@ export const RuntimeProfileSpec = z.object({
       paused: z.boolean().default(false),
       /** Revisions kept beside those in use, to go back to. */
       revisionHistoryLimit: z.int().min(0).max(50).default(10),
+      /** Another time than before makes a new revision of the same content: every node installs and proves it again. */
+      restartedAt: z.string().meta({ format: "date-time" }).optional(),
     })
     .default({
       canaryNodes: 1,
@@ -366,6 +368,15 @@ export type RuntimeProfile = {
   spec: RuntimeProfileSpec;
   status?: RuntimeProfileStatus;
 };
+
+/** What of a profile makes its revision: what reaches the node, and when it was last restarted. */
+export const revisionedPart = ({ handler, artifact, engine, probe, rollout }: RuntimeProfileSpec) => ({
+  handler,
+  artifact,
+  engine,
+  probe,
+  ...(rollout?.restartedAt === undefined ? {} : { restartedAt: rollout.restartedAt }),
+});
 
 /** Which wall the profile names. */
 export const handlerKind = (spec: Pick<RuntimeProfileSpec, "handler">): HandlerKind =>

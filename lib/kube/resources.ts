@@ -1,7 +1,7 @@
 import type { CustomResourceDefinition } from "../api/crd.ts";
 import { apiVersion } from "../api/group.ts";
 import type { NodeRuntime } from "../api/node-runtime.ts";
-import type { RuntimeProfile, RuntimeProfileSpec } from "../api/runtime-profile.ts";
+import type { RuntimeProfile, RuntimeProfileSpec, revisionedPart } from "../api/runtime-profile.ts";
 import type { KubeObject, Resource } from "./object.ts";
 
 /** The resources that Bulkhead reads and writes, each with as much of its type as is used. */
@@ -116,10 +116,10 @@ export const mutatingBindings = admission(
   "mutatingadmissionpolicybindings",
 );
 
-/** apps/v1 ControllerRevision of a RuntimeProfile: what of it reaches a node. */
+/** apps/v1 ControllerRevision of a RuntimeProfile. */
 export type ControllerRevision = KubeObject & {
   revision: number;
-  data: Pick<RuntimeProfileSpec, "handler" | "artifact" | "engine" | "probe">;
+  data: ReturnType<typeof revisionedPart>;
 };
 
 export const controllerRevisions: Resource<ControllerRevision> = {

@@ -3,6 +3,7 @@ import {
   type RuntimeProfile,
   RuntimeProfileSpec,
   type RuntimeProfileStatus,
+  revisionedPart,
 } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { ControllerRevision } from "@bulkhead/lib/kube/resources.ts";
 import { describe, expect, test } from "vitest";
@@ -22,9 +23,9 @@ const profile = (
   status,
 });
 const revision = (spec: object, number: number): ControllerRevision => {
-  const { name, revision: hash, ...data } = desiredProfile(profile(spec));
-  const ownerReferences = [{ apiVersion: "", kind: "RuntimeProfile", name, uid: "u" }];
-  return { metadata: { name: `${name}-${hash}`, ownerReferences }, revision: number, data };
+  const ownerReferences = [{ apiVersion: "", kind: "RuntimeProfile", name: "p", uid: "u" }];
+  const data = revisionedPart(profile(spec).spec);
+  return { metadata: { name: `p-${hashOf(spec)}`, ownerReferences }, revision: number, data };
 };
 const hashOf = (spec: object) => desiredProfile(profile(spec)).revision;
 /** Specs that differ in what reaches the node. */
@@ -99,6 +100,15 @@ describe("The history", () => {
       },
     });
   });
+  test("has a restart with its time", () => {
+    const restarted = { ...every(1), rollout: { restartedAt: "2026-01-01T00:00:00Z" } };
+    const is = profile(restarted);
+    const [step] = planHistory(facts(is, [revision(every(1), 1)]), desiredProfile(is), "bulkhead-system");
+    expect(step).toMatchObject({
+      do: "record",
+      revision: { revision: 2, data: { restartedAt: "2026-01-01T00:00:00Z" } },
+    });
+  });
   test("is left alone while the spec is the newest of it", () => {
     expect(plan(profile(every(2)), [revision(every(1), 1), revision(every(2), 2)])).toEqual([]);
   });
@@ -164,6 +174,13 @@ describe("Nodes shall have", () => {
   });
   test("the last good revision on a single node, too: it alone is all there are", () => {
     expect(effective(bad, was, [two[0]!]).rolledBack?.to).toBe(hashOf(every(1)));
+  });
+  test("a restarted revision as every other: what is not the node's of it stays here", () => {
+    const restarted = { rollout: { restartedAt: "2026-01-01T00:00:00Z" } };
+    const then = { currentRevision: hashOf(restarted) };
+    const { target } = effective(bad, then, two, [revision(restarted, 1)]);
+    expect(target).toEqual(desiredProfile(profile(restarted)));
+    expect(target).not.toHaveProperty("restartedAt");
   });
   test("what they were taken back to until the spec changes", () => {
     const rolledBack = { revision: hashOf(every(2)), to: hashOf(every(1)), generation: 7, message: "x" };

@@ -1,9 +1,13 @@
 import { apiVersion, labels } from "@bulkhead/lib/api/group.ts";
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
-import type { RuntimeProfile, RuntimeProfileStatus } from "@bulkhead/lib/api/runtime-profile.ts";
+import {
+  type RuntimeProfile,
+  type RuntimeProfileStatus,
+  revisionedPart,
+} from "@bulkhead/lib/api/runtime-profile.ts";
 import type { ControllerRevision } from "@bulkhead/lib/kube/resources.ts";
 import { type ProfileFacts, tooManyFailed } from "./facts.ts";
-import { desiredProfile } from "./revision.ts";
+import { revisionOf } from "./revision.ts";
 import { managedBy } from "./runtime-class.ts";
 
 /**
@@ -24,16 +28,15 @@ const record = (
   namespace: string,
 ): ControllerRevision => {
   const { name, uid } = metadata;
-  const { name: _name, revision: hash, ...data } = desiredProfile({ metadata, spec });
   return {
     metadata: {
-      name: nameOf(name, hash),
+      name: nameOf(name, revisionOf(spec)),
       namespace,
       labels: { [labels.managedBy]: managedBy, [labels.profile]: name },
       ...(uid ? { ownerReferences: [{ apiVersion, kind: "RuntimeProfile", name, uid }] } : {}),
     },
     revision: number,
-    data,
+    data: revisionedPart(spec),
   };
 };
 
@@ -95,7 +98,9 @@ export const effectiveRevision = (
   const { rolledBack: before, currentRevision } = profile.status ?? {};
   const recorded = (hash: string): DesiredProfile | undefined => {
     const found = revisions.find(({ metadata }) => metadata.name === nameOf(name, hash));
-    return found && isOwn(profile.metadata, found) ? { ...found.data, name, revision: hash } : undefined;
+    if (!found || !isOwn(profile.metadata, found)) return undefined;
+    const { restartedAt: _, ...data } = found.data;
+    return { ...data, name, revision: hash };
   };
   if (before?.revision === target.revision && before.generation === generation) {
     const good = recorded(before.to);

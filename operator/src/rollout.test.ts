@@ -198,6 +198,7 @@ describe("A revision", () => {
   test("changes with what reaches the node, and with nothing else", () => {
     expect(of({ handler: { gvisor: { platform: "kvm" } } })).not.toBe(of({}));
     expect(of({ probe: { interval: "5m" } })).not.toBe(of({}));
+    expect(of({ rollout: { restartedAt: "2026-01-01T00:00:00Z" } })).not.toBe(of({}));
     expect(of({ nodeSelector: { a: "b" }, rollout: { paused: true }, runtimeClass: { name: "x" } })).toBe(
       of({}),
     );
