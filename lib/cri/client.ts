@@ -7,9 +7,10 @@ import {
   type MessageShape,
   toBinary,
 } from "@bufbuild/protobuf";
-import { Client, credentials, type ServiceError, status } from "@grpc/grpc-js";
+import { Client, credentials, Metadata, type ServiceError, status } from "@grpc/grpc-js";
 import { ImageService, RuntimeService } from "../gen/cri_pb.js";
 import { type ErrorCode, RuntimeError } from "../std/errors.ts";
+import { traceparent } from "../tracing/span.ts";
 
 /** A method of a service descriptor as a function, of a whole message or of what one is made from. */
 type Method<M, From extends "message" | "init"> = M extends {
@@ -66,17 +67,24 @@ export function connectCri(socket: string): CriClient {
         const unary = (request: MessageInitShape<DescMessage>, signal: AbortSignal) =>
           new Promise((resolve, reject) => {
             if (signal.aborted) return reject(aborted(name, signal));
-            const call = client.makeUnaryRequest(path, encode, decode, request, (error, response) => {
-              signal.removeEventListener("abort", cancel);
-              if (error === null) resolve(response);
-              else reject(signal.aborted ? aborted(name, signal) : answered(error, socket));
-            });
+            const call = client.makeUnaryRequest(
+              path,
+              encode,
+              decode,
+              request,
+              traced(),
+              (error, response) => {
+                signal.removeEventListener("abort", cancel);
+                if (error === null) resolve(response);
+                else reject(signal.aborted ? aborted(name, signal) : answered(error, socket));
+              },
+            );
             const cancel = () => call.cancel();
             signal.addEventListener("abort", cancel, { once: true });
           });
         async function* streaming(request: MessageInitShape<DescMessage>, signal: AbortSignal) {
           if (signal.aborted) throw aborted(name, signal);
-          const call = client.makeServerStreamRequest(path, encode, decode, request);
+          const call = client.makeServerStreamRequest(path, encode, decode, request, traced());
           const cancel = () => call.cancel();
           signal.addEventListener("abort", cancel, { once: true });
           try {
@@ -98,6 +106,14 @@ export function connectCri(socket: string): CriClient {
     [Symbol.dispose]: () => client.close(),
   };
 }
+
+/** Tells the engine the trace that a call belongs to. */
+const traced = (): Metadata => {
+  const metadata = new Metadata();
+  const parent = traceparent();
+  if (parent !== undefined) metadata.set("traceparent", parent);
+  return metadata;
+};
 
 const aborted = (method: string, { reason }: AbortSignal): RuntimeError =>
   reason instanceof Error && reason.name === "TimeoutError"

@@ -15,6 +15,7 @@ import {
 } from "@bufbuild/protobuf";
 import { RequestSchema, ResponseSchema } from "../gen/ttrpc_pb.js";
 import { messageOf, RuntimeError } from "../std/errors.ts";
+import { span } from "../tracing/span.ts";
 import { encodeFrame, type Frame, frameDecoder, MessageFlag, MessageType, maxData } from "./frame.ts";
 import { connectSocket } from "./socket.ts";
 import { errorOfStatus } from "./status.ts";
@@ -127,13 +128,21 @@ export class TtrpcConnection implements Disposable {
     this.#socket.unref();
   }
 
-  /** One request, one response; bytes of the messages. */
+  /** One request, one response; bytes of the messages. A span where work is traced, unless it may last for ever. */
   unary(
     service: string,
     method: string,
     payload: Uint8Array,
     options: CallOptions = {},
   ): Promise<Uint8Array> {
+    const ask = (): Promise<Uint8Array> => this.#unary(service, method, payload, options);
+    const name = `${service}/${method}`;
+    return options.timeoutMs === undefined
+      ? ask()
+      : span(name, { "rpc.system.name": "ttrpc", "rpc.method": name }, ask, "client");
+  }
+
+  #unary(service: string, method: string, payload: Uint8Array, options: CallOptions): Promise<Uint8Array> {
     const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
     const stream = this.#open(service, method, payload, 0, options, {
       frame: (frame) => {
