@@ -22,6 +22,8 @@ test.each([
   ["cni:\n  binDir: /x", "cni.binDir: unknown key"],
   ["runtimes:\n  - name: a\n    kind: oci\n    binary: runc", "runtimes.0.binary: must be an absolute path"],
   ["registries:\n  mirrors:\n    a: [ftp://x]", "registries.mirrors.a.0: must be an http or https URL"],
+  ["tracing:\n  endpoint: collector:4318", "tracing.endpoint: "],
+  ["tracing:\n  samplingRatio: 2", "tracing.samplingRatio: "],
   ["log:\n  level: loud", "log.level: "],
   ["images:\n  signatures:\n    - images: []\n      keys: []", "images.signatures.0.images: "],
   [

@@ -14,6 +14,8 @@ const url = z
     "must be an http or https URL, or oci:/DIRECTORY of an image layout",
   );
 
+const httpUrl = z.string().regex(/^https?:\/\/[^\s/]+\S*$/, "must be an http or https URL");
+
 const signatureRule = z
   .object({
     images: z.array(z.string().min(1).max(512)).min(1),
@@ -75,6 +77,13 @@ export const Config = z
       .prefault({}),
     metrics: z
       .object({ listen: hostPort.or(z.literal("")).default("") })
+      .strict()
+      .prefault({}),
+    tracing: z
+      .object({
+        endpoint: httpUrl.or(z.literal("")).default(""),
+        samplingRatio: z.number().min(0).max(1).default(1),
+      })
       .strict()
       .prefault({}),
     streaming: z
@@ -162,6 +171,13 @@ log:
 metrics:
   # HOST:PORT of /metrics, /healthz and /readyz; "" turns them off.
   listen: ""
+
+tracing:
+  # Base URL of an OTLP receiver (HTTP with protobuf, port 4318 as a rule), such as http://127.0.0.1:4318; "": the
+  # environment variables of OpenTelemetry decide, and without them there are no traces.
+  endpoint: ""
+  # Of the calls whose callers trace nothing, such a part is traced, from 0 to 1; else it is as the caller says.
+  samplingRatio: 1
 
 streaming:
   # HOST:PORT of exec, attach and port-forward, for kubelet alone; port 0 takes a free one.

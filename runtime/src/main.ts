@@ -3,6 +3,7 @@ import "./memory.ts";
 import { readFileSync } from "node:fs";
 import { completion, shells } from "@bulkhead/lib/cli/completion.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { traceFields } from "@bulkhead/lib/tracing/span.ts";
 import { Argument, Command, Option } from "commander";
 import pino, { type Logger } from "pino";
 import * as z from "zod";
@@ -46,6 +47,7 @@ const logger = ({ level, format }: Config["log"]): Logger =>
       base: null,
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
+      mixin: traceFields,
     },
     format === "json" ? process.stdout : asText(process.stdout),
   );

@@ -1,5 +1,7 @@
 import { createServer, type Server } from "node:http";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { spanCounter } from "@bulkhead/lib/tracing/metrics.ts";
+import { span } from "@bulkhead/lib/tracing/span.ts";
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 
 export type Metrics = ReturnType<typeof createMetrics>;
@@ -24,6 +26,7 @@ export const createMetrics = (pods: () => Iterable<{ handler: string; namespace:
   return {
     registry,
     images: imageMetrics(registry),
+    spans: spanCounter(registry, "bulkhead_runtime_"),
     calls: new Counter({
       name: "bulkhead_runtime_cri_calls_total",
       help: "CRI calls by method and gRPC code.",
@@ -78,7 +81,7 @@ const imageMetrics = (registry: Registry) => {
   };
 };
 
-/** Measures one phase of a pod's start. */
+/** Measures one phase of a pod's start, and makes it a span of the call's trace. */
 export const timed = async <T>(
   metrics: Pick<Metrics, "startSeconds">,
   handler: string,
@@ -86,7 +89,7 @@ export const timed = async <T>(
   work: () => Promise<T>,
 ): Promise<T> => {
   const end = metrics.startSeconds.startTimer({ handler, phase });
-  const result = await work();
+  const result = await span(phase, { "bulkhead.handler": handler }, work);
   end();
   return result;
 };

@@ -1,11 +1,12 @@
 import { createHash } from "node:crypto";
 import { statSync } from "node:fs";
 import { chmod, mkdir } from "node:fs/promises";
-import { availableParallelism } from "node:os";
+import { availableParallelism, hostname } from "node:os";
 import { join } from "node:path";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import { type CriServices, connectCri } from "@bulkhead/lib/cri/client.ts";
 import type { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { startTracing } from "@bulkhead/lib/tracing/start.ts";
 import type { Logger } from "pino";
 import type { Config } from "./config.ts";
 import { Exits } from "./container/exits.ts";
@@ -97,6 +98,13 @@ export const serve = async (
       .list()
       .filter((pod) => pod.state === "ready")
       .map((pod) => ({ handler: pod.handler.name, namespace: pod.config.metadata?.namespace ?? "" })),
+  );
+  stack.use(
+    await startTracing({
+      ...{ service: "bulkhead-runtime", version, resource: { "host.name": hostname() }, log },
+      config: config.tracing,
+      count: metrics.spans,
+    }),
   );
   const images = stack.use(
     await openImages({

@@ -189,6 +189,14 @@ export const steps: readonly Step[] = [
     builds: [{ output: "cosign", package: "github.com/sigstore/cosign/v2/cmd/cosign" }],
   },
   {
+    // Takes the spans of the tests of tracing: the Collector's own receiver.
+    id: "otlp",
+    do: "go",
+    after: [],
+    module: "otlp",
+    builds: [{ output: "otlp-receiver", package: "." }],
+  },
+  {
     id: "cni",
     do: "go",
     after: [],
@@ -228,7 +236,7 @@ export const needs = {
   "e2e-upstream": [...cluster, "gvisor", "e2e"],
   /** Unit tests and checks run on Node.js alone. */
   unit: [],
-  host: [...cluster, "gvisor", "critest"],
+  host: [...cluster, "gvisor", "critest", "otlp"],
   vm: [...cluster, "gvisor", "emulator"],
   all: steps.map(({ id }) => id),
 } as const satisfies Record<string, readonly string[]>;

@@ -1,22 +1,23 @@
 import type { Message } from "@bufbuild/protobuf";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
-import { status } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { trimWhenQuiet } from "../memory.ts";
 import type { Metrics } from "../metrics.ts";
 import type { Observer } from "./server.ts";
-import { statusName } from "./status.ts";
+import { isFailure, statusName } from "./status.ts";
 
-/** Asked every second by kubelet; logged only at level debug unless they fail. */
 const routine =
   /^(List|Stream|Status|Version|ImageStatus|ImageFsInfo|ContainerStat|PodSandboxStat|RuntimeConfig)/;
+
+/** Asked every second by kubelet; logged only at level debug unless they fail. */
+export const isRoutine = (method: string): boolean => routine.test(method);
 
 /** One line per call, and its count and time. */
 export const observer =
   (log: Logger, metrics: Pick<Metrics, "calls" | "callSeconds">): Observer =>
   ({ method, request, response, code, error, ms }) => {
     const name = statusName(code);
-    if (!routine.test(method)) trimWhenQuiet();
+    if (!isRoutine(method)) trimWhenQuiet();
     metrics.calls.inc({ method, code: name });
     metrics.callSeconds.observe({ method }, ms / 1000);
     const fields = {
@@ -26,9 +27,8 @@ export const observer =
       ...idsOf(request),
       ...idsOf(response),
     };
-    if (code !== status.OK && code !== status.NOT_FOUND && code !== status.CANCELLED)
-      log.warn({ ...fields, error: messageOf(error) }, "rpc");
-    else if (routine.test(method)) log.debug(fields, "rpc");
+    if (isFailure(code)) log.warn({ ...fields, error: messageOf(error) }, "rpc");
+    else if (isRoutine(method)) log.debug(fields, "rpc");
     else log.info(fields, "rpc");
   };
 

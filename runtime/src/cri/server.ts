@@ -4,16 +4,19 @@ import { type DescMethod, type DescService, fromBinary, type Message, toBinary }
 import type { CriServices } from "@bulkhead/lib/cri/client.ts";
 import { ImageService, RuntimeService } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { annotate } from "@bulkhead/lib/tracing/span.ts";
 import {
   type handleServerStreamingCall,
   type handleUnaryCall,
+  type Metadata,
   Server,
   ServerCredentials,
   type ServiceDefinition,
   status,
 } from "@grpc/grpc-js";
 import { listSerializer } from "./list-serializer.ts";
-import { toStatus } from "./status.ts";
+import { isFailure, statusName, toStatus } from "./status.ts";
+import { traced } from "./trace.ts";
 
 /** Above kubelet's 16 MiB, which ExecSync may fill. */
 const maxMessage = 64 * 1024 * 1024;
@@ -89,8 +92,8 @@ const bind = (service: DescService, methods: Record<string, Call>, observe: Obse
     };
     implementation[method.name] =
       method.methodKind === "server_streaming"
-        ? streaming(method, call, observe)
-        : unary(method, call, observe);
+        ? streaming(service, method, call, observe)
+        : unary(service, method, call, observe);
   }
   return { definition: definition as ServiceDefinition, implementation };
 };
@@ -103,66 +106,84 @@ const serializer = (method: DescMethod): ((message: Message) => Buffer) =>
     ? listSerializer(method.output)
     : (message) => Buffer.from(toBinary(method.output, message));
 
+/** The parts of a call that both kinds share: its end, which is told and stands in its span. */
+const lifeOf = (service: DescService, method: DescMethod, observe: Observer, call: Calling) => {
+  const from = performance.now();
+  const controller = new AbortController();
+  call.on("cancelled", () => controller.abort());
+  const [traceparent] = call.metadata.get("traceparent");
+  return {
+    called: {
+      service: service.typeName,
+      method: method.name,
+      request: call.request,
+      traceparent: traceparent?.toString(),
+    },
+    signal: controller.signal,
+    finish: (code: status, response: Message | undefined, error: unknown): void => {
+      const name = statusName(code);
+      annotate({ "rpc.status_code": name, ...(isFailure(code) && { "error.type": name }) });
+      const ms = performance.now() - from;
+      observe({ method: method.name, request: call.request, response, code, error, ms });
+    },
+  };
+};
+
+/** What calls of both kinds have. */
+type Calling = {
+  request: Message;
+  metadata: Metadata;
+  on(event: "cancelled", listener: () => void): unknown;
+};
+
 const unary =
-  (method: DescMethod, run: Call, observe: Observer): handleUnaryCall<Message, Message> =>
+  (
+    service: DescService,
+    method: DescMethod,
+    run: Call,
+    observe: Observer,
+  ): handleUnaryCall<Message, Message> =>
   (call, answer) => {
-    const from = performance.now();
-    const controller = new AbortController();
-    call.on("cancelled", () => controller.abort());
-    const finish = (code: status, response: Message | undefined, error: unknown): void =>
-      observe({
-        method: method.name,
-        request: call.request,
-        response,
-        code,
-        error,
-        ms: performance.now() - from,
-      });
-    // An async function, so that what is thrown at once is answered like what is thrown later.
-    (async () => (await run(call.request, controller.signal)) as Message)().then(
-      (response) => {
-        answer(null, response);
-        finish(status.OK, response, undefined);
-      },
-      (error: unknown) => {
+    const { called, signal, finish } = lifeOf(service, method, observe, call);
+    void traced(called, async () => {
+      let response: Message;
+      try {
+        response = (await run(call.request, signal)) as Message;
+      } catch (error) {
         const failure = toStatus(error);
         answer(failure);
         finish(failure.code, undefined, error);
-      },
-    );
+        return;
+      }
+      answer(null, response);
+      finish(status.OK, response, undefined);
+    });
   };
 
 const streaming =
-  (method: DescMethod, run: Call, observe: Observer): handleServerStreamingCall<Message, Message> =>
+  (
+    service: DescService,
+    method: DescMethod,
+    run: Call,
+    observe: Observer,
+  ): handleServerStreamingCall<Message, Message> =>
   (call) => {
-    const from = performance.now();
-    const controller = new AbortController();
-    call.on("cancelled", () => controller.abort());
-    const finish = (code: status, error: unknown): void =>
-      observe({
-        method: method.name,
-        request: call.request,
-        response: undefined,
-        code,
-        error,
-        ms: performance.now() - from,
-      });
-    (async () => {
-      for await (const message of run(call.request, controller.signal) as AsyncIterable<Message>) {
-        if (controller.signal.aborted) break;
-        if (!call.write(message)) await drained(call, controller.signal);
-      }
-    })().then(
-      () => {
-        call.end();
-        finish(status.OK, undefined);
-      },
-      (error: unknown) => {
+    const { called, signal, finish } = lifeOf(service, method, observe, call);
+    void traced(called, async () => {
+      try {
+        for await (const message of run(call.request, signal) as AsyncIterable<Message>) {
+          if (signal.aborted) break;
+          if (!call.write(message)) await drained(call, signal);
+        }
+      } catch (error) {
         const failure = toStatus(error);
         call.emit("error", failure);
-        finish(failure.code, error);
-      },
-    );
+        finish(failure.code, undefined, error);
+        return;
+      }
+      call.end();
+      finish(status.OK, undefined, undefined);
+    });
   };
 
 const drained = (call: NodeJS.EventEmitter, signal: AbortSignal): Promise<void> =>

@@ -26,5 +26,9 @@ export const toStatus = (error: unknown): { code: status; details: string } => {
   return { code: status.UNKNOWN, details: messageOf(error) };
 };
 
-/** The name of a code, for logs and metrics. */
+/** Whether an answer is worth a warning: what is not there, and who left, are not. */
+export const isFailure = (code: status): boolean =>
+  code !== status.OK && code !== status.NOT_FOUND && code !== status.CANCELLED;
+
+/** The name of a code, for logs, metrics and traces. */
 export const statusName = (code: status): string => status[code] ?? String(code);

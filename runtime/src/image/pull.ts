@@ -1,3 +1,4 @@
+import { span } from "@bulkhead/lib/tracing/span.ts";
 import type { LayerUsage, Snapshotter } from "../snapshot/snapshotter.ts";
 import { fileAsTar } from "./artifact.ts";
 import type { BlobStage } from "./blob-stage.ts";
@@ -63,12 +64,17 @@ const unpackLayer = async (
 ): Promise<LayerUsage | undefined> => {
   const { snapshotter } = options;
   if (snapshotter.has(layer.chainId)) return undefined;
-  await using blob = await options.stage.fetch(layer, options.repository, signal);
+  const what = { "bulkhead.layer.digest": layer.digest, "bulkhead.layer.bytes": layer.size };
+  await using blob = await span("fetch layer", what, () =>
+    options.stage.fetch(layer, options.repository, signal),
+  );
   // Read beside the layers below, off the main thread, where the diff ID of the content is checked.
   const { diffId } = layer;
   const source =
     layer.file !== undefined
       ? fileAsTar(blob.path, layer.file, layer.size)
       : { file: blob.path, ...(diffId === undefined ? {} : { diffId }) };
-  return await snapshotter.extract(layer.chainId, parentId, source, signal, parent);
+  return await span("unpack layer", what, () =>
+    snapshotter.extract(layer.chainId, parentId, source, signal, parent),
+  );
 };

@@ -1,6 +1,7 @@
 import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { span } from "@bulkhead/lib/tracing/span.ts";
 import type { Logger } from "pino";
 import type { LayerUsage, Snapshotter } from "../snapshot/snapshotter.ts";
 import { syncFolder, writeDurably } from "./atomic-file.ts";
@@ -249,10 +250,14 @@ class Store implements ImageStore {
     const started = performance.now();
     const repository = this.#registry.repository(reference, auth);
     const tagOrDigest = reference.digest ?? reference.tag ?? "latest";
-    const resolved = await resolveImage(repository, tagOrDigest, this.#platform, signal);
+    const resolved = await span("resolve image", {}, () =>
+      resolveImage(repository, tagOrDigest, this.#platform, signal),
+    );
     const rule = ruleFor(signatures, reference);
     if (rule !== undefined)
-      await verifySignature(rule, reference, [resolved.target, resolved.manifest], repository, signal);
+      await span("verify signature", {}, () =>
+        verifySignature(rule, reference, [resolved.target, resolved.manifest], repository, signal),
+      );
     const chain = resolved.layers.map(({ chainId }) => chainId);
     await using _held = await this.#hold(resolved.id, chain);
     const missing = resolved.layers.filter(({ chainId }) => !snapshotter.has(chainId));

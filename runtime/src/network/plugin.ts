@@ -1,8 +1,9 @@
 import { constants } from "node:fs";
 import { access } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { startProgram } from "@bulkhead/lib/std/start-program.ts";
+import { span } from "@bulkhead/lib/tracing/span.ts";
 import { failureOf } from "./plan.ts";
 
 const STDOUT_MAX = 1024 * 1024;
@@ -38,7 +39,12 @@ export const findPlugin = async (type: string, binDirs: string[]): Promise<strin
  * Runs a plugin (CNI specification, section 3) and returns what it printed. It gets a process group of its own,
  * which is killed as a whole when the signal aborts.
  */
-export const runPlugin = async (
+export const runPlugin = (...plugin: Parameters<typeof run>): Promise<string> => {
+  const [path, env] = plugin;
+  return span(`cni ${basename(path)} ${env.CNI_COMMAND ?? ""}`, {}, () => run(...plugin));
+};
+
+const run = async (
   path: string,
   env: Record<string, string>,
   stdin: string,

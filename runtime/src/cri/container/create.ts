@@ -8,6 +8,7 @@ import {
   NamespaceMode,
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { span } from "@bulkhead/lib/tracing/span.ts";
 import { readAccounts } from "../../container/accounts.ts";
 import { resolveCdi } from "../../container/cdi.ts";
 import { allDevices, askedDevices } from "../../container/devices.ts";
@@ -266,7 +267,9 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     security?.privileged && !isVm(pod) ? allDevices() : askedDevices(config.devices),
     seccompOf(config, host),
     resolveCdi(config.CDIDevices.map(({ name }) => name)),
-    snapshotter.mountContainer(id, image.layers, rootfs, owners),
+    span("rootfs", { "bulkhead.layers": image.layers.length }, () =>
+      snapshotter.mountContainer(id, image.layers, rootfs, owners),
+    ),
     plan.logPath === "" ? undefined : mkdir(dirname(plan.logPath), { recursive: true, mode: 0o755 }),
   ]);
   const user = userOf(security, image.config.user, await readAccounts(rootfs));

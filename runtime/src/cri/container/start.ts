@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import { StartContainerResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { annotate } from "@bulkhead/lib/tracing/span.ts";
 import { blockedMount } from "../../container/mount-targets.ts";
 import { type Container, started, startFailed } from "../../container/state.ts";
 import { timed } from "../../metrics.ts";
@@ -10,6 +11,7 @@ import { type Pod, requireReady } from "../../pod/state.ts";
 import { turn } from "../../record/turns.ts";
 import { notify } from "../notify.ts";
 import { cleanup, containerDir, containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
+import { podAttributes } from "../trace.ts";
 import { forgetRestore } from "./restore.ts";
 
 /** runsc says of a mount that cannot be made only that its helper gave up: the place is found here. */
@@ -39,6 +41,10 @@ export const startContainer =
           `Cannot start container "${id}": it is ${container.state}`,
         );
       const pod = runtime.pods.require(podId);
+      annotate({
+        ...podAttributes(pod.config.metadata),
+        "k8s.container.name": container.config.metadata?.name,
+      });
       requireReady(pod, "start a container");
       const handler = runtime.handlers.running(pod.handler);
       const ref = containerRef(runtime, pod, container);

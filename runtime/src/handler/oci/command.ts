@@ -1,8 +1,9 @@
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { startProgram } from "@bulkhead/lib/std/start-program.ts";
+import { span } from "@bulkhead/lib/tracing/span.ts";
 
 /** An OCI runtime's command line: the binary with its global options. */
 export type RuntimeCommand = { path: string; options: string[]; stateRoot: string };
@@ -26,6 +27,9 @@ export const run = (
   signal: AbortSignal,
   log?: string,
 ): Promise<{ code: number; stdout: string; stderr: string }> =>
+  span(`${basename(command.path)} ${args[0]}`, {}, () => runToEnd(command, args, signal, log));
+
+const runToEnd: typeof run = (command, args, signal, log) =>
   new Promise((resolve, reject) => {
     const output = log === undefined ? "pipe" : "ignore";
     const child = startProgram(command.path, [...globalOptions(command, log), ...args], {

@@ -1,8 +1,9 @@
 import { existsSync } from "node:fs";
 import { mkdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { span } from "@bulkhead/lib/tracing/span.ts";
 import type { Logger } from "pino";
 import type { Linux } from "../../linux/linux.ts";
 import { connectMonitor } from "../../monitor/attach.ts";
@@ -274,14 +275,17 @@ export const createOciHandler = async (
       const runtimeLog = join(stateDir, "runtime.log");
       const { systemdCgroup } = config;
       const { exitDirectory } = deps;
-      const started = await startMonitor(
-        programs.conmon,
-        {
-          ...{ id, directory: stateDir, exitDirectory, systemdCgroup, tty, stdin, stdinOnce, logPath },
-          runtime: command.path,
-          runtimeOptions: globalOptions(command, runtimeLog),
-        },
-        signal,
+      // conmon runs the runtime's create.
+      const started = await span(`${basename(command.path)} create`, {}, () =>
+        startMonitor(
+          programs.conmon,
+          {
+            ...{ id, directory: stateDir, exitDirectory, systemdCgroup, tty, stdin, stdinOnce, logPath },
+            runtime: command.path,
+            runtimeOptions: globalOptions(command, runtimeLog),
+          },
+          signal,
+        ),
       );
       if ("failure" in started) {
         const refused = await failureInLog(runtimeLog);

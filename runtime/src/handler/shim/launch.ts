@@ -1,8 +1,10 @@
 import { existsSync, mkdirSync } from "node:fs";
+import { basename } from "node:path";
 import { fromBinary } from "@bufbuild/protobuf";
 import type { Any } from "@bufbuild/protobuf/wkt";
 import { DeleteResponseSchema } from "@bulkhead/lib/gen/shim_task_v3_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { span } from "@bulkhead/lib/tracing/span.ts";
 import { type Bootstrap, bootstrapInput, type LaunchForm, launchForms, parseBootstrap } from "./bootstrap.ts";
 import { grpcAddress, type LaunchContext, namespace, runShim, type ShimRun } from "./command.ts";
 import { lowersOomScore, serveDirectly } from "./serve-directly.ts";
@@ -38,7 +40,9 @@ export async function launchShim(
   };
   const refused: { form: LaunchForm; run: ShimRun }[] = [];
   for (const form of launchForms(known.form, options !== undefined)) {
-    const run = await runShim(context, id, bundle, ["start"], bootstrapInput(form, params), signal);
+    const run = await span(`${basename(context.config.binary)} start`, { "bulkhead.shim.form": form }, () =>
+      runShim(context, id, bundle, ["start"], bootstrapInput(form, params), signal),
+    );
     if (run.code === 0) {
       const reply = parseBootstrap(run.stdout);
       known.form = form;
