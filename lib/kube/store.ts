@@ -80,3 +80,10 @@ export const createStore = <T extends KubeObject>(indexes: Indexes<T> = {}): Wri
     },
   };
 };
+
+/** A store that holds `objects`. */
+export const storeOf = <T extends KubeObject>(objects: T[]): Store<T> => {
+  const store = createStore<T>();
+  store.replace(objects);
+  return store;
+};

@@ -62,8 +62,8 @@ export const profileView = (profile: RuntimeProfile, now: number): ProfileView =
 
 const byName = <T extends { name: string }>(a: T, b: T): number => (a.name < b.name ? -1 : 1);
 
-export const statusView = (seen: { profiles: readonly RuntimeProfile[]; now: number }): ProfileView[] =>
-  seen.profiles.map((profile) => profileView(profile, seen.now)).sort(byName);
+export const statusView = (seen: { profiles: Iterable<RuntimeProfile>; now: number }): ProfileView[] =>
+  Array.from(seen.profiles, (profile) => profileView(profile, seen.now)).sort(byName);
 
 export type NodeView = {
   node: string;
@@ -82,28 +82,27 @@ export type ProfileDetail = ProfileView & { conditions: Condition[]; onNodes: No
 
 export const detailView = (
   profile: RuntimeProfile,
-  seen: { nodeRuntimes: readonly NodeRuntime[]; now: number },
+  seen: { nodeRuntimes: Iterable<NodeRuntime>; now: number },
 ): ProfileDetail => {
   const { name } = profile.metadata;
-  const onNodes = seen.nodeRuntimes.flatMap((runtime): NodeView[] => {
+  const onNodes: NodeView[] = [];
+  for (const runtime of seen.nodeRuntimes) {
     const reported = runtime.status?.profiles?.find((each) => each.name === name);
     const wanted = runtime.spec.profiles.find((each) => each.name === name);
-    if (!reported && !wanted) return [];
+    if (!reported && !wanted) continue;
     const { heartbeat } = runtime.status ?? {};
-    return [
-      {
-        node: runtime.metadata.name,
-        phase: reported?.phase ?? "Pending",
-        revision: reported?.revision ?? "",
-        kernel: reported?.canary?.kernel ?? "",
-        canary: reported?.canary ? (reported.canary.passed ? "passed" : "failed") : "none yet",
-        pods: Object.values(reported?.pods ?? {}).reduce((sum, count) => sum + count, 0),
-        reason: reported?.reason ?? "NoReport",
-        message: reported?.message ?? "the node agent has not reported yet",
-        ...(heartbeat ? { heartbeatMs: seen.now - Date.parse(heartbeat) } : {}),
-      },
-    ];
-  });
+    onNodes.push({
+      node: runtime.metadata.name,
+      phase: reported?.phase ?? "Pending",
+      revision: reported?.revision ?? "",
+      kernel: reported?.canary?.kernel ?? "",
+      canary: reported?.canary ? (reported.canary.passed ? "passed" : "failed") : "none yet",
+      pods: Object.values(reported?.pods ?? {}).reduce((sum, count) => sum + count, 0),
+      reason: reported?.reason ?? "NoReport",
+      message: reported?.message ?? "the node agent has not reported yet",
+      ...(heartbeat ? { heartbeatMs: seen.now - Date.parse(heartbeat) } : {}),
+    });
+  }
   return {
     ...profileView(profile, seen.now),
     conditions: profile.status?.conditions ?? [],

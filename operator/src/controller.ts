@@ -7,7 +7,6 @@ import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import { createReflector, type Reflector, type ReflectorOptions } from "@bulkhead/lib/kube/reflector.ts";
 import {
   controllerRevisions,
-  type JudgedPod,
   mutatingBindings,
   mutatingPolicies,
   namespaces,
@@ -25,13 +24,18 @@ import { type Clock, systemClock } from "@bulkhead/lib/std/clock.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
-import { byNamespace, byRuntimeClass, hasEnded } from "./gather.ts";
+import { byNamespace, byRuntimeClass } from "./gather.ts";
+import { createLatest } from "./latest.ts";
 import { fleetMetrics, profileMetrics } from "./metrics.ts";
+import { createNodeIndex } from "./node-index.ts";
+import { createPace } from "./pace.ts";
 import type { Fleet } from "./page/views.ts";
+import type { Decisions } from "./plan.ts";
 import { type Context, reconcileNode, reconcileProfile } from "./reconcile.ts";
 import { managedBy } from "./runtime-class.ts";
+import { slimNode, slimPod, slimRuntimes } from "./slim.ts";
 import { profileOf } from "./tenancy/policies.ts";
-import { brokenBy, type WatchedPod } from "./tenancy/rules.ts";
+import type { WatchedPod } from "./tenancy/rules.ts";
 import { selects } from "./tenancy/selector.ts";
 
 export type ControllerOptions = {
@@ -57,41 +61,17 @@ export type Controller = {
   work(signal: AbortSignal): Promise<void>;
 };
 
-/** Of a pod only what deletion and counting ask for: clusters have a hundred thousand. Those that ended not at all. */
-const slimPod = (pod: JudgedPod): WatchedPod | undefined => {
-  if (hasEnded(pod)) return undefined;
-  const { name, namespace, resourceVersion } = pod.metadata;
-  const broken = brokenBy(pod);
-  return {
-    metadata: {
-      name,
-      ...(namespace ? { namespace } : {}),
-      ...(resourceVersion ? { resourceVersion } : {}),
-    },
-    ...(pod.spec?.runtimeClassName ? { spec: { runtimeClassName: pod.spec.runtimeClassName } } : {}),
-    ...(broken.length > 0 ? { broken } : {}),
-  };
-};
-
 /** Namespaces of the system's own; Bulkhead's is added. Nothing of a tenant is there. */
 const systemNamespaces = ["kube-system", "kube-public", "kube-node-lease"];
-
-const slimNode = ({ metadata }: KubeObject): KubeObject => ({
-  metadata: {
-    name: metadata.name,
-    ...(metadata.uid ? { uid: metadata.uid } : {}),
-    ...(metadata.resourceVersion ? { resourceVersion: metadata.resourceVersion } : {}),
-    labels: metadata.labels ?? {},
-  },
-});
 
 export const createController = (options: ControllerOptions): Controller => {
   const { client, recorder, registry, log, clock = systemClock, staleAfterMs = 180_000 } = options;
   const follow = <T extends KubeObject>(resource: Resource<T>, more: Partial<ReflectorOptions<T>> = {}) =>
     createReflector<T>({ client, resource, log, clock, ...more });
+  const slimRuntime = slimRuntimes();
   const reflectors = {
     profiles: follow(runtimeProfiles),
-    nodeRuntimes: follow(nodeRuntimes),
+    nodeRuntimes: follow(nodeRuntimes, { transform: slimRuntime, pageSize: 100 }),
     nodes: follow(nodes, { transform: slimNode }),
     runtimeClasses: follow(runtimeClasses),
     pods: follow<WatchedPod>(pods, {
@@ -128,11 +108,22 @@ export const createController = (options: ControllerOptions): Controller => {
   const observe = queueMetrics(registry);
   const profileQueue = createQueue({ clock, observer: observe("runtimeprofile") });
   const nodeQueue = createQueue({ clock, observer: observe("noderuntime") });
+  const decisions: Decisions = new Map();
+  const index = createNodeIndex({ ...stores, decisions, staleAfterMs });
+  const pace = createPace();
+  const latest = {
+    profiles: createLatest(stores.profiles, clock),
+    nodeRuntimes: createLatest(stores.nodeRuntimes, clock),
+    nodes: createLatest(stores.nodes, clock),
+  };
   const context: Context = {
     client,
     stores,
-    decisions: new Map(),
-    written: new Map(),
+    index,
+    latest,
+    slimRuntime,
+    decisions,
+    pace,
     untainted: new Map(),
     recorder,
     metrics: profileMetrics(registry),
@@ -145,17 +136,15 @@ export const createController = (options: ControllerOptions): Controller => {
     log,
   };
 
-  // A profile's plan looks at all nodes: what many nodes tell within a moment is planned once.
-  const soon = (profile: string) => profileQueue.addAfter(profile, 100 + stores.nodes.size / 10);
-  const allProfiles = () => {
-    for (const profile of stores.profiles.list()) soon(profile.metadata.name);
-  };
+  // What many nodes tell within a moment is planned once.
+  const waiting = new Set<string>();
+  const soon = (profile: string) => profileQueue.addAfter(profile, pace.delayMs(waiting.add(profile).size));
 
   reflectors.profiles.on((change) => {
     const { name } = change.object.metadata;
     // Our own writes come back, too: they ask for nothing, unless they carry what another changed meanwhile.
-    const own =
-      context.written.get(name)?.metadata.resourceVersion === change.object.metadata.resourceVersion;
+    const own = latest.profiles.seen(change.object);
+    if (change.type === "deleted") latest.profiles.forget(name);
     if (
       own &&
       change.type === "updated" &&
@@ -169,40 +158,29 @@ export const createController = (options: ControllerOptions): Controller => {
   });
 
   reflectors.nodes.on((change) => {
-    if (change.type === "updated" && sameJson(change.old.metadata.labels, change.object.metadata.labels)) {
-      if (change.old.metadata.uid === change.object.metadata.uid) return;
+    const { name, uid, labels: now } = change.object.metadata;
+    latest.nodes.seen(change.object);
+    if (change.type === "deleted") latest.nodes.forget(name);
+    if (change.type === "updated" && change.old.metadata.uid === uid) {
+      if (sameJson(change.old.metadata.labels, now)) return;
     }
-    nodeQueue.add(change.object.metadata.name);
-    allProfiles();
+    nodeQueue.add(name);
+    for (const profile of index.changed(name)) soon(profile);
   });
 
   reflectors.nodeRuntimes.on((change) => {
-    const before = change.type === "updated" ? change.old : undefined;
-    const after = change.object;
-    const names = new Set(
-      [before, after].flatMap((runtime) => [
-        ...(runtime?.spec.profiles ?? []).map((entry) => entry.name),
-        ...(runtime?.status?.profiles ?? []).map((entry) => entry.name),
-      ]),
-    );
-    let relevant = change.type !== "updated";
-    for (const name of names) {
-      const part = (runtime: typeof after | undefined) => [
-        runtime?.spec.profiles.find((entry) => entry.name === name),
-        runtime?.status?.profiles?.find((entry) => entry.name === name),
-      ];
-      if (change.type === "updated" && sameJson(part(before), part(after))) continue;
-      relevant = true;
-      soon(name);
-    }
-    // The first sign of life, and that the agent has seen what was asked, move rollouts and removals on.
-    const [spoke, speaks] = [before?.status?.heartbeat, after.status?.heartbeat];
-    const woke =
-      speaks !== undefined && (!spoke || Date.parse(speaks) - Date.parse(spoke) > staleAfterMs / 2);
-    const observed = before?.status?.observedGeneration !== after.status?.observedGeneration;
-    const moved = !sameJson(before?.metadata.ownerReferences, after.metadata.ownerReferences);
-    if (woke || observed) allProfiles();
-    if (relevant || woke || moved) nodeQueue.add(after.metadata.name);
+    const { object, type } = change;
+    const { name } = object.metadata;
+    latest.nodeRuntimes.seen(object);
+    if (type === "deleted") latest.nodeRuntimes.forget(name);
+    const touched = index.changed(name);
+    for (const profile of touched) soon(profile);
+    // What others made of the spec or the owner is put right, whatever it means to the profiles.
+    const kept =
+      type === "updated" &&
+      sameJson(change.old.spec, object.spec) &&
+      sameJson(change.old.metadata.ownerReferences, object.metadata.ownerReferences);
+    if (touched.length > 0 || !kept) nodeQueue.add(name);
   });
 
   reflectors.runtimeClasses.on((change) => {
@@ -260,8 +238,8 @@ export const createController = (options: ControllerOptions): Controller => {
     fleet: () => ({
       now: clock.now(),
       staleAfterMs,
-      profiles: [...stores.profiles.list()],
-      nodeRuntimes: [...stores.nodeRuntimes.list()],
+      profiles: stores.profiles,
+      nodeRuntimes: stores.nodeRuntimes,
     }),
     work: async (signal) => {
       const stopped = new Promise<void>((resolve) => {
@@ -272,8 +250,9 @@ export const createController = (options: ControllerOptions): Controller => {
       await Promise.race([Promise.all(all.map(([, reflector]) => reflector.synced)), stopped]);
       if (signal.aborted) return;
       // Another leader may have decided since: only what stands in the API counts.
-      context.decisions.clear();
-      context.written.clear();
+      decisions.clear();
+      index.clear();
+      for (const each of Object.values(latest)) each.clear();
       for (const profile of stores.profiles.list()) profileQueue.add(profile.metadata.name);
       for (const node of stores.nodes.list()) nodeQueue.add(node.metadata.name);
       for (const runtime of stores.nodeRuntimes.list()) nodeQueue.add(runtime.metadata.name);
@@ -286,7 +265,10 @@ export const createController = (options: ControllerOptions): Controller => {
         profileQueue.run({
           concurrency: 4,
           signal,
-          handle: (key, until) => reconcileProfile(key, context, until),
+          handle: (key, until) => {
+            waiting.delete(key);
+            return reconcileProfile(key, context, until);
+          },
           onError: onError("runtimeprofile"),
         }),
         nodeQueue.run({

@@ -20,6 +20,38 @@ export type NodeFacts = {
   observed: boolean;
 };
 
+/** Latencies, overhead and counts of pods are left to the next plan, whatever asks for it: they come with every canary. */
+const sameReport = (one: ProfileStatus | undefined, other: ProfileStatus | undefined): boolean =>
+  one === other ||
+  (one?.phase === other?.phase &&
+    one?.revision === other?.revision &&
+    one?.attemptedRevision === other?.attemptedRevision &&
+    one?.reason === other?.reason &&
+    one?.message === other?.message &&
+    one?.canary?.passed === other?.canary?.passed);
+
+/** A plan made now would not be another for what the node was and is; undefined while the profile has nothing there. */
+export const sameToPlanning = (
+  before: NodeFacts | undefined,
+  now: NodeFacts | undefined,
+  staleAfterMs: number,
+): boolean => {
+  if (before === undefined || now === undefined) return before === now;
+  // The first sign of life, and one after a silence.
+  const woke =
+    now.heartbeat !== undefined &&
+    (before.heartbeat === undefined || now.heartbeat - before.heartbeat > staleAfterMs / 2);
+  // Only removal asks whether an agent has seen that there is nothing for it.
+  const idle = now.assigned === undefined && now.reported === undefined;
+  return (
+    !woke &&
+    before.selected === now.selected &&
+    before.assigned?.revision === now.assigned?.revision &&
+    sameReport(before.reported, now.reported) &&
+    (!idle || before.observed === now.observed)
+  );
+};
+
 export type ProfileFacts = {
   now: number;
   /** An agent silent for longer is not believed any more. */

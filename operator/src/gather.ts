@@ -19,8 +19,10 @@ import {
 } from "@bulkhead/lib/kube/resources.ts";
 import type { Store } from "@bulkhead/lib/kube/store.ts";
 import { z } from "zod";
-import type { NodeFacts, ProfileFacts } from "./facts.ts";
-import type { Decision, NodeRuntimeFacts } from "./plan.ts";
+import type { ProfileFacts } from "./facts.ts";
+import type { Latest } from "./latest.ts";
+import { type NodeIndex, timeOf } from "./node-index.ts";
+import type { Decisions, NodeRuntimeFacts } from "./plan.ts";
 import { ownerOf } from "./runtime-class.ts";
 import { claimsOf, isElder, type TenancyFacts } from "./tenancy/facts.ts";
 import { type Elder, type Policy, profileOf } from "./tenancy/policies.ts";
@@ -50,11 +52,11 @@ export const byNamespace = "namespace";
 export const hasEnded = ({ status }: Pod): boolean =>
   status?.phase === "Succeeded" || status?.phase === "Failed";
 
-/** What the operator decided for nodes, by node and profile. It outruns NodeRuntime.spec by the time a write takes. */
-export type Decisions = Map<string, Map<string, Decision>>;
-
 export type Surroundings = {
   stores: Stores;
+  index: Pick<NodeIndex, "nodesOf">;
+  /** Nodes and their NodeRuntimes with what we wrote last. */
+  latest: { nodes: Pick<Latest<KubeObject>, "get">; nodeRuntimes: Pick<Latest<NodeRuntime>, "get"> };
   decisions: Decisions;
   now: number;
   staleAfterMs: number;
@@ -62,41 +64,6 @@ export type Surroundings = {
   reserved: string[];
   /** The API server has MutatingAdmissionPolicies. */
   mutates: boolean;
-};
-
-const matches = (selector: Record<string, string> | undefined, labels: Record<string, string>): boolean =>
-  // Nothing of Bulkhead runs on Windows.
-  labels["kubernetes.io/os"] !== "windows" &&
-  Object.entries(selector ?? {}).every(([key, value]) => labels[key] === value);
-
-const timeOf = (heartbeat: string | undefined): number | undefined => {
-  const time = heartbeat === undefined ? Number.NaN : Date.parse(heartbeat);
-  return Number.isNaN(time) ? undefined : time;
-};
-
-const isObserved = (runtime: NodeRuntime | undefined): boolean => {
-  const { generation } = runtime?.metadata ?? {};
-  const seen = runtime?.status?.observedGeneration;
-  return generation === undefined || seen === undefined || seen >= generation;
-};
-
-const nodeFacts = (name: string, selected: boolean, profile: string, from: Surroundings): NodeFacts => {
-  const runtime = from.stores.nodeRuntimes.get(name);
-  const decision = from.decisions.get(name)?.get(profile);
-  const assigned =
-    decision === undefined || decision === "keep"
-      ? runtime?.spec.profiles.find((entry) => entry.name === profile)
-      : (decision ?? undefined);
-  const reported = runtime?.status?.profiles?.find((entry) => entry.name === profile);
-  const heartbeat = timeOf(runtime?.status?.heartbeat);
-  return {
-    name,
-    selected,
-    observed: isObserved(runtime),
-    ...(assigned ? { assigned } : {}),
-    ...(reported ? { reported } : {}),
-    ...(heartbeat === undefined ? {} : { heartbeat }),
-  };
 };
 
 /** Policies and bindings that are the profile's by label, or have a name that is kept for its. */
@@ -157,6 +124,17 @@ const tenancyFacts = (
   };
 };
 
+/** Names are told only while a deletion waits: to sort a hundred thousand costs more than the rest of a plan. */
+const countPods = (using: Iterable<WatchedPod>, named: boolean): ProfileFacts["pods"] => {
+  if (named) {
+    const names = [...using].map(keyOf).sort();
+    return { total: names.length, names: names.slice(0, 10) };
+  }
+  let total = 0;
+  for (const _pod of using) total++;
+  return { total, names: [] };
+};
+
 /** All that planning one profile needs; undefined when there is no such profile. */
 export const gatherProfile = (profile: RuntimeProfile, from: Surroundings): ProfileFacts => {
   const { stores, now, staleAfterMs } = from;
@@ -165,23 +143,17 @@ export const gatherProfile = (profile: RuntimeProfile, from: Surroundings): Prof
   const known: RuntimeProfile = parsed.success ? { ...profile, spec: parsed.data } : profile;
   const className = runtimeClassName(known);
   const runtimeClass = stores.runtimeClasses.get(className);
-  const nodes: NodeFacts[] = [];
-  for (const node of stores.nodes.list()) {
-    const selected = parsed.success && matches(known.spec.nodeSelector, node.metadata.labels ?? {});
-    const facts = nodeFacts(node.metadata.name, selected, name, from);
-    if (selected || facts.assigned || facts.reported) nodes.push(facts);
-  }
   // Pods of another's class are not ours to wait for.
   const ours = !runtimeClass || ownerOf(runtimeClass) === name;
-  const using = ours ? [...stores.pods.indexed(byRuntimeClass, className)] : [];
+  const using = ours ? stores.pods.indexed(byRuntimeClass, className) : [];
   return {
     now,
     staleAfterMs,
     profile: known,
     ...(parsed.success ? {} : { invalid: z.prettifyError(parsed.error) }),
     ...(runtimeClass ? { runtimeClass } : {}),
-    nodes: nodes.sort((a, b) => (a.name < b.name ? -1 : 1)),
-    pods: { total: using.length, names: using.map(keyOf).sort().slice(0, 10) },
+    nodes: from.index.nodesOf(name, parsed.success ? (known.spec.nodeSelector ?? {}) : undefined),
+    pods: countPods(using, profile.metadata.deletionTimestamp !== undefined),
     revisions: [...stores.controllerRevisions.list()].filter(
       ({ metadata }) => metadata.labels?.[labels.profile] === name,
     ),
@@ -191,9 +163,9 @@ export const gatherProfile = (profile: RuntimeProfile, from: Surroundings): Prof
 
 /** All that planning one node needs. */
 export const gatherNode = (name: string, from: Surroundings): NodeRuntimeFacts => {
-  const { stores, decisions, now, staleAfterMs } = from;
-  const node = stores.nodes.get(name);
-  const runtime = stores.nodeRuntimes.get(name);
+  const { stores, latest, decisions, now, staleAfterMs } = from;
+  const node = latest.nodes.get(name);
+  const runtime = latest.nodeRuntimes.get(name);
   const heartbeat = timeOf(runtime?.status?.heartbeat);
   return {
     now,

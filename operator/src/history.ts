@@ -66,7 +66,7 @@ export const planHistory = (
     [
       target.revision,
       profile.status?.currentRevision,
-      ...facts.nodes.flatMap(({ assigned, reported }) => [assigned?.revision, reported?.revision]),
+      ...new Set(facts.nodes.flatMap(({ assigned, reported }) => [assigned?.revision, reported?.revision])),
     ].map((hash) => nameOf(name, hash ?? "")),
   );
   const old = revisions

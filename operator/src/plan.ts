@@ -132,6 +132,13 @@ export const needsFinalizer = ({ profile }: ProfileFacts): boolean =>
  */
 export type Decision = DesiredProfile | null | "keep";
 
+/** What was decided for nodes, by node and profile. It outruns NodeRuntime.spec by the time a write takes. */
+export type Decisions = Map<string, Map<string, Decision>>;
+
+/** A revision's hash is of all that reaches a node: equal ones are the same. */
+export const sameDecision = (one: Decision | undefined, other: Decision): boolean =>
+  typeof one === "object" && typeof other === "object" ? one?.revision === other?.revision : one === other;
+
 /** One node with all that profiles want of it. */
 export type NodeRuntimeFacts = Pick<ProfileFacts, "now" | "staleAfterMs"> & {
   /** The Node's labels; undefined when the Node is gone. */

@@ -1,4 +1,5 @@
 import { fieldManager, finalizer, labels } from "@bulkhead/lib/api/group.ts";
+import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import type { Condition, RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { Client } from "@bulkhead/lib/kube/client.ts";
 import type { EventRecorder } from "@bulkhead/lib/kube/events.ts";
@@ -11,17 +12,29 @@ import {
   runtimeProfiles,
   taintedNodes,
 } from "@bulkhead/lib/kube/resources.ts";
-import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 import type { Clock } from "@bulkhead/lib/std/clock.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import type { ProfileFacts } from "./facts.ts";
-import { type Decisions, gatherNode, gatherProfile, policiesOf, type Stores } from "./gather.ts";
+import { gatherNode, gatherProfile, policiesOf, type Stores, type Surroundings } from "./gather.ts";
 import { forgetHistory, type HistoryStep, planHistory } from "./history.ts";
+import type { Latest } from "./latest.ts";
 import type { ProfileMetrics } from "./metrics.ts";
-import { type ClassPlan, type ClassStep, needsFinalizer, planClass, planNode, planProfile } from "./plan.ts";
+import type { NodeIndex } from "./node-index.ts";
+import type { Pace } from "./pace.ts";
+import {
+  type ClassPlan,
+  type ClassStep,
+  type Decisions,
+  needsFinalizer,
+  planClass,
+  planNode,
+  planProfile,
+  sameDecision,
+} from "./plan.ts";
 import { desiredProfile } from "./revision.ts";
 import { managedBy } from "./runtime-class.ts";
+import { slimNode } from "./slim.ts";
 import type { ClassState } from "./status.ts";
 import { applyTenancy } from "./tenancy/apply.ts";
 import { planLeftovers, planTenancy, type TenancyPlan, type TenancyState } from "./tenancy/plan.ts";
@@ -30,9 +43,12 @@ import { newlyOutside } from "./tenancy/status.ts";
 export type Context = {
   client: Client;
   stores: Stores;
+  index: NodeIndex;
+  /** What the stores have, and what we wrote since. */
+  latest: { profiles: Latest<RuntimeProfile>; nodeRuntimes: Latest<NodeRuntime>; nodes: Latest<KubeObject> };
+  slimRuntime: (runtime: NodeRuntime) => NodeRuntime;
   decisions: Decisions;
-  /** Profiles as last written, until the watch brings them: planning must not see its own past. */
-  written: Map<string, RuntimeProfile>;
+  pace: Pace;
   /** Nodes whose startup taints were looked at, with what makes looking again worth it. */
   untainted: Map<string, string>;
   recorder: EventRecorder;
@@ -51,14 +67,19 @@ export type Context = {
 
 const { operator } = fieldManager;
 
-const surroundings = ({ stores, decisions, clock, staleAfterMs, reserved, mutates }: Context) => ({
-  stores,
-  decisions,
-  now: clock.now(),
-  staleAfterMs,
-  reserved,
-  mutates: mutates(),
-});
+const surroundings = (context: Context): Surroundings => {
+  const { stores, index, latest, decisions, clock, staleAfterMs, reserved, mutates } = context;
+  return {
+    stores,
+    index,
+    latest,
+    decisions,
+    now: clock.now(),
+    staleAfterMs,
+    reserved,
+    mutates: mutates(),
+  };
+};
 
 /**
  * One profile: gather → plan → apply. First the RuntimeClass, whose fate decides the rest; then the policies that
@@ -70,10 +91,11 @@ export const reconcileProfile = async (
   context: Context,
   signal: AbortSignal,
 ): Promise<{ requeueAfterMs: number } | undefined> => {
-  const profile = latest(name, context);
+  const { pace } = context;
+  const profile = context.latest.profiles.get(name);
   if (!profile) return forgetProfile(name, context, signal);
 
-  const facts = gatherProfile(profile, surroundings(context));
+  const facts = pace.timed(() => gatherProfile(profile, surroundings(context)));
   if (needsFinalizer(facts)) await addFinalizer(facts, context, signal);
 
   const classPlan = planClass(facts);
@@ -82,8 +104,11 @@ export const reconcileProfile = async (
   const tenancyState = await putTenancyInForce(facts, planTenancy(facts, classState), context, signal);
 
   const target = desiredProfile(facts.profile);
-  const plan = planProfile(facts, target, classState, tenancyState);
-  decide(facts, plan.assignments, context);
+  const plan = pace.timed(() => {
+    const planned = planProfile(facts, target, classState, tenancyState);
+    decide(facts, planned.assignments, context);
+    return planned;
+  });
 
   if (plan.statusChanged) await writeStatus(facts, plan.status, context, signal);
   for (const condition of plan.transitions) announce(facts.profile, condition, context);
@@ -134,25 +159,15 @@ export const reconcileProfile = async (
   return facts.nodes.length > 0 ? { requeueAfterMs: context.staleAfterMs / 3 } : undefined;
 };
 
-/** The profile as the watch or our own last write has it, whichever is newer (versions are numbers: KEP-5504). */
-const latest = (name: string, { stores, written }: Context): RuntimeProfile | undefined => {
-  const cached = stores.profiles.get(name);
-  const own = written.get(name);
-  const version = (is: RuntimeProfile) => Number(is.metadata.resourceVersion ?? 0);
-  if (cached && own && cached.metadata.uid === own.metadata.uid && version(own) >= version(cached))
-    return own;
-  written.delete(name);
-  return cached;
-};
-
 /** The profile is gone: so is everything that was decided for it, and what somebody's cut of the finalizer left. */
 const forgetProfile = async (name: string, context: Context, signal: AbortSignal): Promise<undefined> => {
-  const { client, stores, decisions, metrics, written, enqueueNode } = context;
+  const { client, stores, decisions, metrics, enqueueNode } = context;
   await applyTenancy(client, planLeftovers(name, policiesOf(name, stores)), {
     signal,
     fieldManager: operator,
   });
-  written.delete(name);
+  context.latest.profiles.forget(name);
+  context.index.forget(name);
   metrics.forget(name);
   for (const [node, decided] of decisions) {
     if (decided.delete(name)) enqueueNode(node);
@@ -160,10 +175,10 @@ const forgetProfile = async (name: string, context: Context, signal: AbortSignal
   return undefined;
 };
 
-const addFinalizer = async ({ profile }: ProfileFacts, { client, written }: Context, signal: AbortSignal) => {
+const addFinalizer = async ({ profile }: ProfileFacts, { client, latest }: Context, signal: AbortSignal) => {
   const { name, resourceVersion, finalizers = [] } = profile.metadata;
   const patch = { metadata: { resourceVersion, finalizers: [...finalizers, finalizer] } };
-  written.set(name, await client.patch(runtimeProfiles, name, patch, { signal, fieldManager: operator }));
+  latest.profiles.wrote(await client.patch(runtimeProfiles, name, patch, { signal, fieldManager: operator }));
 };
 
 const removeFinalizer = async (profile: RuntimeProfile, context: Context, signal: AbortSignal) => {
@@ -359,7 +374,7 @@ const keepHistory = async (
 const decide = (
   facts: ProfileFacts,
   assignments: ReturnType<typeof planProfile>["assignments"],
-  { decisions, enqueueNode, stores }: Context,
+  { decisions, enqueueNode, index, latest }: Context,
 ) => {
   const { name } = facts.profile.metadata;
   for (const node of facts.nodes) {
@@ -368,20 +383,22 @@ const decide = (
     const assigned = assignments.get(node.name);
     const now = assigned === undefined ? (before ?? (node.selected ? "keep" : undefined)) : assigned;
     if (now === undefined) continue;
-    decisions.set(node.name, decided.set(name, now));
-    if (!sameJson(before, now) || !stores.nodeRuntimes.get(node.name)) enqueueNode(node.name);
+    if (!sameDecision(before, now)) {
+      decisions.set(node.name, decided.set(name, now));
+      index.decided(node.name, name);
+      enqueueNode(node.name);
+    } else if (!latest.nodeRuntimes.get(node.name)) enqueueNode(node.name);
   }
 };
 
 const writeStatus = async (
   { profile }: ProfileFacts,
   status: NonNullable<RuntimeProfile["status"]>,
-  { client, written }: Context,
+  { client, latest }: Context,
   signal: AbortSignal,
 ) => {
   const { name } = profile.metadata;
-  written.set(
-    name,
+  latest.profiles.wrote(
     await client.applyStatus(
       runtimeProfiles,
       { metadata: { name }, status },
@@ -440,16 +457,16 @@ export const reconcileNode = async (
   context: Context,
   signal: AbortSignal,
 ): Promise<{ requeueAfterMs: number } | undefined> => {
-  const { client, stores, decisions } = context;
+  const { client, latest, decisions } = context;
   const plan = planNode(gatherNode(name, surroundings(context)));
 
   if (plan.deleteRuntime) {
-    const uid = stores.nodeRuntimes.get(name)?.metadata.uid;
+    const uid = latest.nodeRuntimes.get(name)?.metadata.uid;
     await client.delete(nodeRuntimes, name, { signal, ...(uid ? { uid } : {}) }).catch((error: unknown) => {
       if (!hasCode(error, "not-found")) throw error;
     });
   }
-  const node = stores.nodes.get(name);
+  const node = latest.nodes.get(name);
   if (!node) {
     decisions.delete(name);
     context.untainted.delete(name);
@@ -457,12 +474,12 @@ export const reconcileNode = async (
   }
 
   const owner = { apiVersion: "v1", kind: "Node", name, uid: node.metadata.uid ?? "" };
-  const owned = stores.nodeRuntimes.get(name)?.metadata.ownerReferences?.some((ref) => ref.uid === owner.uid);
+  const runtime = latest.nodeRuntimes.get(name);
+  const owned = runtime?.metadata.ownerReferences?.some((ref) => ref.uid === owner.uid);
   // A node that came back under its old name is another node: its NodeRuntime must not go with the old one.
-  const profiles =
-    plan.profiles ?? (owned === false ? stores.nodeRuntimes.get(name)?.spec.profiles : undefined);
+  const profiles = plan.profiles ?? (owned === false ? runtime?.spec.profiles : undefined);
   if (profiles) {
-    await client.apply(
+    const written = await client.apply(
       nodeRuntimes,
       {
         metadata: { name, labels: { [labels.managedBy]: managedBy }, ownerReferences: [owner] },
@@ -470,6 +487,7 @@ export const reconcileNode = async (
       },
       { fieldManager: operator, force: true, signal },
     );
+    latest.nodeRuntimes.wrote(context.slimRuntime(written));
     context.log.debug(
       { node: name, profiles: profiles.map((p) => `${p.name}@${p.revision}`) },
       "node assigned",
@@ -477,12 +495,13 @@ export const reconcileNode = async (
   }
 
   if (Object.keys(plan.labels).length > 0) {
-    await client.patch(
+    const labelled = await client.patch(
       nodes,
       name,
       { metadata: { labels: plan.labels } },
       { fieldManager: operator, signal },
     );
+    latest.nodes.wrote(slimNode(labelled));
     context.log.info({ node: name, labels: plan.labels }, "node labelled");
   }
   await untaint(node, plan.untaint, context, signal);

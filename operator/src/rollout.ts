@@ -42,7 +42,8 @@ export const rollOut = (
   const updated = selected.filter((node) => node.assigned?.revision === revision);
   const failed = updated.filter((node) => failedOn(node.reported, revision));
   const healthy = updated.filter((node) => isHealthy(node, revision, facts));
-  const pending = updated.filter((node) => !failed.includes(node) && !healthy.includes(node));
+  const settled = new Set([...failed, ...healthy]);
+  const pending = updated.filter((node) => !settled.has(node));
   const others = selected.filter((node) => node.assigned?.revision !== revision).sort(byPromise(facts));
   const give = (nodes: NodeFacts[]) => {
     for (const node of nodes) assignments.set(node.name, target);

@@ -257,7 +257,7 @@ const conditions = (view: View): Omit<Condition, "lastTransitionTime">[] => {
 const rounded = (seconds: number): number => Number(seconds.toPrecision(2));
 
 const quantile = (values: number[], share: number): number | undefined => {
-  const sorted = [...values].sort((a, b) => a - b);
+  const sorted = Float64Array.from(values).sort();
   return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
 };
 
@@ -284,7 +284,7 @@ const overheadMemory = (
   before: RuntimeProfileStatus["overheadMemory"],
 ): RuntimeProfileStatus["overheadMemory"] => {
   const canaries = nodes.map((node) => node.reported?.canary).filter((canary) => canary?.passed === true);
-  const most = Math.max(0, ...canaries.map((canary) => canary?.overheadBytes ?? 0)) / mebi;
+  const most = canaries.reduce((dearest, canary) => Math.max(dearest, canary?.overheadBytes ?? 0), 0) / mebi;
   if (most === 0) return undefined;
   const known = Number.parseInt(before?.measured ?? "", 10);
   const stays = Math.abs(most - known) <= Math.max(1, known / 10);

@@ -4,6 +4,7 @@ import { once } from "node:events";
 import type { Server } from "node:http";
 import type { NodeRuntime, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import { type RuntimeProfile, RuntimeProfileSpec } from "@bulkhead/lib/api/runtime-profile.ts";
+import { storeOf } from "@bulkhead/lib/kube/store.ts";
 import { type Browser, launchChromium, type Page, screenshot } from "@bulkhead/test/observability/browser.ts";
 import express from "express";
 
@@ -78,13 +79,13 @@ const node = (name: string, phase: ProfileStatus["phase"]): NodeRuntime => ({
 const fleetAt = (ready: number): Fleet => ({
   now: Date.now(),
   staleAfterMs: 180_000,
-  profiles: [profile("standard", 4), profile("sandboxed", ready, ready < 4 ? ["node-4"] : [])],
-  nodeRuntimes: [
+  profiles: storeOf([profile("standard", 4), profile("sandboxed", ready, ready < 4 ? ["node-4"] : [])]),
+  nodeRuntimes: storeOf([
     node("node-1", "Ready"),
     node("node-2", ready > 1 ? "Ready" : "Installing"),
     node("node-3", ready > 2 ? "Ready" : "Installing"),
     node("node-4", ready > 3 ? "Ready" : "Failed"),
-  ],
+  ]),
 });
 
 let fleet: Fleet;

@@ -2,6 +2,7 @@ import { once } from "node:events";
 import type { Server } from "node:http";
 import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import { type RuntimeProfile, RuntimeProfileSpec } from "@bulkhead/lib/api/runtime-profile.ts";
+import { storeOf } from "@bulkhead/lib/kube/store.ts";
 import express from "express";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { html } from "./html.ts";
@@ -73,7 +74,12 @@ const get = async (path: string, from: Fleet | undefined) => {
   const answer = await fetch(origin + path);
   return { status: answer.status, headers: answer.headers, text: await answer.text() };
 };
-const all: Fleet = { now, staleAfterMs: 180_000, profiles: [profile], nodeRuntimes: [node("n1")] };
+const all: Fleet = {
+  now,
+  staleAfterMs: 180_000,
+  profiles: storeOf([profile]),
+  nodeRuntimes: storeOf([node("n1")]),
+};
 
 test("html escapes every value, and takes markup that it made itself", () => {
   expect(html`<a href="${`"'&`}">${"<b>"}${html`<i>${1}</i>`}${undefined}</a>`.markup).toBe(
@@ -107,7 +113,7 @@ test("a tenant's pods on a node whose canary failed are not proven", async () =>
 });
 
 test("an agent that fell silent is told as such", async () => {
-  const silent = { ...all, nodeRuntimes: [node("n1", { heartbeat: ago(600) })] };
+  const silent = { ...all, nodeRuntimes: storeOf([node("n1", { heartbeat: ago(600) })]) };
   expect((await get("/", silent)).text).toContain("silent for 10m");
   expect((await get("/nodes/n1", silent)).text).toContain("AgentSilent");
 });
@@ -121,8 +127,8 @@ test("before the stores are filled it answers 503, for what is not there 404", a
 describe("Of ten thousand nodes", () => {
   const many: Fleet = {
     ...all,
-    nodeRuntimes: Array.from({ length: 10_000 }, (_, index) =>
-      node(`node-${String(index).padStart(5, "0")}`),
+    nodeRuntimes: storeOf(
+      Array.from({ length: 10_000 }, (_, index) => node(`node-${String(index).padStart(5, "0")}`)),
     ),
   };
   test("one page is shown, with the way to the others", async () => {

@@ -1,5 +1,6 @@
 import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import { type Condition, type RuntimeProfile, runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
+import type { Store } from "@bulkhead/lib/kube/store.ts";
 import { adviceOn } from "@bulkhead/lib/view/advice.ts";
 import { age } from "@bulkhead/lib/view/age.ts";
 import { detailView, type NodeView, type ProfileView, statusView } from "@bulkhead/lib/view/profile.ts";
@@ -8,11 +9,12 @@ import { type Html, html } from "./html.ts";
 
 /** The status page, view by view. Pure: what the operator's stores hold becomes markup. */
 
+/** What a view is made of: the stores themselves, which a request looks into and does not copy. */
 export type Fleet = {
   now: number;
   staleAfterMs: number;
-  profiles: readonly RuntimeProfile[];
-  nodeRuntimes: readonly NodeRuntime[];
+  profiles: Pick<Store<RuntimeProfile>, "get" | "list">;
+  nodeRuntimes: Pick<Store<NodeRuntime>, "get" | "list">;
 };
 
 /** A view: what stands in the title, and the page's main part. Undefined when there is nothing of that name. */
@@ -71,7 +73,7 @@ const progress = ({ nodes }: ProfileView): Html =>
 
 /** The fleet: every profile, and every node with how its profiles stand. */
 export const fleetView = (fleet: Fleet, asked: Asked): View => {
-  const profiles = statusView(fleet);
+  const profiles = statusView({ profiles: fleet.profiles.list(), now: fleet.now });
   const silent = (runtime: NodeRuntime): boolean => {
     const heartbeat = runtime.status?.heartbeat;
     return heartbeat === undefined || fleet.now - Date.parse(heartbeat) > fleet.staleAfterMs;
@@ -84,7 +86,7 @@ export const fleetView = (fleet: Fleet, asked: Asked): View => {
 <td>${(status?.profiles ?? []).map((each) => html`${badge(`${each.name} ${each.phase}`, each.phase === "Ready" ? "good" : each.phase === "Failed" || each.phase === "RolledBack" ? "bad" : "warn")} `)}</td>
 <td>${silent(runtime) ? badge(heartbeat ? `silent for ${age(fleet.now - Date.parse(heartbeat))}` : "never heard", "bad") : html`${age(fleet.now - Date.parse(heartbeat ?? ""))} ago`}</td></tr>`;
   };
-  const nodes = [...fleet.nodeRuntimes].sort((a, b) => (a.metadata.name < b.metadata.name ? -1 : 1));
+  const names = Array.from(fleet.nodeRuntimes.list(), ({ metadata }) => metadata.name).sort();
   return {
     title: "Fleet",
     main: html`<h1>Fleet</h1>
@@ -99,15 +101,18 @@ ${table(
 )}
 <h2>Nodes</h2>
 ${long(
-  nodes,
-  (runtime) => runtime.metadata.name,
+  names,
+  (name) => name,
   asked,
   "/",
   (some) =>
     table(
       "Nodes",
       ["Node", "Engine", "Profiles", "Last heard"],
-      some.map(nodeRow),
+      some.flatMap((name) => {
+        const runtime = fleet.nodeRuntimes.get(name);
+        return runtime ? [nodeRow(runtime)] : [];
+      }),
       "No node has a profile yet.",
     ),
 )}`,
@@ -145,9 +150,9 @@ const rollout = (nodes: NodeView[], target: string): Html => {
 
 /** A profile: its conditions, its rollout, its nodes and what to do about those that failed. */
 export const profilePage = (fleet: Fleet, name: string, asked: Asked): View => {
-  const profile = fleet.profiles.find((each) => each.metadata.name === name);
+  const profile = fleet.profiles.get(name);
   if (!profile) return undefined;
-  const view = detailView(profile, fleet);
+  const view = detailView(profile, { nodeRuntimes: fleet.nodeRuntimes.list(), now: fleet.now });
   const failed = profile.status?.failedNodes ?? [];
   return {
     title: name,
@@ -180,7 +185,7 @@ ${long(
 
 /** A node's story: what serves it, what each profile came to there, why, and what to do. */
 export const nodePage = (fleet: Fleet, name: string): View => {
-  const runtime = fleet.nodeRuntimes.find((each) => each.metadata.name === name);
+  const runtime = fleet.nodeRuntimes.get(name);
   if (!runtime) return undefined;
   const { status, spec } = runtime;
   const heard = status?.heartbeat ? fleet.now - Date.parse(status.heartbeat) : undefined;
@@ -236,11 +241,10 @@ type TenantRow = {
 
 /** Namespaces by profile, from what the agents report of pods on their nodes. */
 const tenantRows = (fleet: Fleet): TenantRow[] => {
-  const profiles = new Map(fleet.profiles.map((profile) => [profile.metadata.name, profile]));
   const rows = new Map<string, TenantRow>();
-  for (const runtime of fleet.nodeRuntimes)
+  for (const runtime of fleet.nodeRuntimes.list())
     for (const reported of runtime.status?.profiles ?? []) {
-      const profile = profiles.get(reported.name);
+      const profile = fleet.profiles.get(reported.name);
       if (!profile) continue;
       for (const [namespace, count] of Object.entries(reported.pods ?? {})) {
         const key = `${namespace}/${reported.name}`;

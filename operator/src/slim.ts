@@ -1,0 +1,91 @@
+import type { NodeRuntime, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
+import type { JudgedPod } from "@bulkhead/lib/kube/resources.ts";
+import { hasEnded } from "./gather.ts";
+import { brokenBy, type WatchedPod } from "./tenancy/rules.ts";
+
+/** What the operator keeps of the objects that clusters have thousands of: only what planning and the page read. */
+
+/** Of a pod only what deletion and counting ask for: clusters have a hundred thousand. Those that ended not at all. */
+export const slimPod = (pod: JudgedPod): WatchedPod | undefined => {
+  if (hasEnded(pod)) return undefined;
+  const { name, namespace, resourceVersion } = pod.metadata;
+  const broken = brokenBy(pod);
+  return {
+    metadata: {
+      name,
+      ...(namespace ? { namespace } : {}),
+      ...(resourceVersion ? { resourceVersion } : {}),
+    },
+    ...(pod.spec?.runtimeClassName ? { spec: { runtimeClassName: pod.spec.runtimeClassName } } : {}),
+    ...(broken.length > 0 ? { broken } : {}),
+  };
+};
+
+export const slimNode = ({ metadata }: KubeObject): KubeObject => ({
+  metadata: {
+    name: metadata.name,
+    ...(metadata.uid ? { uid: metadata.uid } : {}),
+    ...(metadata.resourceVersion ? { resourceVersion: metadata.resourceVersion } : {}),
+    labels: metadata.labels ?? {},
+  },
+});
+
+/** Equal values become one. Bounded, because what agents write is theirs: beyond `most` it begins anew. */
+export const createPool = (most = 10_000): (<T>(value: T) => T) => {
+  const known = new Map<string, unknown>();
+  return <T>(value: T): T => {
+    const text = JSON.stringify(value);
+    const same = known.get(text);
+    if (same !== undefined) return same as T;
+    if (known.size >= most) known.clear();
+    known.set(text, value);
+    return value;
+  };
+};
+
+/** Thousands of nodes hold the same revisions, and say the same of them: that is kept once. */
+export const slimRuntimes = (): ((runtime: NodeRuntime) => NodeRuntime) => {
+  const one = createPool();
+  const report = (said: ProfileStatus): ProfileStatus => ({
+    ...said,
+    name: one(said.name),
+    reason: one(said.reason),
+    message: one(said.message),
+    ...(said.canary
+      ? {
+          canary: {
+            ...said.canary,
+            kernel: one(said.canary.kernel),
+            assertions: one(said.canary.assertions),
+          },
+        }
+      : {}),
+    ...(said.pods ? { pods: one(said.pods) } : {}),
+  });
+  return ({ apiVersion, kind, metadata, spec, status }) => {
+    const { gvisorPlatforms: _platforms, virtualization: _virtualization, ...kept } = status ?? {};
+    return {
+      apiVersion: one(apiVersion),
+      kind,
+      metadata: {
+        name: metadata.name,
+        ...(metadata.uid ? { uid: metadata.uid } : {}),
+        ...(metadata.generation === undefined ? {} : { generation: metadata.generation }),
+        ...(metadata.resourceVersion ? { resourceVersion: metadata.resourceVersion } : {}),
+        ...(metadata.ownerReferences ? { ownerReferences: metadata.ownerReferences } : {}),
+      },
+      spec: { profiles: spec.profiles.map(one) },
+      ...(status
+        ? {
+            status: {
+              ...kept,
+              ...(kept.engine ? { engine: one(kept.engine) } : {}),
+              ...(kept.kernel === undefined ? {} : { kernel: one(kept.kernel) }),
+              ...(kept.profiles ? { profiles: kept.profiles.map(report) } : {}),
+            },
+          }
+        : {}),
+    };
+  };
+};
