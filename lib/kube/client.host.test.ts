@@ -1,3 +1,4 @@
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { type FaultyProxy, startProxy } from "@bulkhead/test/apiserver/proxy.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
@@ -96,6 +97,35 @@ describe("The client", () => {
     await throughProxy.list(configMaps, { namespace });
     expect(Date.now() - started).toBeGreaterThan(1900);
     expect(answers).toBe(3);
+  });
+
+  test.each([
+    ["0", [200, 400, 800, 1600]],
+    ["-5", [200, 400, 800, 1600]],
+    ["99999999999", [30_000, 30_000, 30_000, 30_000]],
+  ])("waits within bounds whatever Retry-After says: %s", async (retryAfter, waits) => {
+    proxy.fault = () => ({ do: "answer", status: 429, headers: { "retry-after": retryAfter } });
+    const slept: number[] = [];
+    const patient = createClient({
+      config: proxy.config,
+      clock: { now: () => Date.now(), sleep: async (ms) => void slept.push(ms) },
+    });
+    await expect(patient.list(configMaps)).rejects.toMatchObject({ code: "resource-exhausted" });
+    await patient.close();
+    expect(slept).toEqual(waits);
+  });
+
+  test("sends no write that its guard refuses, and reads all the same", async () => {
+    const guarded = createClient({
+      config: proxy.config,
+      guard: () => {
+        throw new RuntimeError("failed-precondition", "not now");
+      },
+    });
+    await expect(guarded.create(configMaps, configMap("refused"))).rejects.toThrow("not now");
+    await guarded.list(configMaps);
+    await guarded.close();
+    expect(proxy.requests.map((line) => line.split(" ")[0])).toEqual(["GET"]);
   });
 
   test("does not repeat a failure that the server did not ask to repeat", async () => {

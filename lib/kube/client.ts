@@ -107,6 +107,8 @@ export type ClientOptions = {
   timeoutMs?: number;
   /** Attempts of a request that the server asks to repeat (429, 503 with Retry-After). */
   attempts?: number;
+  /** Asked before each request that writes; throws what refuses it. */
+  guard?: () => void;
   /** Told of every answer, for rest_client_requests_total. `code` is the HTTP status or <error>. */
   onRequest?: (request: { method: string; code: string; ms: number }) => void;
 };
@@ -147,6 +149,9 @@ const accept = (resource: Resource<KubeObject>, list: boolean): string =>
     ? `application/json;as=PartialObjectMetadata${list ? "List" : ""};v=v1;g=meta.k8s.io`
     : "application/json";
 
+/** A server that asks for more is asked again then all the same. */
+const longestWaitMs = 30_000;
+
 type StatusBody = {
   reason?: string;
   message?: string;
@@ -169,7 +174,9 @@ const failure = (what: string, httpStatus: number, text: string, retryAfter?: st
   const cause: ApiStatus = {
     httpStatus,
     reason: body.reason ?? "",
-    ...(seconds !== undefined && Number.isFinite(seconds) ? { retryAfterMs: seconds * 1000 } : {}),
+    ...(seconds !== undefined && Number.isFinite(seconds)
+      ? { retryAfterMs: Math.min(Math.max(seconds, 0) * 1000, longestWaitMs) }
+      : {}),
   };
   const code = body.reason === "AlreadyExists" ? "already-exists" : (codes[httpStatus] ?? "unknown");
   return new RuntimeError(
@@ -234,6 +241,7 @@ export const createClient = (options: ClientOptions): Client => {
     const body = request.body === undefined ? null : JSON.stringify(request.body);
     for (let attempt = 1; ; attempt++) {
       request.signal?.throwIfAborted();
+      if (request.method !== "GET") options.guard?.();
       const started = clock.now();
       let answer: { status: number; text: string; retryAfter?: string };
       try {
@@ -276,7 +284,8 @@ export const createClient = (options: ClientOptions): Client => {
       const status = apiStatusOf(error);
       const again = (answer.status === 429 || answer.status >= 500) && status?.retryAfterMs !== undefined;
       if (!again || attempt >= attempts) throw error;
-      await clock.sleep(Math.min(status?.retryAfterMs ?? 1000, 30_000), request.signal);
+      // Not sooner each time, whatever the server says: "0" would be asked again at once, by everyone.
+      await clock.sleep(Math.max(status?.retryAfterMs ?? 1000, 100 * 2 ** attempt), request.signal);
     }
   };
 

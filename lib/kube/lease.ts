@@ -39,6 +39,11 @@ export type LeaderOptions = {
   retryPeriodMs?: number;
   onChange?: (leads: boolean) => void;
   /**
+   * Told until when the lease is ours, by `clock`. A process that was stopped or busy past that finds out only once it
+   * runs again: what must never be done twice asks for this time before it is done.
+   */
+  onRenewed?: (until: number) => void;
+  /**
    * Whether the process of that identity certainly runs no more: then nobody waits for its lease to run out. One
    * that was killed, or whose rights went before it, cannot give the lease up.
    */
@@ -61,6 +66,7 @@ export const runAsLeader = async (
   const renewDeadlineMs = options.renewDeadlineMs ?? 10_000;
   const retryPeriodMs = options.retryPeriodMs ?? 2_000;
   let seen: { version: string; at: number } | undefined;
+  let renewed = 0;
 
   /** One try to take or renew; true when we hold the lease now. */
   const tryOnce = async (within: AbortSignal): Promise<boolean> => {
@@ -112,8 +118,13 @@ export const runAsLeader = async (
   };
 
   const attempt = async (): Promise<boolean> => {
+    const started = clock.now();
     try {
-      return await tryOnce(AbortSignal.any([signal, AbortSignal.timeout(renewDeadlineMs / 2)]));
+      const holds = await tryOnce(AbortSignal.any([signal, AbortSignal.timeout(renewDeadlineMs / 2)]));
+      // By when it was asked for: whoever waits for it to run out saw it written later.
+      if (holds) options.onRenewed?.(started + renewDeadlineMs);
+      if (holds) renewed = started;
+      return holds;
     } catch (error) {
       if (!signal.aborted) log?.debug({ lease: name, err: messageOf(error) }, "lease not taken");
       return false;
@@ -134,22 +145,22 @@ export const runAsLeader = async (
   const lost = new AbortController();
   const ended = new AbortController();
   const inner = AbortSignal.any([signal, lost.signal]);
+  const over = AbortSignal.any([signal, ended.signal, lost.signal]);
+  const unlessOver = (error: unknown) => {
+    if (!over.aborted) lost.abort(error);
+  };
   const renewing = (async () => {
-    let renewed = clock.now();
-    for (;;) {
-      await rest(AbortSignal.any([signal, ended.signal]));
-      const started = clock.now();
-      if (await attempt()) renewed = started;
-      else if (clock.now() - renewed >= renewDeadlineMs) {
-        lost.abort(
-          new RuntimeError("failed-precondition", `Cannot renew lease "${namespace}/${name}": lost it`),
-        );
-        return;
-      }
+    while (!over.aborted) {
+      await rest(over);
+      await attempt();
     }
-  })().catch((error: unknown) => {
-    if (!signal.aborted && !ended.signal.aborted) lost.abort(error);
-  });
+  })().catch(unlessOver);
+  // Beside the attempts, which may hang: at the deadline the work ends, whatever they do.
+  const guarding = (async () => {
+    const left = () => renewed + renewDeadlineMs - clock.now();
+    while (left() > 0) await clock.sleep(left(), over);
+    lost.abort(new RuntimeError("failed-precondition", `Cannot renew lease "${namespace}/${name}": lost it`));
+  })().catch(unlessOver);
 
   try {
     await work(inner);
@@ -161,7 +172,7 @@ export const runAsLeader = async (
   if (!signal.aborted) {
     throw new RuntimeError("internal", "Cannot go on leading: the work ended by itself");
   }
-  await renewing;
+  await Promise.all([renewing, guarding]);
   await release(options).catch((error: unknown) =>
     log?.warn({ lease: name, err: messageOf(error) }, "lease not released; it runs out by itself"),
   );

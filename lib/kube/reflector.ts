@@ -124,7 +124,7 @@ export const createReflector = <T extends KubeObject>(options: ReflectorOptions<
         if (clock.now() - started < 1000) await clock.sleep(delays.next(), signal);
       } catch (error) {
         if (signal.aborted) return;
-        let wait = apiStatusOf(error)?.retryAfterMs ?? delays.next();
+        let wait = Math.max(apiStatusOf(error)?.retryAfterMs ?? 0, delays.next());
         if (options.optional && hasCode(error, "not-found")) {
           isServed = false;
           isSynced = true;

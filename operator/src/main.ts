@@ -9,7 +9,7 @@ import { createRecorder } from "@bulkhead/lib/kube/events.ts";
 import { runAsLeader } from "@bulkhead/lib/kube/lease.ts";
 import { clientMetrics, leaderMetric } from "@bulkhead/lib/kube/metrics.ts";
 import { pods } from "@bulkhead/lib/kube/resources.ts";
-import { hasCode, messageOf } from "@bulkhead/lib/std/errors.ts";
+import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { Argument, Command, Option } from "commander";
 import express from "express";
 import { pino } from "pino";
@@ -71,10 +71,19 @@ const run = async (flags: RunFlags): Promise<void> => {
   collectDefaultMetrics({ register: registry });
   const podName = process.env.POD_NAME;
   const instance = `${podName ?? hostname()}_${randomUUID()}`;
+  const config = await loadConfig(flags.kubeconfig);
+  const userAgent = `bulkhead-operator/${manifest.version}`;
+  const onRequest = clientMetrics(registry);
+  let leadsUntil = flags.leaderElect ? 0 : Number.POSITIVE_INFINITY;
   const client = createClient({
-    config: await loadConfig(flags.kubeconfig),
-    userAgent: `bulkhead-operator/${manifest.version}`,
-    onRequest: clientMetrics(registry),
+    config,
+    userAgent,
+    onRequest,
+    // A standby, and a leader that was stopped past its lease, write nothing.
+    guard: () => {
+      if (Date.now() < leadsUntil) return;
+      throw new RuntimeError("failed-precondition", `Cannot write: Lease "${leaseName}" is not held`);
+    },
   });
   undo.defer(() => client.close());
   const recorder = createRecorder({ client, controller: "bulkhead.dev/operator", instance, log });
@@ -106,18 +115,28 @@ const run = async (flags: RunFlags): Promise<void> => {
   const leads = leaderMetric(registry, leaseName);
   if (flags.leaderElect) {
     const { namespace } = flags;
+    // Connections of its own: a renewal must not wait behind thousands of writes.
+    const renewing = createClient({ config, userAgent, onRequest });
+    undo.defer(() => renewing.close());
     await runAsLeader(
       {
-        client,
+        client: renewing,
         namespace,
         name: leaseName,
         identity: instance,
         log,
         onChange: leads,
+        onRenewed: (until) => {
+          leadsUntil = until;
+        },
         // Without a pod of our own, nobody's name is a pod's.
-        ...(podName ? { isGone: holderIsGone(client, namespace, podName) } : {}),
+        ...(podName ? { isGone: holderIsGone(renewing, namespace, podName) } : {}),
       },
-      controller.work,
+      async (signal) => {
+        await controller.work(signal);
+        // What there is to tell is told while the Lease is still ours.
+        await recorder.flush();
+      },
       stop.signal,
     );
   } else {

@@ -8,7 +8,6 @@ import type { Condition, RuntimeProfile } from "@bulkhead/lib/api/runtime-profil
 import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
 import { kubeconfigFile } from "@bulkhead/lib/kube/config.ts";
 import { events } from "@bulkhead/lib/kube/events.ts";
-import { leases } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import {
   controllerRevisions,
@@ -815,54 +814,6 @@ describe("With the chart's permissions and no more, the operator", () => {
       expect(items.some((event) => event.regarding?.name === "sandboxed")).toBe(true);
     } finally {
       await operator.kill("SIGKILL");
-    }
-  });
-});
-
-describe("Two operators", () => {
-  afterEach(clean);
-
-  test("work one at a time: the other takes over from a leader that was killed, and at once from one that stops", async () => {
-    const [one, two] = [await startOperator(), await startOperator()];
-    try {
-      await createNode("node-a");
-      await createProfile("first");
-      await eventually("first's class", () => client.get(runtimeClasses, "first"), Boolean);
-      const leads = (operator: Operator) => operator.lines.some((line) => line.includes('"msg":"leader"'));
-      expect([leads(one), leads(two)].filter(Boolean)).toHaveLength(1);
-      const [leader, standby] = leads(one) ? [one, two] : [two, one];
-      const gauge = async (operator: Operator) =>
-        /leader_election_master_status\{name="bulkhead-operator"\} (\d)/.exec(
-          await (await fetch(`http://${operator.address}/metrics`)).text(),
-        )?.[1];
-      expect([await gauge(leader), await gauge(standby)]).toEqual(["1", "0"]);
-      expect((await fetch(`http://${standby.address}/readyz`)).status).toBe(200);
-
-      await leader.kill("SIGKILL");
-      const killed = Date.now();
-      await createProfile("second");
-      await eventually("second's class", () => client.get(runtimeClasses, "second"), Boolean, 30_000);
-      expect(Date.now() - killed).toBeLessThan(22_000);
-
-      const third = await startOperator();
-      try {
-        await sleep(500);
-        const stopped = Date.now();
-        standby.child.kill("SIGTERM");
-        await once(standby.child, "exit");
-        expect(standby.child.exitCode).toBe(0);
-        expect(
-          (await client.get(leases, "bulkhead-operator", { namespace })).spec?.holderIdentity,
-        ).not.toContain(String(standby.address));
-        await createProfile("third");
-        await eventually("third's class", () => client.get(runtimeClasses, "third"), Boolean);
-        expect(Date.now() - stopped).toBeLessThan(6_000);
-      } finally {
-        await third.kill("SIGKILL");
-      }
-    } finally {
-      await one.kill("SIGKILL");
-      await two.kill("SIGKILL");
     }
   });
 });

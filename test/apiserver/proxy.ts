@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
-import { request } from "node:https";
+import { createServer as createTlsServer, request } from "node:https";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { KubeConfig } from "@bulkhead/lib/kube/config.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 
@@ -13,6 +14,8 @@ export type Fault =
   | { do: "cut" }
   /** Passes on and closes after so many bytes of the answer. */
   | { do: "truncate"; bytes: number }
+  /** Passes on, but holds the request and the middle of the answer for so long each. */
+  | { do: "slow"; ms: number }
   /** A watch: begins well, then carries nothing any more, not even an end. */
   | { do: "freeze" }
   /** A watch: one ERROR event, as a server sends that has forgotten the resource version. */
@@ -24,16 +27,53 @@ export type FaultyProxy = AsyncDisposable & {
   requests: string[];
   /** Asked for each request; undefined passes it on. */
   fault: (method: string, path: string) => Fault | undefined;
+  /** Requests that write and reached the API server: when they were passed on, and when it answered. */
+  writes: { request: string; from: number; to: number | undefined }[];
+  /** Nothing passes either way, and nothing ends; what waits then goes on when it is healed. */
+  partition(): void;
+  heal(): void;
+  /** Ends all connections. */
+  cut(): void;
   /** Connections that frozen or hanging requests hold. */
   open(): number;
 };
 
-/** A proxy in front of a real API server that misbehaves as networks and overloaded servers do. */
-export const startProxy = async (target: KubeConfig): Promise<FaultyProxy> => {
+/**
+ * A proxy in front of a real API server that misbehaves as networks and overloaded servers do. With a certificate it is
+ * asked by TLS, as the API server is.
+ */
+export const startProxy = async (
+  target: KubeConfig,
+  certificate?: { cert: string; key: string },
+): Promise<FaultyProxy> => {
   const to = new URL(target.server);
   const held = new Set<ServerResponse>();
+  let [gate, open] = [Promise.resolve(), () => {}];
+
+  /** Passes the answer on piece by piece, so that a partition stops it anywhere. */
+  const copy = async (response: IncomingMessage, answer: ServerResponse, ms = 0) => {
+    for await (const chunk of response as AsyncIterable<Buffer>) {
+      const middle = ms > 0 ? Math.ceil(chunk.length / 2) : chunk.length;
+      for (const part of [chunk.subarray(0, middle), chunk.subarray(middle)]) {
+        await gate;
+        if (!answer.write(part)) await Promise.race([once(answer, "drain"), once(answer, "close")]);
+        if (ms > 0) await sleep(ms);
+      }
+    }
+    await gate;
+    answer.end();
+  };
 
   const pass = async (from: IncomingMessage, answer: ServerResponse, fault?: Fault) => {
+    await gate;
+    if (fault?.do === "slow") await sleep(fault.ms);
+    if (from.socket.destroyed) return;
+    const write: FaultyProxy["writes"][number] = {
+      request: `${from.method} ${from.url}`,
+      from: Date.now(),
+      to: undefined,
+    };
+    if (from.method !== "GET") proxy.writes.push(write);
     const upstream = request({
       host: to.hostname,
       port: to.port,
@@ -46,6 +86,7 @@ export const startProxy = async (target: KubeConfig): Promise<FaultyProxy> => {
     answer.on("close", () => upstream.destroy());
     upstream.on("error", () => answer.destroy());
     upstream.on("response", (response) => {
+      write.to = Date.now();
       answer.writeHead(response.statusCode ?? 502, response.headers);
       answer.flushHeaders();
       if (fault?.do === "freeze") {
@@ -64,12 +105,11 @@ export const startProxy = async (target: KubeConfig): Promise<FaultyProxy> => {
         response.on("end", () => answer.destroy());
         return;
       }
-      response.on("error", () => answer.destroy());
-      response.pipe(answer);
+      copy(response, answer, fault?.do === "slow" ? fault.ms : 0).catch(() => answer.destroy());
     });
   };
 
-  const server = createServer((from, answer) => {
+  const serve = (from: IncomingMessage, answer: ServerResponse): void => {
     const method = from.method ?? "";
     const path = from.url ?? "";
     proxy.requests.push(`${method} ${path}`);
@@ -98,7 +138,8 @@ export const startProxy = async (target: KubeConfig): Promise<FaultyProxy> => {
       default:
         pass(from, answer, fault).catch(() => answer.destroy());
     }
-  });
+  };
+  const server = certificate ? createTlsServer(certificate, serve) : createServer(serve);
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
   const address = server.address();
@@ -106,8 +147,16 @@ export const startProxy = async (target: KubeConfig): Promise<FaultyProxy> => {
     throw new RuntimeError("internal", "Cannot find the proxy's port");
   }
   const proxy: FaultyProxy = {
-    config: { server: `http://127.0.0.1:${address.port}`, tls: {}, headers: async () => ({}) },
+    config: certificate
+      ? { ...target, server: `https://127.0.0.1:${address.port}` }
+      : { server: `http://127.0.0.1:${address.port}`, tls: {}, headers: async () => ({}) },
     requests: [],
+    writes: [],
+    partition: () => {
+      ({ promise: gate, resolve: open } = Promise.withResolvers<void>());
+    },
+    heal: () => open(),
+    cut: () => server.closeAllConnections(),
     fault: () => undefined,
     open: () => held.size,
     [Symbol.asyncDispose]: async () => {
