@@ -1,11 +1,14 @@
 import type { NodeRuntime, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import type { Client } from "@bulkhead/lib/kube/client.ts";
+import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import { createReflector } from "@bulkhead/lib/kube/reflector.ts";
-import { nodeRuntimes } from "@bulkhead/lib/kube/resources.ts";
+import { nodeRuntimes, nodes } from "@bulkhead/lib/kube/resources.ts";
+import type { Store } from "@bulkhead/lib/kube/store.ts";
 
 /**
- * A fake of thousands of node agents, in one process: each sees its NodeRuntime, takes its time, and reports as the real
- * reporter does. Some take long, some fail at first, some report a canary that fails and passes again.
+ * A fake of thousands of nodes, in one process: each agent sees its NodeRuntime, takes its time, and reports as the real
+ * reporter does. Some take long, some fail at first, some report a canary that fails and passes again. Their kubelets
+ * touch the Node's status, as kubelets do.
  */
 export type Habits = {
   /** Seconds from a spec to the report that it serves: the median, and the longest of a thousand. */
@@ -17,13 +20,14 @@ export type Habits = {
 };
 
 export type Agents = {
+  /** NodeRuntimes as they see them: of status only which spec it answers. */
+  runtimes: Store<NodeRuntime>;
   /** When the last agent answered a change of its spec. */
   lastAnswer(): number;
-  /** Status writes so far. */
-  writes(): number;
+  /** Status writes so far, by what they were. */
+  writes(): { answers: number; heartbeats: number; sameAgain: number; flaps: number; kubelets: number };
   /** Specs seen and not answered yet. */
   waiting(): number;
-  /** Heartbeats go on only while this is set: a quiet minute is measured with them alone. */
   run(signal: AbortSignal): Promise<void>;
   synced: Promise<void>;
 };
@@ -35,11 +39,13 @@ const share = (name: string, salt: string): number => {
   return (hash >>> 0) / 2 ** 32;
 };
 
-const statusOf = (entry: NodeRuntime["spec"]["profiles"][number], works: boolean): ProfileStatus => ({
-  name: entry.name,
+type Entry = NodeRuntime["spec"]["profiles"][number];
+
+const statusOf = ({ name, revision }: Entry, works: boolean): ProfileStatus => ({
+  name,
   phase: works ? "Ready" : "Failed",
-  revision: works ? entry.revision : "",
-  ...(works ? {} : { attemptedRevision: entry.revision }),
+  revision: works ? revision : "",
+  ...(works ? {} : { attemptedRevision: revision }),
   reason: works ? "CanaryPassed" : "CanaryFailed",
   message: works ? "" : "simulated: kernel-differs: the kernel is the node's",
   canary: {
@@ -54,14 +60,35 @@ const statusOf = (entry: NodeRuntime["spec"]["profiles"][number], works: boolean
   pods: { "tenant-a": 2, "tenant-b": 1 },
 });
 
+/** Ten thousand NodeRuntimes must not need the memory that the operator is to be measured in. */
+const slim = ({ apiVersion, kind, metadata, spec, status }: NodeRuntime): NodeRuntime => ({
+  apiVersion,
+  kind,
+  metadata: {
+    name: metadata.name,
+    ...(metadata.generation === undefined ? {} : { generation: metadata.generation }),
+    ...(metadata.resourceVersion ? { resourceVersion: metadata.resourceVersion } : {}),
+  },
+  spec: { profiles: spec.profiles.map(({ name, revision }) => ({ name, revision }) as Entry) },
+  status: status?.observedGeneration === undefined ? {} : { observedGeneration: status.observedGeneration },
+});
+
+const fullNodes: Resource<KubeObject> = { ...nodes, metadataOnly: false };
+
 export const createAgents = (client: Client, habits: Habits): Agents => {
-  const reflector = createReflector<NodeRuntime>({ client, resource: nodeRuntimes });
-  let [last, writes] = [0, 0];
+  const reflector = createReflector<NodeRuntime>({
+    client,
+    resource: nodeRuntimes,
+    transform: slim,
+    pageSize: 100,
+  });
+  const writes = { answers: 0, heartbeats: 0, sameAgain: 0, flaps: 0, kubelets: 0 };
+  let last = 0;
   const timers = new Map<string, NodeJS.Timeout>();
-  const tried = new Set<string>();
+  const tried = new Map<string, number>();
   let stopped: AbortSignal | undefined;
 
-  const report = async (name: string, works: boolean): Promise<void> => {
+  const report = async (name: string, works: boolean, as: "answers" | "sameAgain" | "flaps") => {
     const runtime = reflector.store.get(name);
     if (!runtime || stopped?.aborted) return;
     const { spec, metadata } = runtime;
@@ -90,15 +117,15 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
       },
       { fieldManager: "bulkhead-agent", force: true },
     );
-    writes++;
-    last = Date.now();
+    writes[as]++;
+    if (as === "answers") last = Date.now();
   };
 
   const later = (name: string, ms: number, works: boolean): void => {
     clearTimeout(timers.get(name));
     const timer = setTimeout(() => {
       timers.delete(name);
-      report(name, works).then(
+      report(name, works, "answers").then(
         () => {
           if (!works) later(name, 5000, true);
         },
@@ -111,42 +138,54 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
 
   reflector.on((change) => {
     const { object } = change;
-    const { name, generation } = object.metadata;
+    const { name, generation = 0 } = object.metadata;
     if (change.type === "deleted" || object.status?.observedGeneration === generation) return;
-    const key = `${name} ${generation}`;
-    if (tried.has(key)) return;
-    tried.add(key);
+    if (tried.get(name) === generation) return;
+    tried.set(name, generation);
     const { median, longest } = habits.seconds;
     const slow = share(name, `${generation}slow`);
     const seconds = slow > 0.999 ? longest : median * (0.5 + slow);
     later(name, seconds * 1000, share(name, `${generation}fails`) >= habits.failAtFirst);
   });
 
+  /** One node's turn: most only say that they live; every fifth says all of the same again, as after each canary. */
+  const beat = async (name: string, round: number): Promise<void> => {
+    const heartbeat = new Date().toISOString();
+    const turn = (round + Math.floor(share(name, "turn") * 5)) % 5;
+    if (turn === 0 && share(name, "flaps") < habits.flap) {
+      await report(name, false, "flaps");
+      later(name, 5000, true);
+    } else if (turn === 0) await report(name, true, "sameAgain");
+    else {
+      const status = { heartbeat };
+      const how = { subresource: "status", fieldManager: "bulkhead-agent" } as const;
+      await client.patch(nodeRuntimes, name, { status }, how);
+      writes.heartbeats++;
+    }
+    if (turn !== 1) return;
+    const conditions = [{ type: "Ready", status: "True", lastHeartbeatTime: heartbeat }];
+    await client.patch(fullNodes, name, { status: { conditions } }, { subresource: "status" });
+    writes.kubelets++;
+  };
+
   return {
+    runtimes: reflector.store,
     lastAnswer: () => last,
-    writes: () => writes,
+    writes: () => ({ ...writes }),
     waiting: () => timers.size,
     synced: reflector.synced,
     run: async (signal) => {
       stopped = signal;
-      let turn = 0;
-      // Heartbeats spread over their interval: every node's own second of it.
+      let second = 0;
+      // Spread over the interval: every node's own second of it.
       const beats = setInterval(() => {
-        turn = (turn + 1) % habits.heartbeatSeconds;
-        for (const { metadata } of reflector.store.list()) {
-          const { name } = metadata;
-          if (Math.floor(share(name, "beat") * habits.heartbeatSeconds) !== turn || timers.has(name))
-            continue;
-          const flaps = share(name, "flaps") < habits.flap && Math.random() < 0.5;
-          const beat = flaps
-            ? report(name, false).then(() => later(name, 5000, true))
-            : client.patch(
-                nodeRuntimes,
-                name,
-                { status: { heartbeat: new Date().toISOString() } },
-                { subresource: "status", fieldManager: "bulkhead-agent" },
-              );
-          beat.then(() => writes++).catch(() => {});
+        second++;
+        for (const { metadata, status } of reflector.store.list()) {
+          const { name, generation } = metadata;
+          const own = Math.floor(share(name, "beat") * habits.heartbeatSeconds);
+          const busy = timers.has(name) || status?.observedGeneration !== generation;
+          if (own !== second % habits.heartbeatSeconds || busy) continue;
+          beat(name, Math.floor(second / habits.heartbeatSeconds)).catch(() => {});
         }
       }, 1000);
       try {
