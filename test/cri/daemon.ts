@@ -37,12 +37,14 @@ export type Daemon = AsyncDisposable & {
 
 /**
  * `registry` is HOST:PORT; it stands in for registry.k8s.io and gcr.io. `subnet` is the second byte of 10.N.0.0/16.
- * `under` is a command line that ends by becoming the program that is added to it.
+ * `under` is a command line that ends by becoming the program that is added to it. `seconds` is how long the daemon may
+ * take until it answers, and crictl for a call: a virtual machine takes longer to go than crictl waits by default.
  */
 export const createDaemon = async (options: {
   registry: string;
   subnet: number;
   under?: readonly string[];
+  seconds?: number;
 }): Promise<Daemon> => {
   const disk = await mkdtemp(join(tmpdir(), "bh-cri-"));
   const state = await mkdtemp("/run/bh-cri-");
@@ -106,7 +108,9 @@ export const createDaemon = async (options: {
   let child: ChildProcess | undefined;
   const argv = (args: string[]): string[] => [
     tool("crictl"),
-    ...["--runtime-endpoint", `unix://${socket}`, "--image-endpoint", `unix://${socket}`, ...args],
+    ...["--runtime-endpoint", `unix://${socket}`, "--image-endpoint", `unix://${socket}`],
+    ...(options.seconds === undefined ? [] : ["--timeout", `${options.seconds}s`]),
+    ...args,
   ];
   const tryCrictl = (...args: string[]): Promise<Outcome> => outcome(argv(args));
   const daemon: Daemon = {
@@ -130,7 +134,8 @@ export const createDaemon = async (options: {
         stdio: ["ignore", log, log],
       });
       child = started;
-      for (const deadline = Date.now() + 30_000; (await tryCrictl("version")).code !== 0; await sleep(100))
+      const deadline = Date.now() + (options.seconds ?? 30) * 1000;
+      for (; (await tryCrictl("version")).code !== 0; await sleep(100))
         if (started.exitCode !== null || Date.now() > deadline)
           throw new Error(`Cannot start bulkhead-runtime:\n${await readFile(logFile, "utf8")}`);
     },
@@ -141,15 +146,18 @@ export const createDaemon = async (options: {
       await ended;
     },
     async [Symbol.asyncDispose]() {
-      if (child?.exitCode !== null || child.signalCode !== null) await daemon.start();
-      const ids = (await run(argv(["pods", "-q"]))).split("\n").filter((id) => id !== "");
-      if (ids.length > 0) await run(argv(["rmp", "-f", ...ids]));
-      await daemon.end("SIGTERM");
-      await outcome(["ip", "link", "del", bridge]);
-      await unmountBelow(state);
-      await rm(state, { recursive: true, force: true });
-      await unmountBelow(disk);
-      await rm(disk, { recursive: true, force: true });
+      try {
+        if (child?.exitCode !== null || child.signalCode !== null) await daemon.start();
+        const ids = (await run(argv(["pods", "-q"]))).split("\n").filter((id) => id !== "");
+        if (ids.length > 0) await run(argv(["rmp", "-f", ...ids]));
+      } finally {
+        await daemon.end("SIGTERM");
+        await outcome(["ip", "link", "del", bridge]);
+        await unmountBelow(state);
+        await rm(state, { recursive: true, force: true });
+        await unmountBelow(disk);
+        await rm(disk, { recursive: true, force: true });
+      }
     },
   };
   return daemon;

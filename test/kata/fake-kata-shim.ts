@@ -24,7 +24,7 @@ import { serveTtrpc } from "@bulkhead/lib/ttrpc/server.ts";
  * A fake of Kata's shim (runtime-rs): it boots nothing and walls nothing off. It keeps to what the real one is particular
  * about, and refuses what the real one would: the address as plain text, task.v2 alone, one code for every failure, no
  * task before the sandbox's Create, the configuration by ConfigPath, root file systems in the forms that it knows, its
- * own pid for everything. What it is asked goes to FAKE_KATA_LOG, a line of JSON each.
+ * own pid for everything. As the Go shim does, it refuses Delete for a moment after it told of an end. What it is asked goes to FAKE_KATA_LOG, a line of JSON each.
  */
 
 const args = process.argv.slice(2);
@@ -52,6 +52,8 @@ type Container = {
   output?: number | undefined;
   status: Status;
   ended: PromiseWithResolvers<number>;
+  /** When it is stopped in the guest too. */
+  deletable: number;
 };
 const containers = new Map<string, Container>();
 let sandbox: string | undefined;
@@ -100,7 +102,13 @@ const createTask = (request: Create): void => {
   } else if (type !== "container" || annotations["io.kubernetes.cri.sandbox-id"] !== sandbox)
     fail(`container ${request.id} of type ${type} before its sandbox`);
   const { bundle, stdout } = request;
-  containers.set(request.id, { bundle, stdout, status: Status.CREATED, ended: Promise.withResolvers() });
+  containers.set(request.id, {
+    bundle,
+    stdout,
+    status: Status.CREATED,
+    ended: Promise.withResolvers(),
+    deletable: 0,
+  });
 };
 
 /** As the real one: below a directory of the sandbox's id. */
@@ -146,12 +154,14 @@ const serve = async (): Promise<void> => {
       container.status = Status.STOPPED;
       if (container.output !== undefined) closeSync(container.output);
       container.output = undefined;
+      container.deletable = Date.now() + 300;
       container.ended.resolve(128 + request.signal);
       return {};
     },
     delete: async (request) => {
-      const { ended: end } = containerOf(request.id);
+      const { ended: end, deletable } = containerOf(request.id);
       const exitStatus = await end.promise;
+      if (Date.now() < deletable) fail("Container not ready or stopped, impossible to delete");
       containers.delete(request.id);
       note({ delete: request.id });
       return { ...pid, exitStatus, exitedAt: timestampNow() };

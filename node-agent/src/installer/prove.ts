@@ -4,7 +4,7 @@ import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
-import { type Elsewhere, runCanary, runSeenCanary } from "../probe/canary.ts";
+import { type CanaryDeadlines, type Elsewhere, runCanary, runSeenCanary } from "../probe/canary.ts";
 import { judge } from "../probe/wall.ts";
 import type { Installer } from "./context.ts";
 import { wallOf } from "./files.ts";
@@ -32,6 +32,15 @@ const probeDeadlineOf = ({ handler }: DesiredProfile): number => {
   return probeDeadlineMs + (vm ? (vm.deadlines.boot + 2 * vm.deadlines.createContainer) * 1000 : 0);
 };
 
+/** A guest that may take long to make a container may take as long for a command in it; it stops, and is removed. */
+const canaryDeadlinesOf = ({ handler }: DesiredProfile): CanaryDeadlines | undefined => {
+  const vm = vmSettings(handler);
+  const exec = vm?.deadlines.createContainer ?? handler.shim?.deadlines.start;
+  const stop = vm?.deadlines.stop ?? handler.shim?.deadlines.stop;
+  if (exec === undefined || stop === undefined) return undefined;
+  return { exec: Math.max(30, exec), remove: 30 + 2 * stop };
+};
+
 /**
  * One canary of a profile, and a second one before a handler that served well is called broken. On our runtime, or on
  * the engine behind `at`. Throws a {@link ProbeError} when it fails.
@@ -56,10 +65,11 @@ export async function prove(
         failures: metrics.failures(name) + 1,
         ...rest,
       });
+    const deadlines = canaryDeadlinesOf(profile);
     const soon = AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineOf(profile))]);
     const result = await (at === undefined
-      ? runCanary(cri, name, soon)
-      : runSeenCanary(cri, name, soon, at)
+      ? runCanary(cri, name, soon, { deadlines })
+      : runSeenCanary(cri, name, soon, { deadlines, elsewhere: at })
     ).catch((error: unknown) => {
       signal.throwIfAborted();
       throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);

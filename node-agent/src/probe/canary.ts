@@ -27,6 +27,12 @@ export type Elsewhere = {
   pull(cri: CriClient, signal: AbortSignal): Promise<string>;
 };
 
+/** How long the command that looks may take, and to take the canary away. Seconds. */
+export type CanaryDeadlines = { exec: number; remove: number };
+const usual: CanaryDeadlines = { exec: 30, remove: 30 };
+
+type CanaryOptions = { elsewhere?: Elsewhere; deadlines?: CanaryDeadlines | undefined };
+
 /** The canary's sandbox ended before its time, as when a kubelet ends a pod that it does not know. */
 export class CanaryEnded extends RuntimeError {
   constructor(cause: unknown) {
@@ -37,9 +43,6 @@ export class CanaryEnded extends RuntimeError {
   }
 }
 
-/** Undo has its own deadline: it must run when the probe's own is over. */
-const cleanup = (): AbortSignal => AbortSignal.timeout(30_000);
-
 /**
  * Runs a canary on an engine whose kubelet sees it. A kubelet looks every two seconds (housekeepingPeriod) and ends
  * pods that it does not know, within a second for one that runs. A canary that starts right after such a look has
@@ -49,11 +52,11 @@ export async function runSeenCanary(
   cri: CriClient,
   handler: string,
   signal: AbortSignal,
-  elsewhere: Elsewhere,
+  options: CanaryOptions & { elsewhere: Elsewhere },
 ): Promise<CanaryResult> {
   for (let tries = 1; ; tries++) {
     try {
-      return await runCanary(cri, handler, signal, elsewhere);
+      return await runCanary(cri, handler, signal, options);
     } catch (error) {
       if (!(error instanceof CanaryEnded) || tries === 6) throw error;
     }
@@ -65,7 +68,7 @@ export async function runCanary(
   cri: CriClient,
   handler: string,
   signal: AbortSignal,
-  elsewhere?: Elsewhere,
+  { elsewhere, deadlines = usual }: CanaryOptions = {},
 ): Promise<CanaryResult> {
   const { runtime, image: images } = cri;
   const name = elsewhere?.id ?? canaryImage;
@@ -98,7 +101,8 @@ export async function runCanary(
     else image.image = await elsewhere.pull(cri, signal);
   }
   await using undo = new AsyncDisposableStack();
-  undo.defer(() => removeCanaries(cri, handler, cleanup()));
+  // Undo has its own deadline: it must run when the probe's own is over.
+  undo.defer(() => removeCanaries(cri, handler, AbortSignal.timeout(deadlines.remove * 1000)));
   const startedAt = performance.now();
   const { podSandboxId } = await runtime.runPodSandbox({ config: sandbox, runtimeHandler: handler }, signal);
   try {
@@ -126,7 +130,7 @@ export async function runCanary(
       );
     }
     const { stdout, stderr, exitCode } = await runtime.execSync(
-      { containerId, cmd: viewCommand, timeout: 30n },
+      { containerId, cmd: viewCommand, timeout: BigInt(deadlines.exec) },
       signal,
     );
     if (exitCode !== 0) {
@@ -147,7 +151,7 @@ export async function runCanary(
 
 async function hasEnded({ runtime }: CriClient, podSandboxId: string): Promise<boolean> {
   const { status } = await runtime
-    .podSandboxStatus({ podSandboxId }, cleanup())
+    .podSandboxStatus({ podSandboxId }, AbortSignal.timeout(30_000))
     .catch(() => ({ status: undefined }));
   return status?.state !== PodSandboxState.SANDBOX_READY;
 }

@@ -131,8 +131,18 @@ describe("a virtual machine", () => {
     });
   });
 
+  test("may have booted the very kernel of its node, where the configuration shows itself in the guest", () => {
+    const same = { ...guest, version: host.version };
+    expect(judge("vm", same, host, { parameter }).broken).toEqual([]);
+    expect(judge("vm", same, host, { parameter }).assertions).not.toContain("kernel-differs");
+    expect(judge("vm", same, host).broken).toEqual(["kernel-differs"]);
+    expect(judge("vm", { ...same, bootId: host.bootId }, host, { parameter }).broken).toEqual([
+      "boot-differs",
+    ]);
+  });
+
   test.each<[string, Partial<View>, string]>([
-    ["the pod runs on the host's kernel after all", { version: host.version }, "kernel-differs"],
+    ["no kernel can be seen", { version: "" }, "kernel-differs"],
     ["the boot is the host's", { bootId: host.bootId }, "boot-differs"],
     ["the boot cannot be seen", { bootId: "" }, "boot-differs"],
     ["the guest was booted by another configuration", { cmdline: "quiet" }, "guest-is-of-this-revision"],

@@ -5,7 +5,7 @@ import type { AttachSession, ContainerRef } from "../handler.ts";
 import { stdinWriter } from "./exec.ts";
 import { files } from "./files.ts";
 import type { LiveContainer, ShimPod } from "./pod.ts";
-import { connectMs, type Shims, within } from "./shims.ts";
+import { type Shims, within } from "./shims.ts";
 import { stdioPaths } from "./stdio.ts";
 
 export const liveOf = (pod: ShimPod, ref: ContainerRef): LiveContainer => {
@@ -19,7 +19,7 @@ export async function attachTo(shims: Shims, ref: ContainerRef, signal: AbortSig
   const pod = await shims.podOf(ref.sandbox, signal);
   const live = liveOf(pod, ref);
   if (live.exit) throw new RuntimeError("failed-precondition", `Container ${ref.id} has exited`);
-  const stdin = ref.stdin ? await openStdin(pod, ref, signal) : undefined;
+  const stdin = ref.stdin ? await openStdin(shims, pod, ref, signal) : undefined;
   const { detach, ...outputs } = live.output.attach();
   const close = () => {
     detach();
@@ -30,7 +30,7 @@ export async function attachTo(shims: Shims, ref: ContainerRef, signal: AbortSig
     ...outputs,
     ...(stdin ? { stdin } : {}),
     resize: async (width, height) => {
-      await pod.task.resizePty({ id: ref.id, width, height }, { timeoutMs: 10_000 });
+      await pod.task.resizePty({ id: ref.id, width, height }, { timeoutMs: shims.answerMs });
     },
     close: () => {
       signal.removeEventListener("abort", close);
@@ -39,13 +39,13 @@ export async function attachTo(shims: Shims, ref: ContainerRef, signal: AbortSig
   };
 }
 
-const openStdin = (pod: ShimPod, ref: ContainerRef, signal: AbortSignal): Promise<Writable> => {
+const openStdin = (shims: Shims, pod: ShimPod, ref: ContainerRef, signal: AbortSignal): Promise<Writable> => {
   const path = stdioPaths(join(ref.stateDir, files.io), ref).stdin;
   const halfClose = async () => {
     // A terminal's input does not end with a client: the shell behind it would.
     if (!ref.stdinOnce || ref.tty) return;
     pod.containers.get(ref.id)?.input?.[Symbol.dispose]();
-    await pod.task.closeIO({ id: ref.id, stdin: true }, { timeoutMs: 10_000 });
+    await pod.task.closeIO({ id: ref.id, stdin: true }, { timeoutMs: shims.answerMs });
   };
-  return stdinWriter(path, halfClose, within(signal, connectMs));
+  return stdinWriter(path, halfClose, within(signal, shims.connectMs));
 };

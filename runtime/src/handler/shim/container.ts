@@ -145,7 +145,10 @@ export async function updateContainer(
 ): Promise<void> {
   if (!resources) return;
   const pod = await shims.podOf(ref.sandbox, signal);
-  await pod.task.update({ id: ref.id, resources: resourcesAny(resources) }, { signal, timeoutMs: 10_000 });
+  await pod.task.update(
+    { id: ref.id, resources: resourcesAny(resources) },
+    { signal, timeoutMs: shims.answerMs },
+  );
   setMemoryLimit(shims, ref.stateDir, resources);
 }
 
@@ -158,7 +161,7 @@ export async function containerStats(
   const pod = await shims.podIfAlive(ref.sandbox, signal);
   if (!pod || pod.containers.get(ref.id)?.exit) return undefined;
   try {
-    const { stats } = await pod.task.stats({ id: ref.id }, { signal, timeoutMs: 5_000 });
+    const { stats } = await pod.task.stats({ id: ref.id }, { signal, timeoutMs: shims.answerMs });
     const usage = stats && usageOf(stats, now());
     if (usage && (usage.cpuNanos > 0n || usage.memoryUsage > 0n)) return usage;
   } catch (error) {

@@ -20,11 +20,12 @@ type ExecContext = {
   stateDir: string;
   linux: Pick<Linux, "mkfifo">;
   startMs: number;
+  answerMs: number;
 };
 
 /** Runs a process in a container through the shim. */
 export async function execInTask(
-  { task, containerId, stateDir, linux, startMs }: ExecContext,
+  { task, containerId, stateDir, linux, startMs, answerMs }: ExecContext,
   request: ExecRequest,
   signal: AbortSignal,
 ): Promise<ExecProcess> {
@@ -49,7 +50,7 @@ export async function execInTask(
   const failed = new AsyncDisposableStack();
   undo.use(failed);
   failed.defer(async () => {
-    const cleanup = { timeoutMs: 5_000 };
+    const cleanup = { timeoutMs: answerMs };
     await task.kill({ ...target, signal: 9 }, cleanup).catch(() => {});
     await task.delete(target, cleanup).catch(() => {});
   });
@@ -61,7 +62,7 @@ export async function execInTask(
   const inputHeld = input.use(holdInput(stdio));
   held[Symbol.dispose]();
   if (request.stdin) {
-    const halfClose = () => task.closeIO({ ...target, stdin: true }, { timeoutMs: 10_000 });
+    const halfClose = () => task.closeIO({ ...target, stdin: true }, { timeoutMs: answerMs });
     void stdinWriter(stdio.stdin, halfClose, AbortSignal.timeout(startMs)).then(
       (writer) => {
         inputHeld[Symbol.dispose]();
@@ -82,7 +83,7 @@ export async function execInTask(
       await Promise.all(outputs.map((output) => output.drained()));
       return exitStatus;
     } finally {
-      await task.delete(target, { timeoutMs: 10_000 }).catch(() => {});
+      await task.delete(target, { timeoutMs: answerMs }).catch(() => {});
       await resources.disposeAsync();
     }
   };
@@ -92,11 +93,11 @@ export async function execInTask(
   return {
     exited,
     resize: async (width, height) => {
-      await task.resizePty({ ...target, width, height }, { timeoutMs: 10_000 });
+      await task.resizePty({ ...target, width, height }, { timeoutMs: answerMs });
     },
     kill: async () => {
       try {
-        await task.kill({ ...target, signal: 9, all: true }, { timeoutMs: 10_000 });
+        await task.kill({ ...target, signal: 9, all: true }, { timeoutMs: answerMs });
       } catch (error) {
         if (!hasCode(error, "not-found")) throw error;
       }

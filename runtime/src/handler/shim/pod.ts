@@ -53,6 +53,8 @@ export type PodDeps = {
   /** `SHIM delete` for what is left of a container. */
   deleteLeftovers(id: string, bundle: string): Promise<{ code: number } | undefined>;
   killProcess(process: ProcessState | undefined): void;
+  /** How long the shim may take to answer a question. */
+  answerMs: number;
   now(): bigint;
   failed(error: unknown, message: string): void;
 };
@@ -61,7 +63,6 @@ export type PodDeps = {
 const eventGraceMs = 1_000;
 /** How long until a Wait that failed is tried again, at first and at most. */
 const waitAgainMs = { first: 100, most: 10_000 };
-const askMs = 5_000;
 
 const nanos = ({ seconds, nanos }: Timestamp): bigint => seconds * 1_000_000_000n + BigInt(nanos);
 
@@ -196,7 +197,7 @@ export class ShimPod {
     try {
       const { status, exitStatus, exitedAt } = await this.task.state(
         { id: container.id },
-        { signal: this.released, timeoutMs: askMs },
+        { signal: this.released, timeoutMs: this.#deps.answerMs },
       );
       if (status !== Status.STOPPED) return false;
       container.known.resolve({ exitStatus, exitedAt });

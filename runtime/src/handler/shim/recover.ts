@@ -36,7 +36,7 @@ export async function recoverPod(
     await shims.deleteLeftovers(ref.id, bundleOf(ref.stateDir, ref.id), signal);
     return { sandboxAlive: false, containers: found };
   }
-  const sandboxAlive = await holderRuns(pod, signal);
+  const sandboxAlive = await holderRuns(shims, pod, signal);
   if (sandboxAlive) void pod.watchHolder();
   return { sandboxAlive, containers: found };
 }
@@ -63,7 +63,7 @@ const exitOf = async (
   try {
     const { status, exitStatus, exitedAt } = await pod.task.state(
       { id: ref.id },
-      { signal, timeoutMs: 10_000 },
+      { signal, timeoutMs: shims.answerMs },
     );
     if (status === Status.CREATED) return "created";
     if (status !== Status.STOPPED) return "running";
@@ -107,11 +107,11 @@ const takeUp = async (
   } else output.close();
 };
 
-const holderRuns = async (pod: ShimPod, signal: AbortSignal): Promise<boolean> => {
+const holderRuns = async (shims: Shims, pod: ShimPod, signal: AbortSignal): Promise<boolean> => {
   if (pod.state.sandboxApi) return await sandboxRuns(pod.sandbox, pod.id, signal);
   if (!pod.state.holder) return true;
   try {
-    const { status } = await pod.task.state({ id: pod.id }, { signal, timeoutMs: 10_000 });
+    const { status } = await pod.task.state({ id: pod.id }, { signal, timeoutMs: shims.answerMs });
     if (status === Status.CREATED) return isWaiting(pod.stateDir);
     // The daemon ended while it was restored: what it waits for will not come.
     if (stagedCount(pod.stateDir) !== undefined) return false;

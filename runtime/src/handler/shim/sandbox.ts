@@ -101,7 +101,7 @@ export async function runSandbox(
         await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs });
     }
     const { shimPid } = holder
-      ? await probe.task.connect({ id: launch.id }, { signal: deadline, timeoutMs: 10_000 })
+      ? await probe.task.connect({ id: launch.id }, { signal: deadline, timeoutMs: shims.answerMs })
       : probe;
     const shim = shims.named(shimPid, state) ?? processesIn(bundle)[0];
     if (shim) state.shim = shim;

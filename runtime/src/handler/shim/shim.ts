@@ -91,7 +91,8 @@ export async function createShimHandler(
     async exec(ref, request, signal) {
       const pod = await shims.podOf(ref.sandbox, signal);
       const { id: containerId, stateDir } = ref;
-      const context = { task: pod.task, containerId, stateDir, linux: deps.linux, startMs: shims.startMs };
+      const { startMs, answerMs } = shims;
+      const context = { task: pod.task, containerId, stateDir, linux: deps.linux, startMs, answerMs };
       return await execInTask(context, request, signal);
     },
     attach: (ref, signal) => attachTo(shims, ref, signal),

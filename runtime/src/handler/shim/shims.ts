@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Any } from "@bufbuild/protobuf/wkt";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
-import { hasCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { CallOptions } from "@bulkhead/lib/ttrpc/client.ts";
 import type { Logger } from "pino";
 import type { Linux } from "../../linux/linux.ts";
@@ -55,9 +55,11 @@ export const now = (): bigint => BigInt(Date.now()) * 1_000_000n;
 export const SIGKILL = 9;
 /** How long a shim may take to end after Shutdown. */
 const shutdownMs = 3_000;
-export const connectMs = 5_000;
+const connectMs = 5_000;
 /** How long a shim that is to be ended may take to answer before it is ended unasked. */
 const patienceMs = 20_000;
+/** How long until a Delete that came too early is tried again. */
+const deleteAgainMs = 250;
 
 /** `signal`, or a deadline of our own. */
 export const within = (signal: AbortSignal, ms: number): AbortSignal =>
@@ -79,6 +81,10 @@ export class Shims {
   readonly createMs: number;
   readonly startMs: number;
   readonly stopMs: number;
+  /** How long a question may take: Kata's shim asks the guest, and lets it wait while a container is made in it. */
+  readonly answerMs: number;
+  /** How long a connection may take until the shim has answered on it. */
+  readonly connectMs: number;
   readonly #pods = new Map<string, ShimPod>();
   readonly #layout: CgroupLayout = readLayout();
 
@@ -97,6 +103,8 @@ export class Shims {
     this.createMs = config.deadlines.create * 1000;
     this.startMs = config.deadlines.start * 1000;
     this.stopMs = config.deadlines.stop * 1000;
+    this.answerMs = config.wall === "vm" ? Math.max(10_000, this.stopMs / 2) : 10_000;
+    this.connectMs = config.wall === "vm" ? this.answerMs : connectMs;
   }
 
   /** Options of Create, with another configuration file than the handler's for a pod that has its own. */
@@ -142,6 +150,7 @@ export class Shims {
         onExit: host.onExit,
         killProcess: (process) => this.killProcess(process),
         deleteLeftovers: (each, bundle) => this.deleteLeftovers(each, bundle),
+        answerMs: this.answerMs,
         now,
         failed: (error, message) => this.failed(error, message),
       },
@@ -151,7 +160,7 @@ export class Shims {
   }
 
   /** The pod's shim, connected to anew when it has to be; `unavailable` when it is gone. */
-  async podOf(ref: SandboxRef, signal: AbortSignal, ms = connectMs): Promise<ShimPod> {
+  async podOf(ref: SandboxRef, signal: AbortSignal, ms = this.connectMs): Promise<ShimPod> {
     const known = this.#pods.get(ref.id);
     if (known?.alive) return known;
     const state = shimStateOf(ref);
@@ -161,7 +170,7 @@ export class Shims {
   }
 
   /** undefined when the shim is gone. */
-  async podIfAlive(ref: SandboxRef, signal: AbortSignal, ms = connectMs): Promise<ShimPod | undefined> {
+  async podIfAlive(ref: SandboxRef, signal: AbortSignal, ms = this.connectMs): Promise<ShimPod | undefined> {
     try {
       return await this.podOf(ref, signal, ms);
     } catch (error) {
@@ -176,7 +185,11 @@ export class Shims {
    */
   async podToEnd(ref: SandboxRef, signal: AbortSignal): Promise<ShimPod | undefined> {
     try {
-      return await this.podIfAlive(ref, signal, Math.min(patienceMs, this.stopMs / 2));
+      return await this.podIfAlive(
+        ref,
+        signal,
+        Math.min(Math.max(patienceMs, this.connectMs), this.stopMs / 2),
+      );
     } catch (error) {
       if (signal.aborted || !hasCode(error, "deadline-exceeded")) throw error;
       this.failed(error, `The shim of pod ${ref.id} does not answer and is killed`);
@@ -258,9 +271,7 @@ export class Shims {
 
   /** Signals a container; one that is gone has got it. */
   async kill(pod: ShimPod, id: string, signo: number, all: boolean, signal: AbortSignal): Promise<void> {
-    // A guest under emulation takes its time, as its handler's deadlines say.
-    const most = this.config.wall === "vm" ? this.stopMs : 10_000;
-    const call = { signal, timeoutMs: Math.min(most, this.stopMs / 3) };
+    const call = { signal, timeoutMs: Math.min(this.answerMs, this.stopMs / 3) };
     const kill = () => pod.task.kill({ id, signal: signo, all }, call);
     try {
       await kill();
@@ -314,7 +325,7 @@ export class Shims {
 
   async neverStarted(pod: ShimPod, id: string, signal: AbortSignal): Promise<boolean> {
     if (!this.config.runsc) return false;
-    const { status } = await pod.task.state({ id }, { signal, timeoutMs: 10_000 });
+    const { status } = await pod.task.state({ id }, { signal, timeoutMs: this.answerMs });
     return status === Status.CREATED;
   }
 
@@ -337,10 +348,13 @@ export class Shims {
           failed(error, `Cannot kill container ${id}`),
         );
         if (!pod.hung)
-          await Promise.race([live.ended, sleep(Math.min(this.stopMs, 10_000), undefined, { ref: false })]);
+          await Promise.race([
+            live.ended,
+            sleep(Math.min(this.stopMs, this.answerMs), undefined, { ref: false }),
+          ]);
       }
       if (!pod.hung) {
-        await pod.task.delete({ id }, { signal, timeoutMs: this.stopMs });
+        await this.#delete(pod, id, signal);
         return;
       }
     } catch (error) {
@@ -348,6 +362,18 @@ export class Shims {
       failed(error, `Cannot delete container ${id} in its shim`);
     }
     await pod.cleanUp(id, live?.stateDir ?? pod.stateDir);
+  }
+
+  /** Kata's Go shim tells of an end before it has stopped the container in the guest, and refuses Delete until then. */
+  async #delete(pod: ShimPod, id: string, signal: AbortSignal): Promise<void> {
+    for (const deadline = performance.now() + this.stopMs; ; )
+      try {
+        await pod.task.delete({ id }, { signal, timeoutMs: this.stopMs });
+        return;
+      } catch (error) {
+        if (!/not ready or stopped/.test(messageOf(error)) || performance.now() > deadline) throw error;
+        await sleep(deleteAgainMs, undefined, { signal });
+      }
   }
 
   /**
