@@ -22,7 +22,7 @@ import { Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { parseArgs, promisify } from "node:util";
 import { createGzip } from "node:zlib";
-import { bundle, workersOf } from "./bundle.ts";
+import { bundle, operatorFlags, workersOf } from "./bundle.ts";
 
 /**
  * Builds the images of operator and node agent and pushes them:
@@ -419,13 +419,17 @@ async function main(): Promise<void> {
     };
 
     const images: { name: string; layers: Layer[]; config: Config }[] = [];
-    const entry = (program: string): string[] => ["/bundle/bin/node", `/app/${program}.mjs`];
+    const entry = (program: string, flags: string[] = []): string[] => [
+      "/bundle/bin/node",
+      ...flags,
+      `/app/${program}.mjs`,
+    ];
     if (values.only !== "node-agent") {
       const programs = await layerOf("operator", await texts(join(scratch, "operator"), "app"));
       images.push({
         name: "operator",
         layers: [base.layer, programs.layer],
-        config: { entrypoint: entry("operator"), user: "65532:65532" },
+        config: { entrypoint: entry("operator", operatorFlags), user: "65532:65532" },
       });
     }
     if (values.only !== "operator") {

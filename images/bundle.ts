@@ -24,6 +24,9 @@ const bundling: BuildOptions = {
   logLevel: "warning",
 };
 
+/** Node's own flags of the operator: watches of thousands of nodes are short-lived text, and need no 60 MB of nursery. */
+export const operatorFlags = ["--max-semi-space-size=8"];
+
 /** Bundles programs into one directory: output name → entry file. */
 export async function bundle(entries: Record<string, string>, directory: string): Promise<void> {
   await build({

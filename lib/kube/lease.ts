@@ -68,6 +68,18 @@ export const runAsLeader = async (
   let seen: { version: string; at: number } | undefined;
   let renewed = 0;
 
+  /** The lease as we last wrote it: renewing it needs no look at it, as long as nobody else wrote. */
+  let own: Lease | undefined;
+
+  const read = async (within: AbortSignal): Promise<Lease | undefined> => {
+    try {
+      return await client.get(leases, name, { namespace, signal: within });
+    } catch (error) {
+      if (hasCode(error, "not-found")) return undefined;
+      throw error;
+    }
+  };
+
   /** One try to take or renew; true when we hold the lease now. */
   const tryOnce = async (within: AbortSignal): Promise<boolean> => {
     const now = clock.now();
@@ -76,12 +88,12 @@ export const runAsLeader = async (
       leaseDurationSeconds: Math.max(1, Math.round(leaseDurationMs / 1000)),
       renewTime: microTime(now),
     };
-    let lease: Lease;
-    try {
-      lease = await client.get(leases, name, { namespace, signal: within });
-    } catch (error) {
-      if (!hasCode(error, "not-found")) throw error;
-      const made = await client.create(
+    const known = own;
+    // Whatever comes of this try, the next looks before it writes.
+    own = undefined;
+    const lease = known ?? (await read(within));
+    if (!lease) {
+      own = await client.create(
         leases,
         {
           metadata: { name, namespace },
@@ -89,7 +101,6 @@ export const runAsLeader = async (
         },
         { signal: within },
       );
-      seen = { version: made.metadata.resourceVersion ?? "", at: now };
       return true;
     }
     const version = lease.metadata.resourceVersion ?? "";
@@ -101,7 +112,7 @@ export const runAsLeader = async (
       if ((await options.isGone?.(holder, within)) !== true) return false;
       log?.info({ lease: name, holder }, "holder is gone");
     }
-    const next = await client.replace(
+    own = await client.replace(
       leases,
       {
         ...lease,
@@ -113,7 +124,6 @@ export const runAsLeader = async (
       },
       { signal: within },
     );
-    seen = { version: next.metadata.resourceVersion ?? "", at: now };
     return true;
   };
 

@@ -86,6 +86,8 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
   let last = 0;
   const timers = new Map<string, NodeJS.Timeout>();
   const tried = new Map<string, number>();
+  /** Who wrote within the interval has shown that it lives. */
+  const wrote = new Map<string, number>();
   let stopped: AbortSignal | undefined;
 
   const report = async (name: string, works: boolean, as: "answers" | "sameAgain" | "flaps") => {
@@ -118,6 +120,7 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
       { fieldManager: "bulkhead-agent", force: true },
     );
     writes[as]++;
+    wrote.set(name, Date.now());
     if (as === "answers") last = Date.now();
   };
 
@@ -183,7 +186,8 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
         for (const { metadata, status } of reflector.store.list()) {
           const { name, generation } = metadata;
           const own = Math.floor(share(name, "beat") * habits.heartbeatSeconds);
-          const busy = timers.has(name) || status?.observedGeneration !== generation;
+          const lately = Date.now() - (wrote.get(name) ?? 0) < habits.heartbeatSeconds * 500;
+          const busy = lately || timers.has(name) || status?.observedGeneration !== generation;
           if (own !== second % habits.heartbeatSeconds || busy) continue;
           beat(name, Math.floor(second / habits.heartbeatSeconds)).catch(() => {});
         }

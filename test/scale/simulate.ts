@@ -13,7 +13,7 @@ import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import { createReflector } from "@bulkhead/lib/kube/reflector.ts";
 import { nodeRuntimes, nodes, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { bundle } from "../../images/bundle.ts";
+import { bundle, operatorFlags } from "../../images/bundle.ts";
 import { parseMetrics } from "../agent/agent.ts";
 import { installCrds } from "../apiserver/crds.ts";
 import { startApiServer } from "../apiserver/start.ts";
@@ -53,7 +53,8 @@ const startProgram = async (kubeconfig: string, undo: AsyncDisposableStack) => {
   const child = spawn(
     "setpriv",
     [
-      ...["--pdeathsig", "KILL", "--", process.execPath, join(directory, "operator.mjs"), "run"],
+      ...["--pdeathsig", "KILL", "--", process.execPath, ...operatorFlags],
+      ...[join(directory, "operator.mjs"), "run"],
       ...["--kubeconfig", kubeconfig, "--namespace", "default", "--metrics-address", "127.0.0.1:0"],
       ...["--page-address", "127.0.0.1:0"],
     ],
