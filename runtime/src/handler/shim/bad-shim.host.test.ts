@@ -71,14 +71,16 @@ const removeAll = async (handler: Handler, pod: SandboxRef, containers: Containe
 };
 
 describe("a shim is launched, and a container runs in it to its end,", () => {
-  test.each([
+  test.each<[string, string, string, string, Fault[]?]>([
     ["that takes BootstrapParams and answers by protobuf, task.v3", "bootstrap", "protobuf", "3"],
     ["that takes the runtime's options and answers in JSON, task.v2", "options", "json", "2"],
     ["that takes nothing and answers by a bare address, task.v2", "empty", "plain", "2"],
     ["that takes BootstrapParams in JSON", "bootstrap-json", "json", "3"],
+    ["that speaks gRPC, task.v3", "bootstrap", "grpc", "3", ["grpc"]],
+    ["that speaks gRPC, task.v2", "options", "grpc", "2", ["grpc"]],
     ["that serves another version of the task service than its answer says", "bootstrap", "plain", "3"],
-  ])("%s", async (_title, takes, reply, version) => {
-    await using daemon = await openDaemon([], {
+  ])("%s", async (_title, takes, reply, version, faults = []) => {
+    await using daemon = await openDaemon(faults, {
       FAKE_TAKES: takes,
       FAKE_REPLY: reply,
       FAKE_VERSION: version,
@@ -99,7 +101,9 @@ describe("a pod whose shim does not come up fails with the reason and leaves not
     ["its start does not end", ["start-hangs"], {}, /did not end .* start" in time/],
     ["nobody serves at its address", ["no-server"], {}, /Cannot connect to/],
     ["it answers no address", [], { FAKE_REPLY: "nonsense" }, /no address/],
-    ["it speaks gRPC", [], { FAKE_REPLY: "grpc" }, /only ttrpc is supported/],
+    ["it speaks another protocol", [], { FAKE_REPLY: "soap" }, /speaks "soap"; only ttrpc and grpc/],
+    ["it says gRPC and speaks ttrpc", [], { FAKE_REPLY: "grpc" }, /connection to .* closed|no gRPC/],
+    ["it speaks gRPC and does not answer", ["deaf", "grpc"], { FAKE_REPLY: "grpc" }, /Connect: no answer/],
     ["it listens and does not answer", ["deaf"], {}, /Connect: no answer/],
   ])("%s", async (_title, faults, env, message) => {
     await using daemon = await openDaemon(faults, env);
@@ -119,7 +123,7 @@ test("a Create that is answered too late fails, and what it made late is removed
   // It comes after two seconds, and goes again.
   await sleep(4500);
   const { address } = pod.state as { address: string };
-  const shim = await connectShim(address, 3, pod.id, signal());
+  const shim = await connectShim({ address, version: 3 }, pod.id, signal());
   await expect(shim.task.state({ id: launch.id })).rejects.toMatchObject({ code: "not-found" });
   shim.connection.close();
   await expect(handler.start(host.refOf(launch, {}), signal())).rejects.toMatchObject({ code: "not-found" });
@@ -237,8 +241,11 @@ test("a frame over the limit fails its call alone", async () => {
   await removeAll(handler, pod, [ref]);
 });
 
-test("a delete that prints nonsense has deleted all the same", async () => {
-  await using daemon = await openDaemon(["delete-garbage"]);
+test.each<[string, Fault[], Record<string, string>]>([
+  ["a delete that prints nonsense has deleted all the same", ["delete-garbage"], {}],
+  ["a shim of gRPC that dies ends its pod", ["grpc"], { FAKE_REPLY: "grpc" }],
+])("%s", async (_, faults, env) => {
+  await using daemon = await openDaemon(faults, env);
   const { handler } = daemon;
   const pod = await daemon.runPod();
   const ref = await run(handler, pod, ["sleep", "1000"]);

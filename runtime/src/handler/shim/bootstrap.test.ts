@@ -25,10 +25,11 @@ test("the binary, the JSON and the plain reply are told apart", () => {
   });
 });
 
-test("a shim that speaks gRPC, or answers no address, is refused with what it said", () => {
-  expect(() => parseBootstrap(bytes('{"version":3,"address":"unix:///run/s","protocol":"grpc"}'))).toThrow(
-    "speaks grpc",
-  );
+test("a shim that speaks neither ttrpc nor gRPC, or answers no address, is refused with what it said", () => {
+  const reply = (protocol: string) =>
+    parseBootstrap(bytes(`{"version":3,"address":"unix:///run/s","protocol":"${protocol}"}`));
+  expect(reply("grpc")).toEqual({ version: 3, address: "unix:///run/s", protocol: "grpc" });
+  expect(() => reply("soap")).toThrow('speaks "soap"');
   expect(() => parseBootstrap(bytes("panic: no such thing"))).toThrow("panic: no such thing");
   expect(() => parseBootstrap(bytes(""))).toThrow("no address");
 });

@@ -16,7 +16,7 @@ import * as z from "zod";
  * api/runtime/bootstrap/v1). Answers come in three forms: the binary BootstrapResult, JSON, and (version 2 of old)
  * the bare address.
  */
-export type Bootstrap = { version: number; address: string; protocol: "ttrpc" };
+export type Bootstrap = { version: number; address: string; protocol: "ttrpc" | "grpc" };
 
 /**
  * The forms of stdin, newest first. Shims of containerd 2.3 and later want BootstrapParams, in binary although the
@@ -90,9 +90,13 @@ export function parseBootstrap(output: Uint8Array): Bootstrap {
       "internal",
       `The shim answered ${JSON.stringify(text(output).slice(0, 200))}, which is no address`,
     );
-  if (reply.protocol !== "ttrpc")
-    throw new RuntimeError("unimplemented", `The shim speaks ${reply.protocol}; only ttrpc is supported`);
-  return { version: reply.version, address: reply.address, protocol: "ttrpc" };
+  const { version, address, protocol } = reply;
+  if (protocol !== "ttrpc" && protocol !== "grpc")
+    throw new RuntimeError(
+      "unimplemented",
+      `The shim speaks ${JSON.stringify(protocol.slice(0, 64))}; only ttrpc and grpc are supported`,
+    );
+  return { version, address, protocol };
 }
 
 const text = (output: Uint8Array) => Buffer.from(output).toString().trim();

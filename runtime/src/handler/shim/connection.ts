@@ -1,13 +1,20 @@
 import { Task } from "@bulkhead/lib/gen/shim_task_v3_pb.js";
+import { GrpcConnection } from "@bulkhead/lib/grpc/connection.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { createTtrpcClient, type TtrpcClient, TtrpcConnection } from "@bulkhead/lib/ttrpc/client.ts";
 import { namespace } from "./command.ts";
 
 export type TaskClient = TtrpcClient<typeof Task>;
 
+/** What calls go over, be it ttrpc or gRPC. */
+export type ShimTransport = Pick<TtrpcConnection, "unary" | "stream" | "closed" | "open" | "close">;
+
+/** The namespace, by the name that each of the two has for it. */
+export const inNamespace = { "containerd-namespace-ttrpc": namespace, "containerd-namespace": namespace };
+
 /** A connection to a shim, and the task service on it. */
 export type ShimConnection = {
-  connection: TtrpcConnection;
+  connection: ShimTransport;
   task: TaskClient;
   /** Version of the task service that the shim serves. */
   version: 2 | 3;
@@ -26,7 +33,7 @@ export const withCode = (error: unknown): unknown =>
     : error;
 
 /** Versions 2 and 3 have the same messages under another package. */
-const taskClient = (connection: TtrpcConnection, version: 2 | 3): TaskClient => {
+const taskClient = (connection: ShimTransport, version: 2 | 3): TaskClient => {
   const transport: Pick<TtrpcConnection, "unary" | "stream"> = {
     unary: (...call) =>
       connection.unary(...call).catch((error) => {
@@ -36,7 +43,7 @@ const taskClient = (connection: TtrpcConnection, version: 2 | 3): TaskClient => 
   };
   return createTtrpcClient(Task, transport, {
     typeName: `containerd.task.v${version}.Task`,
-    metadata: { "containerd-namespace-ttrpc": namespace },
+    metadata: inNamespace,
   });
 };
 
@@ -45,12 +52,14 @@ const taskClient = (connection: TtrpcConnection, version: 2 | 3): TaskClient => 
  * version of a reply is that of the bootstrap protocol, so it is a hint only.
  */
 export async function connectShim(
-  address: string,
-  hint: number,
+  { address, version: hint, protocol }: { address: string; version: number; protocol?: string | undefined },
   id: string,
   signal: AbortSignal,
 ): Promise<ShimConnection> {
-  const connection = await TtrpcConnection.connect(address, signal);
+  const connection: ShimTransport =
+    protocol === "grpc"
+      ? await GrpcConnection.connect(address, signal)
+      : await TtrpcConnection.connect(address, signal);
   const versions = hint >= 3 ? ([3, 2] as const) : ([2, 3] as const);
   try {
     let last: unknown;

@@ -3,7 +3,7 @@ import { closeSync, existsSync, openSync, readFileSync, rmSync, writeFileSync } 
 import { createServer, type Socket } from "node:net";
 import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { parseArgs } from "node:util";
+import { parseArgs, promisify } from "node:util";
 import {
   create,
   type DescMessage,
@@ -21,6 +21,7 @@ import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
 import { RequestSchema, ResponseSchema } from "@bulkhead/lib/gen/ttrpc_pb.js";
 import { createTtrpcClient, TtrpcConnection } from "@bulkhead/lib/ttrpc/client.ts";
 import { encodeFrame, type Frame, frameDecoder, MessageType, maxData } from "@bulkhead/lib/ttrpc/frame.ts";
+import { Server, ServerCredentials, type ServerUnaryCall, type sendUnaryData } from "@grpc/grpc-js";
 
 /**
  * A fake: a shim that keeps to the protocol as far as it is told. It walls nothing off; a container is a process of
@@ -28,6 +29,8 @@ import { encodeFrame, type Frame, frameDecoder, MessageType, maxData } from "@bu
  * FAKE_TAKES, which reply it gives in FAKE_REPLY, which service it serves in FAKE_VERSION.
  */
 export type Fault =
+  /** No fault: it speaks gRPC. */
+  | "grpc"
   /** `start` ends with an error. */
   | "start-fails"
   /** `start` never ends, and has started a server. */
@@ -118,7 +121,10 @@ const start = async (): Promise<void> => {
       process.stdout.write(reply.address);
       break;
     case "grpc":
-      process.stdout.write(toBinary(BootstrapResultSchema, { ...reply, protocol: "grpc" }));
+    case "soap":
+      process.stdout.write(
+        toBinary(BootstrapResultSchema, { ...reply, protocol: process.env.FAKE_REPLY ?? "" }),
+      );
       break;
     default:
       process.stdout.write("no address at all");
@@ -193,7 +199,7 @@ const run = async (name: string, container: Container): Promise<void> => {
 };
 
 type Asked = { id: string; bundle: string; stdout: string; stderr: string; signal: number };
-type Method = (request: Asked, socket: Socket, frame: Frame) => Promise<Record<string, unknown>>;
+type Method = (request: Asked, socket?: Socket, frame?: Frame) => Promise<Record<string, unknown>>;
 
 /** What each method of the task service answers. */
 const methods: Record<string, Method> = {
@@ -248,11 +254,16 @@ const methods: Record<string, Method> = {
     containers.delete(name);
     return { pid, exitStatus: code, exitedAt: timestampNow() };
   },
-  Stats: async (_request, socket, { streamId }) => {
-    if (has("garbage")) socket.write(Buffer.alloc(4096, 0xab));
+  Stats: async (_request, socket, frame) => {
+    if (has("garbage")) socket?.write(Buffer.alloc(4096, 0xab));
     if (has("huge"))
-      socket.write(
-        encodeFrame({ streamId, type: MessageType.response, flags: 0, data: new Uint8Array(maxData + 1) }),
+      socket?.write(
+        encodeFrame({
+          streamId: frame?.streamId ?? 0,
+          type: MessageType.response,
+          flags: 0,
+          data: new Uint8Array(maxData + 1),
+        }),
       );
     return {};
   },
@@ -276,6 +287,43 @@ const answer = async (frame: Frame, socket: Socket): Promise<MessageInitShape<ty
     const { message, code = 2 } = error as Error & { code?: number };
     return { status: { code: typeof code === "number" ? code : 2, message } };
   }
+};
+
+/** The same methods by gRPC's own library. */
+const serveGrpc = async (): Promise<void> => {
+  const server = new Server();
+  const asIs = (bytes: Uint8Array) => Buffer.from(bytes);
+  const entries = Task.methods.map((method) => {
+    const path = `/containerd.task.v${version}.Task/${method.name}`;
+    const codec = {
+      ...{ requestSerialize: asIs, requestDeserialize: asIs },
+      ...{ responseSerialize: asIs, responseDeserialize: asIs },
+    };
+    return [method.name, { path, requestStream: false, responseStream: false, ...codec }] as const;
+  });
+  const handlers = Task.methods.map(({ name, input, output }) => [
+    name,
+    async (call: ServerUnaryCall<Buffer, Buffer>, answered: sendUnaryData<Buffer>) => {
+      if (has("deaf")) await forEver;
+      try {
+        if (call.metadata.get("containerd-namespace")[0] !== values.namespace)
+          throw new Error("no namespace");
+        const served = methods[name];
+        if (!served) return answered({ code: 12, details: `${name} is not served` });
+        const said = await served(fromBinary(input, call.request) as unknown as Asked);
+        answered(null, asIs(toBinary(output, create(output, said))));
+      } catch (error) {
+        const { message, code = 2 } = error as Error & { code?: number };
+        answered({ code: typeof code === "number" ? code : 2, details: message });
+      }
+    },
+  ]);
+  server.addService(Object.fromEntries(entries), Object.fromEntries(handlers));
+  rmSync(address, { force: true });
+  await promisify(server.bindAsync.bind(server))(
+    `unix:${basename(address)}`,
+    ServerCredentials.createInsecure(),
+  );
 };
 
 const serve = (): void => {
@@ -317,7 +365,8 @@ try {
       await start();
       break;
     case "serve":
-      serve();
+      if (has("grpc")) await serveGrpc();
+      else serve();
       break;
     case "delete":
       await deleteLeft();

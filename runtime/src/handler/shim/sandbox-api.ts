@@ -3,9 +3,9 @@ import { AnySchema } from "@bufbuild/protobuf/wkt";
 import { PodSandboxConfigSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { Sandbox } from "@bulkhead/lib/gen/shim_sandbox_pb.js";
 import { hasCode } from "@bulkhead/lib/std/errors.ts";
-import { createTtrpcClient, type TtrpcClient, type TtrpcConnection } from "@bulkhead/lib/ttrpc/client.ts";
+import { createTtrpcClient, type TtrpcClient } from "@bulkhead/lib/ttrpc/client.ts";
 import type { SandboxLaunch, Usage } from "../handler.ts";
-import { namespace } from "./command.ts";
+import { inNamespace, type ShimTransport } from "./connection.ts";
 import { usageOf } from "./stats.ts";
 
 /**
@@ -14,8 +14,8 @@ import { usageOf } from "./stats.ts";
  */
 export type SandboxClient = TtrpcClient<typeof Sandbox>;
 
-export const sandboxClient = (connection: TtrpcConnection): SandboxClient =>
-  createTtrpcClient(Sandbox, connection, { metadata: { "containerd-namespace-ttrpc": namespace } });
+export const sandboxClient = (connection: ShimTransport): SandboxClient =>
+  createTtrpcClient(Sandbox, connection, { metadata: inNamespace });
 
 type Deadlines = { createMs: number; startMs: number };
 

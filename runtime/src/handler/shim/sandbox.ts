@@ -68,13 +68,14 @@ export async function runSandbox(
   const state: ShimState = {
     address: reply.address,
     version: reply.version,
+    ...(reply.protocol === "grpc" && { protocol: reply.protocol }),
     since: String(reply.since),
     ...(sandboxApi ? { sandboxApi } : {}),
     holder,
     netns: launch.namespaces.net ?? "",
   };
   writeState(launch.stateDir, files.shim, state);
-  const probe = await connectShim(reply.address, reply.version, launch.id, deadline);
+  const probe = await connectShim(reply, launch.id, deadline);
   try {
     state.version = probe.version;
     /** The process that the shim names as the pod's. */

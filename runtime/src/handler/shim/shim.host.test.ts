@@ -272,7 +272,7 @@ describe.each(["gvisor", "runc", "runc-1.6"] as const)("%s behind its shim", (ki
   test("a container that somebody paused is running to a new handler, goes on when resumed, and can be killed", async () => {
     const ref = await run(["sleep", "1000"]);
     const { address, version } = pod.state as { address: string; version: number };
-    const shim = await connectShim(address, version, pod.id, signal());
+    const shim = await connectShim({ address, version }, pod.id, signal());
     await shim.task.pause({ id: ref.id });
     expect(await shim.task.state({ id: ref.id })).toMatchObject({ status: Status.PAUSED });
     await restart();

@@ -131,7 +131,7 @@ export class Shims {
   /** Takes a pod's shim into this daemon's hands. */
   async adopt(id: string, stateDir: string, state: ShimState, signal: AbortSignal): Promise<ShimPod> {
     const { events, host } = this.deps;
-    const shim = await connectShim(state.address, state.version, id, signal);
+    const shim = await connectShim(state, id, signal);
     await using undo = new AsyncDisposableStack();
     undo.defer(() => shim.connection.close());
     const resources = this.readLog(id, bundleOf(stateDir, id));

@@ -20,6 +20,8 @@ export const ShimState = z.object({
   address: z.string(),
   /** Of the task service, 2 or 3. */
   version: z.int(),
+  /** ttrpc where nothing is said. */
+  protocol: z.enum(["ttrpc", "grpc"]).optional(),
   shim: ProcessState.optional(),
   /** When the launch began, in clock ticks since boot: no process of the pod is older. */
   since: z.string().optional(),

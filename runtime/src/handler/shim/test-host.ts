@@ -53,6 +53,10 @@ const fakeShim = (dir: string): string => {
   const source = join(import.meta.dirname, "fake-shim.ts");
   // In one file: a shim starts in each test, and compiling it would be most of the test's time.
   const flags = ["--bundle", "--platform=node", "--format=esm", "--log-level=error"];
+  // grpc-js is CommonJS.
+  flags.push(
+    '--banner:js=import { createRequire } from "node:module"; const require = createRequire(import.meta.url);',
+  );
   execFileSync(esbuild, [source, ...flags, `--outfile=${script}`]);
   writeFileSync(path, `#!/bin/sh\nexec '${process.execPath}' '${script}' "$@"\n`, { mode: 0o755 });
   return path;
