@@ -12,6 +12,7 @@ const llistxattr = own.func("intptr_t llistxattr(const char *, void *, size_t)")
 const AT_FDCWD = -100;
 const AT_SYMLINK_NOFOLLOW = 0x100;
 const OPAQUE = "trusted.overlay.opaque";
+const REDIRECT = "trusted.overlay.redirect";
 
 const words = new BigInt64Array(4);
 const timesOf = (mtime: bigint): BigInt64Array => {
@@ -55,6 +56,9 @@ export const readXattrs = (path: Uint8Array): Map<string, Uint8Array> => {
 
 /** True when overlayfs shows nothing of the layers below this directory. */
 export const isOpaque = (path: Uint8Array): boolean => readXattr(withNul(path), OPAQUE)?.[0] === 0x79;
+
+/** True when overlayfs shows below this directory what a layer has at another path. */
+export const isRedirected = (path: Uint8Array): boolean => readXattr(withNul(path), REDIRECT) !== undefined;
 
 const readXattr = (file: Uint8Array, name: string): Uint8Array | undefined => {
   const value = Buffer.alloc(XATTR_MAX);

@@ -1,6 +1,10 @@
+import { execFileSync } from "node:child_process";
 import {
+  chmodSync,
   closeSync,
   existsSync,
+  lchownSync,
+  linkSync,
   lstatSync,
   mkdirSync,
   mkdtempSync,
@@ -10,14 +14,34 @@ import {
   readlinkSync,
   rmSync,
   statSync,
+  symlinkSync,
+  utimesSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { gzipSync } from "node:zlib";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type LayerEntry, layerTar } from "./conformance-tar.ts";
 import type { Snapshotter } from "./snapshotter.ts";
 
 const never = new AbortController().signal;
+
+/** Everything that can be seen of a tree's files, as text. */
+const treeOf = (root: string): string =>
+  execFileSync(
+    "sh",
+    [
+      "-c",
+      `cd "$1" && find . -printf '/%P %M %U %G %T@ %n %l\\n' | sort && find . -type f -exec cksum {} + | sort &&
+       find . -exec stat -c '%n %t %T' {} + | sort && getcap -r . 2>/dev/null | sort`,
+      "sh",
+      root,
+    ],
+    { encoding: "latin1" },
+  );
+/** cap_net_raw+ep, with bytes that are no text. */
+const setCapability = (file: string): void =>
+  void execFileSync("setcap", ["cap_net_raw,cap_sys_admin,cap_mknod+ep", file]);
 
 /**
  * What every snapshotter must do, whatever it is made of. `make` opens one at an empty directory; opening it again
@@ -216,6 +240,72 @@ export const snapshotterConformance = (
       expect(readdirSync(first)).toEqual([]);
       await snapshots.mountContainer("one", ["sha256:a"], first);
       expect(readFileSync(join(first, "f"), "utf8")).toBe("mine");
+    });
+
+    test("what a container has changed can be saved, and be the beginning of another's root", async () => {
+      await extract(
+        "sha256:a",
+        undefined,
+        ...["gone", "kept", "dir/old", "sub/gone", "sub/kept"].map((file) => ({ name: file })),
+      );
+      const first = await mounted("one", "sha256:a");
+      const at = (file: string) => join(first, file);
+      for (const file of ["gone", "sub/gone"]) rmSync(at(file));
+      rmSync(at("dir"), { recursive: true });
+      mkdirSync(at("dir"));
+      const bytes = Buffer.from([0, 0xff, 10, 0xc3, 0x28]);
+      writeFileSync(at("dir/new"), bytes, { mode: 0o604 });
+      lchownSync(at("dir/new"), 3_000_000_000, 2_200_000);
+      // Attributes of a file and names are bytes, not text.
+      setCapability(at("dir/new"));
+      writeFileSync(Buffer.concat([Buffer.from(at("")), Buffer.from([0x66, 0xff, 0x0a])]), "odd");
+      writeFileSync(at("x".repeat(200)), "long");
+      linkSync(at("dir/new"), at("same"));
+      symlinkSync("/etc/passwd", at("link"));
+      execFileSync("mkfifo", [at("fifo")]);
+      execFileSync("mknod", [at("device"), "b", "259", "70000"]);
+      utimesSync(at("dir/new"), 1e9, 1e9 + 0.25);
+      chmodSync(first, 0o750);
+      const file = join(base, `changes-${serial++}.tar`);
+      await snapshots.saveChanges("one", file, never);
+      const second = target();
+      await snapshots.mountContainer("two", ["sha256:a"], second, undefined, file);
+      expect(treeOf(second)).toEqual(treeOf(first));
+      expect(treeOf(second)).toContain("/sub/kept");
+      expect(treeOf(second)).not.toMatch(/gone|old/);
+      expect(readFileSync(join(second, "same"))).toEqual(bytes);
+      // A reader that is not ours finds the same names.
+      const listed = execFileSync("tar", ["tf", file]).toString();
+      for (const name of ["dir/new", "same", ".wh.gone", "sub/.wh.gone", "x".repeat(200)])
+        expect(listed.split("\n")).toContain(name);
+    });
+
+    test("changes by somebody else lie inside the root, or there is none", async () => {
+      await extract("sha256:a", undefined, { name: "etc/passwd", body: "layer" });
+      const outside = join(base, "outside");
+      const file = join(base, `changes-${serial++}.tar`);
+      const tar = async (...entries: LayerEntry[]) => {
+        const parts: Uint8Array[] = [];
+        for await (const part of layerTar(...entries)) parts.push(part);
+        writeFileSync(file, Buffer.concat(parts));
+      };
+      await tar({ name: "a", type: "symlink", linkname: base }, { name: "a/outside", body: "x" });
+      const path = target();
+      await snapshots.mountContainer("one", ["sha256:a"], path, undefined, file);
+      expect(existsSync(outside)).toBe(false);
+      for (const name of ["../../../outside", "x/../../outside"]) {
+        await tar({ name, body: "x" });
+        await expect(
+          snapshots.mountContainer("two", ["sha256:a"], target(), undefined, file),
+        ).rejects.toThrow('has ".."');
+        await snapshots.removeContainer("two");
+      }
+      await tar({ name: "zeros", body: Buffer.alloc(1 << 20) });
+      writeFileSync(file, gzipSync(readFileSync(file)));
+      await expect(snapshots.mountContainer("two", ["sha256:a"], target(), undefined, file)).rejects.toThrow(
+        "more than",
+      );
+      expect(existsSync(outside)).toBe(false);
     });
 
     test("an image of no layers is an empty root", async () => {

@@ -6,6 +6,7 @@ import { replaceFile } from "@bulkhead/lib/std/replace-file.ts";
 import * as z from "zod";
 import { type Linux, MountFlags } from "../linux/linux.ts";
 import type { UnpackLimits } from "./apply.ts";
+import { writeChanges } from "./changes.ts";
 import { createImageMounts, whyNoErofs } from "./erofs/mounts.ts";
 import { releaseIdMapped, withIdMapped } from "./id-mapped.ts";
 import type { Sealed } from "./layer-tree.ts";
@@ -46,6 +47,7 @@ const OVERLAYFS_MAGIC = 0x794c7630;
 const OPTIONS_MAX = 4095;
 const NOTHING = ["none", "void"] as const;
 const USAGE_MS = 10_000;
+const CHANGES_MS = 600_000;
 const LIMITS: UnpackLimits = { entries: 4_000_000, bytes: 1024 ** 4 };
 
 /**
@@ -264,6 +266,7 @@ export const overlay = async (
     ids: string[],
     writable: boolean,
     owners: Owners | undefined,
+    changes?: string,
   ): Promise<void> => {
     checkKey(key);
     for (const id of ids) layerOf(id);
@@ -283,7 +286,17 @@ export const overlay = async (
     await chown(`${upper}.new`, uid + (owners?.uid ?? 0), gid + (owners?.gid ?? 0));
     await chmod(`${upper}.new`, mode & 0o7777);
     await utimes(`${upper}.new`, atime, mtime);
+    if (changes !== undefined) await applyChanges(`${upper}.new`, changes, ids);
     await rename(`${upper}.new`, upper);
+  };
+
+  /** As a layer of the container's own: by the same code as those of images, which takes nothing on trust. */
+  const applyChanges = async (upper: string, file: string, ids: string[]): Promise<void> => {
+    // Of files in a tar there is no more than of it; what it is compressed to is nobody's word.
+    const bytes = Math.min(limits.bytes, (await stat(file)).size);
+    const target = { form: "directory" as const, path: upper, limits: { ...limits, bytes } };
+    const unpacked = await workers.unpack(target, { file }, AbortSignal.timeout(CHANGES_MS));
+    await unpacked.seal(unpacked.needsBelow ? await lowerOf(ids) : []);
   };
 
   const mountStack = async (lower: string[], rest: [string, string][], target: string, flags: number) => {
@@ -376,14 +389,19 @@ export const overlay = async (
       await discard(at("l", layer.dir));
     },
 
-    async mountContainer(key, ids, target, owners) {
+    async mountContainer(key, ids, target, owners, changes) {
       if (isMounted(target)) return;
-      await standOn(key, ids, true, owners);
+      await standOn(key, ids, true, owners, changes);
       await withIdMapped(await lowerOf(ids), at("containers", key, "shifted"), owners, linux, (lower) =>
         mountUpper(key, lower, target),
       ).catch((error) => {
         throw mountFailed(target, error);
       });
+    },
+
+    async saveChanges(key, file, signal) {
+      checkKey(key);
+      await writeChanges(at("containers", key, "upper"), file, signal);
     },
 
     async mountReadonly(key, ids, target, owners) {

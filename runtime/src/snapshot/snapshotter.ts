@@ -23,9 +23,18 @@ export interface Snapshotter {
   removeLayer(id: string): Promise<void>;
   /**
    * Makes a container root and mounts it at `target` (a directory made by the caller). Idempotent by key. With
-   * `owners` the files' owners are shifted into a user namespace.
+   * `owners` the files' owners are shifted into a user namespace. `changes` is a file that `saveChanges` made, or
+   * somebody else: the root begins with what it says, and nothing of it comes to lie outside.
    */
-  mountContainer(key: string, layers: string[], target: string, owners?: Owners): Promise<void>;
+  mountContainer(
+    key: string,
+    layers: string[],
+    target: string,
+    owners?: Owners,
+    changes?: string,
+  ): Promise<void>;
+  /** Writes the container's writable part as a layer tar to `file`, which is made. Nothing may change it meanwhile. */
+  saveChanges(key: string, file: string, signal: AbortSignal): Promise<void>;
   /** Mounts a chain of layers read-only (image volumes). */
   mountReadonly(key: string, layers: string[], target: string, owners?: Owners): Promise<void>;
   /** Unmounts `target`, lazily when it is busy. Succeeds when nothing is mounted. */
