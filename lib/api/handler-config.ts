@@ -39,6 +39,11 @@ const OciHandler = z
     binary: absolutePath,
     /** Global flags before the subcommand. */
     flags: z.array(z.string()).default([]),
+    /**
+     * Lets containers go on from checkpoints. CRIU makes processes as root, with whatever rights, files and filters the
+     * checkpoint says that they had: who can have one restored has the node.
+     */
+    restoreCheckpoints: z.boolean().optional(),
   })
   .strict();
 

@@ -156,7 +156,8 @@ cgroupDriver: auto
 # The monitor of each container under an OCI runtime.
 conmon: /usr/bin/conmon
 
-# Handlers that are always there; a file in handlersDir of the same name wins.
+# Handlers that are always there; a file in handlersDir of the same name wins. restoreCheckpoints: true lets containers
+# of an OCI runtime go on from checkpoints, by which whoever wrote one has the node.
 runtimes:
   - name: runc
     kind: oci

@@ -156,6 +156,7 @@ export const serve = async (
             path: handler.binary,
             options: handler.flags,
             systemdCgroup: host.cgroupDriver === "systemd",
+            restoreCheckpoints: handler.restoreCheckpoints ?? false,
           },
           {
             linux,

@@ -249,7 +249,7 @@ describe("a container from a checkpoint archive", () => {
       "gvisor",
       /FailedPrecondition|needs the annotation bulkhead.dev/,
     ],
-    ["under runc", restorable, "runc", /handler "runc" restores nothing/],
+    ["under runc", restorable, "runc", /restoreCheckpoints: true of the handler/],
   ])("%s is refused in words", async (_, fields, handler, words) => {
     const pod = await runPod(fields, handler);
     await expect(createIn(pod, containerConfig("main", counting, archive))).rejects.toThrow(words);

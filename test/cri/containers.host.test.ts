@@ -537,7 +537,7 @@ describe("CheckpointContainer", () => {
         .then(() => "done", String);
       // On a node with a CRIU that knows the kernel the archive is there.
       if (answer === "done") expect((await stat(location)).size).toBeGreaterThan(0);
-      else expect(answer).toContain(`Cannot checkpoint container`);
+      else expect(answer).toMatch(/Cannot checkpoint container "\w+": CRIU (is not installed|cannot work)/);
       expect((await readdir(scratch)).filter((name) => name.startsWith(".checkpoint"))).toEqual([]);
       expect(await execute(id, "echo alive")).toBe("alive\n");
     });

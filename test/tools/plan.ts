@@ -9,6 +9,7 @@ export type Step = {
   | { do: "apt"; packages: readonly string[] }
   | { do: "go"; module: string; builds: readonly GoBuild[] }
   | { do: "kubectl" }
+  | { do: "criu" }
   | {
       do: "debian";
       programs: readonly ("etcd" | "docker-registry" | "prometheus" | "tinyproxy" | "containerd-1.6")[];
@@ -109,6 +110,7 @@ export const steps: readonly Step[] = [
   // Large, and of the tests inside virtual machines alone.
   { id: "emulator", do: "apt", after: ["packages"], packages: ["qemu-system-x86"] },
   { id: "kubectl", do: "kubectl", after: ["packages"] },
+  { id: "criu", do: "criu", after: ["packages"] },
   {
     id: "programs",
     do: "debian",
@@ -236,8 +238,8 @@ export const needs = {
   "e2e-upstream": [...cluster, "gvisor", "e2e"],
   /** Unit tests and checks run on Node.js alone. */
   unit: [],
-  host: [...cluster, "gvisor", "critest", "otlp"],
-  vm: [...cluster, "gvisor", "emulator"],
+  host: [...cluster, "gvisor", "critest", "otlp", "criu"],
+  vm: [...cluster, "gvisor", "emulator", "criu"],
   all: steps.map(({ id }) => id),
 } as const satisfies Record<string, readonly string[]>;
 

@@ -1,5 +1,6 @@
 import { nodeRootfs } from "../cluster/rootfs.ts";
 import { installPackages } from "./apt.ts";
+import { fetchCriu } from "./criu.ts";
 import { debianProgram, debianPrograms } from "./debian.ts";
 import { buildGo } from "./go.ts";
 import { fetchKubectl } from "./kubectl.ts";
@@ -17,6 +18,7 @@ const executors: Executors = {
   apt: ({ packages }, signal) => installPackages(packages, signal),
   go: ({ module, builds }, signal) => buildGo(module, builds, signal),
   kubectl: (_step, signal) => fetchKubectl(signal),
+  criu: (_step, signal) => fetchCriu(signal),
   debian: async ({ programs }, signal) => {
     for (const name of programs)
       await debianProgram(debianPrograms[name].pkg, debianPrograms[name].path, signal);

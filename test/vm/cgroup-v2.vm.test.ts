@@ -36,7 +36,7 @@ let serial = 0;
 /** A pod and its container, running. The cgroups are what the kubelet of a systemd node asks for. */
 const running = async (
   resources: object,
-  options: { command?: string[]; handler?: string; parent?: string; pod?: object } = {},
+  options: { command?: string[]; handler?: string; parent?: string; pod?: object; image?: string } = {},
 ): Promise<{ pod: string; id: string; slice: string; uid: string }> => {
   const uid = `0000000${++serial}`;
   const slice = options.parent ?? `kubepods-burstable-pod${uid}.slice`;
@@ -47,7 +47,7 @@ const running = async (
   };
   const container = {
     metadata: { name: "main", attempt: 0 },
-    image: { image },
+    image: { image: options.image ?? image },
     command: options.command ?? ["sleep", "3600"],
     log_path: "main.log",
     linux: { resources },
@@ -222,6 +222,39 @@ describe("With the systemd driver", () => {
     );
     expect(procs).toContain("exe");
     await remove(pod);
+  });
+
+  test("a runc container saved by CRIU goes on in a new pod: count, log, files, a closed connection, exit code", async () => {
+    const connected = "nc -l -p 7000 -e sleep 1000 & sleep 1; sleep 1000 | nc 127.0.0.1 7000 &";
+    const counting = "i=0; while :; do i=$((i+1)); echo $i; echo $i >/count; sleep 0.2; done";
+    const script = `trap "exit 7" TERM; ${connected} ${counting}`;
+    const tcp = `cat /proc/net/tcp /proc/net/tcp6 | grep -c " 01 " || true`;
+    const command = ["sh", "-c", script];
+    const resources = { memory_limit_in_bytes: 64 << 20 };
+    const first = await running(resources, { command });
+    expect(await exec(first.id, `sh -c 'sleep 3; ${tcp}'`)).toBe("2");
+    await machine.sh(`crictl checkpoint --export /root/saved.tar ${first.id}`);
+    const saved = Number(
+      await machine.sh(
+        "tar xOf /root/saved.tar rootfs-diff.tar >/root/diff.tar; tar xOf /root/diff.tar count",
+      ),
+    );
+    expect(Number(await exec(first.id, "cat /count"))).toBeGreaterThan(saved);
+    await remove(first.pod);
+
+    const second = await running(resources, { command, image: "/root/saved.tar" });
+    const cgroup = await cgroupOf(second.id);
+    expect(cgroup).toContain(`${second.slice}/bulkhead-${second.id}.scope`);
+    expect(await file(`${cgroup}/memory.max`)).toBe(`${64 << 20}`);
+    const numbers = (await machine.sh(`crictl logs ${second.id} 2>/dev/null`)).trim().split("\n").map(Number);
+    expect(Math.abs((numbers[0] ?? 0) - saved)).toBeLessThan(2);
+    expect(numbers.length).toBeGreaterThan(2);
+    expect(numbers).toEqual(numbers.map((_, n) => (numbers[0] ?? 0) + n));
+    expect(await exec(second.id, `sh -c '${tcp}'`)).toBe("0");
+    await machine.sh(`crictl stop -t 20 ${second.id} >/dev/null`);
+    const { status } = await json<{ status: object }>(`crictl inspect -o json ${second.id} 2>/dev/null`);
+    expect(status).toMatchObject({ state: "CONTAINER_EXITED", exitCode: 7 });
+    await remove(second.pod);
   });
 
   test("nothing is left: no scope, no slice of a pod, no mount", async () => {

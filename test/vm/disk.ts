@@ -4,6 +4,7 @@ import { paths } from "@bulkhead/lib/api/paths.ts";
 import { bundle, workersOf } from "../../images/bundle.ts";
 import { nodeRootfs } from "../cluster/rootfs.ts";
 import { tool } from "../tools/cache.ts";
+import { criuHome } from "../tools/criu.ts";
 import { run } from "../tools/run.ts";
 import { type Kernel, modulePaths } from "./kernel.ts";
 
@@ -65,7 +66,7 @@ const runtimeConfig = (registry: string): object => {
   return {
     registries: { mirrors: { "registry.k8s.io": mirror, "gcr.io": mirror, "k8s.gcr.io": mirror } },
     conmon: "/usr/local/bin/conmon",
-    runtimes: [{ name: "runc", kind: "oci", binary: "/usr/local/bin/runc" }],
+    runtimes: [{ name: "runc", kind: "oci", binary: "/usr/local/bin/runc", restoreCheckpoints: true }],
     log: { level: "info", format: "text" },
   };
 };
@@ -141,6 +142,9 @@ export const writeDisk = async (
   // Two seconds, crictl's own deadline, are not enough under emulation.
   await put("etc/crictl.yaml", `runtime-endpoint: unix://${paths.socket}\ntimeout: 120\n`);
   for (const [name, path] of Object.entries(programs)) await copy(tool(name), path);
+  await mkdir(join(upper, "opt"), { recursive: true });
+  await run(["cp", "-r", criuHome(), join(upper, "opt/criu")], { signal });
+  await symlink("/opt/criu/criu", join(upper, "usr/local/bin/criu"));
   const conmon = (await run(["which", "conmon"], { signal })).trim();
   await copy(process.execPath, "usr/local/bin/node");
   await copy(conmon, "usr/local/bin/conmon");

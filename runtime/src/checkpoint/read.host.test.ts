@@ -1,5 +1,16 @@
 import { execFileSync } from "node:child_process";
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, truncate, writeFile } from "node:fs/promises";
+import {
+  appendFile,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  symlink,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
@@ -52,7 +63,7 @@ test("of an archive the memory image and the image's ID are taken, and nothing e
     { name: "bind.mounts", data: "[]" },
     { name: "network.status", data: "{}" },
   );
-  const taken = await takeArchive(path, into, signal());
+  const taken = await takeArchive(path, into, "gvisor", signal());
   expect(taken.config).toEqual({ id: "x", rootfsImageRef: imageId, rootfsImageName: "" });
   expect(await files()).toEqual(["image/checkpoint.img"]);
   const { mode, uid } = await stat(join(taken.images, "checkpoint.img"));
@@ -100,7 +111,7 @@ test.each<[string, Entry[], string]>([
     "must be the digest",
   ],
 ])("an archive with %s is refused in words", async (_, entries, words) => {
-  await expect(takeArchive(await archiveOf(...entries), into, signal())).rejects.toThrow(words);
+  await expect(takeArchive(await archiveOf(...entries), into, "gvisor", signal())).rejects.toThrow(words);
 });
 
 test.each(["../escape", "/etc/bulkhead-escape", "checkpoint/../../escape", "checkpoint/x/checkpoint.img"])(
@@ -113,7 +124,7 @@ test.each(["../escape", "/etc/bulkhead-escape", "checkpoint/../../escape", "chec
       { name, data: "escape" },
       image,
     );
-    await takeArchive(path, into, signal());
+    await takeArchive(path, into, "gvisor", signal());
     expect(await files()).toEqual(["image/checkpoint.img"]);
     expect((await readdir(dir)).sort()).toEqual(["archive.tar", "into"]);
     expect(await readdir("/etc")).not.toContain("bulkhead-escape");
@@ -131,17 +142,102 @@ test("an image of more than the bound is refused before a byte of it is written"
   bytes.write(`${sum.toString(8).padStart(6, "0")}\0 `, at + 148, "latin1");
   const path = join(dir, "promise.tar");
   await writeFile(path, bytes);
-  await expect(takeArchive(path, into, signal())).rejects.toThrow(/larger than|no room/);
+  await expect(takeArchive(path, into, "gvisor", signal())).rejects.toThrow(/larger than|no room/);
   expect(await files()).toEqual([]);
 });
+
+describe("CRIU's", () => {
+  const criu = [
+    config,
+    ...["inventory.img", "core-1.img", "tmpfs-dev-73.tar.gz.img", "descriptors.json"].map((name) => ({
+      name: `checkpoint/${name}`,
+      data: name,
+    })),
+    { name: "rootfs-diff.tar", data: "changes" },
+  ];
+  const beside = ["config.json", ".hidden.img", "a/b.img", "../x.img", "parent", "dump.log", "x.img\nsh"];
+
+  test("memory image and the root file system's changes are taken of an archive, and nothing else", async () => {
+    const others = beside.map((name) => ({ name: `checkpoint/${name}`, data: "x" }));
+    const parent = { name: "checkpoint/parent", type: "symlink" as const, linkname: "/etc" };
+    const path = await archiveOf(...others, parent, ...criu, { name: "spec.dump", data: "{}" });
+    const taken = await takeArchive(path, into, "criu", signal());
+    expect(taken.changes).toBe(join(into, "rootfs-diff.tar"));
+    const parts = ["core-1.img", "descriptors.json", "inventory.img", "tmpfs-dev-73.tar.gz.img"];
+    const all = [...parts.map((name) => `image/${name}`), "rootfs-diff.tar"];
+    expect(await files()).toEqual(all);
+  });
+
+  test("are taken of an image's files by name too", async () => {
+    const root = join(dir, "root");
+    await mkdir(join(root, "checkpoint"), { recursive: true });
+    for (const { name, data } of criu) await writeFile(join(root, name), data);
+    await symlink("/etc", join(root, "checkpoint/parent"));
+    const taken = await takeDirectory(root, into, "criu", signal());
+    expect((await files()).length).toBe(5);
+    expect(await readFile(taken.changes ?? "", "utf8")).toBe("changes");
+    await rm(into, { recursive: true });
+    await mkdir(into);
+    await symlink("/etc/shadow", join(root, "checkpoint/core-2.img"));
+    await expect(takeDirectory(root, into, "criu", signal())).rejects.toThrow(
+      "core-2.img is not a plain file",
+    );
+  });
+
+  test.each<[string, Entry[], string]>([
+    [
+      "a part that is a link",
+      [...criu, { name: "checkpoint/core-2.img", type: "symlink", linkname: "/etc/shadow" }],
+      "not a plain file",
+    ],
+    [
+      "changes that are a link",
+      [...criu.slice(0, -1), { name: "rootfs-diff.tar", type: "link", linkname: "/etc/shadow" }],
+      "not a plain file",
+    ],
+    ["changes twice", [...criu, ...criu.slice(-1)], "twice"],
+    [
+      "no inventory",
+      criu.filter(({ name }) => !name.includes("inventory")),
+      "has no checkpoint/inventory.img",
+    ],
+    [
+      "no descriptors",
+      criu.filter(({ name }) => !name.includes("descriptors")),
+      "has no checkpoint/descriptors",
+    ],
+    ["gVisor's image", [config, image], "it is gVisor's memory image"],
+  ])("archive with %s is refused in words", async (_, entries, words) => {
+    await expect(takeArchive(await archiveOf(...entries), into, "criu", signal())).rejects.toThrow(words);
+  });
+});
+
+test.each(["gvisor", "criu"] as const)(
+  "an archive of more entries than the bound is refused (%s)",
+  async (kind) => {
+    const header = (await readFile(await archiveOf({ name: "checkpoint/nothing" }))).subarray(0, 512);
+    const path = join(dir, "many.tar");
+    const many = Buffer.concat(Array.from({ length: 1000 }, () => header));
+    await writeFile(path, "");
+    for (let written = 0; written < bounds.entries; written += 1000) await appendFile(path, many);
+    await expect(takeArchive(path, into, kind, signal())).rejects.toThrow("it has no config.dump");
+    await rm(join(into, "image"), { recursive: true });
+    await appendFile(path, header);
+    await expect(takeArchive(path, into, kind, signal())).rejects.toThrow(
+      `more than ${bounds.entries} entries`,
+    );
+  },
+);
 
 test("a FIFO, a directory, a link and what is not there are not read", async () => {
   execFileSync("mkfifo", [join(dir, "fifo")]);
   await symlink("/etc/passwd", join(dir, "link"));
-  await expect(takeArchive(join(dir, "fifo"), into, signal())).rejects.toThrow("not a regular file");
-  await expect(takeArchive(dir, into, signal())).rejects.toThrow("not a regular file");
-  await expect(takeArchive(join(dir, "link"), into, signal())).rejects.toThrow("ELOOP");
-  await expect(takeArchive(join(dir, "nothing"), into, signal())).rejects.toThrow("ENOENT");
+  await expect(takeArchive(join(dir, "fifo"), into, "gvisor", signal())).rejects.toThrow(
+    "not a regular file",
+  );
+  await expect(takeArchive(dir, into, "gvisor", signal())).rejects.toThrow("not a regular file");
+  await expect(takeArchive(join(dir, "link"), into, "gvisor", signal())).rejects.toThrow("ELOOP");
+  await expect(takeArchive(join(dir, "nothing"), into, "gvisor", signal())).rejects.toThrow("ENOENT");
 });
 
 test("archives with any bytes changed, cut or added are read or refused in words", async () => {
@@ -158,7 +254,7 @@ test("archives with any bytes changed, cut or added are read or refused in words
         await writeFile(path, bytes);
         const target = join(dir, `into-${round++}`);
         await mkdir(target);
-        const outcome = await takeArchive(path, target, signal()).catch((error: unknown) => error);
+        const outcome = await takeArchive(path, target, "gvisor", signal()).catch((error: unknown) => error);
         if (outcome instanceof Error) expect(outcome).toBeInstanceOf(RuntimeError);
         for (const name of await files(target))
           expect(name).toMatch(/^image\/(checkpoint|pages|pages_meta)\.img$/);
@@ -180,7 +276,7 @@ describe("the files of a checkpoint image", () => {
   });
 
   test("are taken by name", async () => {
-    await takeDirectory(root, into, signal());
+    await takeDirectory(root, into, "gvisor", signal());
     expect(await files()).toEqual(["image/checkpoint.img"]);
   });
 
@@ -189,19 +285,19 @@ describe("the files of a checkpoint image", () => {
     async (name) => {
       await rm(join(root, name), { recursive: true, force: true });
       await symlink(name === "checkpoint" ? "/etc" : "/etc/passwd", join(root, name));
-      await expect(takeDirectory(root, into, signal())).rejects.toThrow(/is not a plain/);
+      await expect(takeDirectory(root, into, "gvisor", signal())).rejects.toThrow(/is not a plain/);
     },
   );
 
   test("a device or a FIFO in place of a file is refused without waiting", async () => {
     await rm(join(root, "checkpoint/checkpoint.img"));
     execFileSync("mkfifo", [join(root, "checkpoint/checkpoint.img")]);
-    await expect(takeDirectory(root, into, signal())).rejects.toThrow("is not a plain file");
+    await expect(takeDirectory(root, into, "gvisor", signal())).rejects.toThrow("is not a plain file");
   });
 
   test("a memory image larger than the bound is refused, were it sparse or not", async () => {
     await truncate(join(root, "checkpoint/checkpoint.img"), bounds.images + 1);
-    await expect(takeDirectory(root, into, signal())).rejects.toThrow(/larger than|no room/);
+    await expect(takeDirectory(root, into, "gvisor", signal())).rejects.toThrow(/larger than|no room/);
     expect(await files()).toEqual([]);
   });
 });

@@ -1,8 +1,9 @@
 import { createHash } from "node:crypto";
 import { closeSync, constants, openSync, writeSync } from "node:fs";
-import { type FileHandle, mkdir, open, readFile, statfs } from "node:fs/promises";
+import { type FileHandle, mkdir, open, opendir, readFile, statfs } from "node:fs/promises";
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { MemoryImage } from "../handler/handler.ts";
 import { createTarReader, type TarEntry } from "../snapshot/tar.ts";
 import { chunksOf } from "./chunks.ts";
 import { layout } from "./layout.ts";
@@ -16,32 +17,46 @@ import { type ConfigDump, type PodDump, parseConfigDump, parsePodDump } from "./
 export const bounds = {
   /** config.dump and pod.dump. */
   dump: 1 << 20,
-  /** All files of the memory image together. */
+  /** All files of the memory image together, and of the root file system's changes. */
   images: 64 * 2 ** 30,
   entries: 100_000,
   /** What stays free on the disk. */
   free: 512 * 2 ** 20,
 } as const;
 
-/** Files of gVisor's image. Not gcs_opts.json, which would have runsc fetch the rest from the network. */
-const imageFiles = ["checkpoint.img", "pages_meta.img", "pages.img"];
-const criuFile = "inventory.img";
+type Kind = { isPart(name: string): boolean; required: readonly string[]; foreign: string; why: string };
+
+/** The files that are a memory image, by whose it is; by one of its own the other kind is known. */
+const kinds: Record<MemoryImage, Kind> = {
+  gvisor: {
+    // Not gcs_opts.json, which would have runsc fetch the rest from the network.
+    isPart: (name) => ["checkpoint.img", "pages_meta.img", "pages.img"].includes(name),
+    required: ["checkpoint.img"],
+    foreign: "inventory.img",
+    why: "it is CRIU's image of Linux processes, and a gVisor handler restores gVisor's alone",
+  },
+  criu: {
+    isPart: (name) => /^[a-z0-9][\w.-]{0,120}\.img$/i.test(name) || name === "descriptors.json",
+    required: ["inventory.img", "descriptors.json"],
+    foreign: "checkpoint.img",
+    why: "it is gVisor's memory image, and handlers of OCI runtimes restore CRIU's alone",
+  },
+};
 
 export type Taken = {
   config: ConfigDump;
   /** Directory with the memory image. */
   images: string;
+  /** What the container had changed in its root file system, where CRIU's processes need that: a layer tar. */
+  changes?: string;
 };
 
 const refuse = (why: string): never => {
   throw new RuntimeError("invalid-argument", why);
 };
 
-const notGvisor = (): never => {
-  throw new RuntimeError(
-    "unimplemented",
-    "it is CRIU's image of Linux processes, and only gVisor's can be restored",
-  );
+const refuseForeign = (kind: Kind): never => {
+  throw new RuntimeError("unimplemented", kind.why);
 };
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_DIRECTORY } = constants;
@@ -62,7 +77,13 @@ const openBudget = async (directory: string): Promise<{ take(bytes: number): voi
 };
 
 /** Takes a checkpoint out of a tar archive: kubelet's, CRI-O's or containerd's file. */
-export const takeArchive = async (path: string, into: string, signal: AbortSignal): Promise<Taken> => {
+export const takeArchive = async (
+  path: string,
+  into: string,
+  of: MemoryImage,
+  signal: AbortSignal,
+): Promise<Taken> => {
+  const kind = kinds[of];
   // Not blocking: a FIFO would wait for its writer.
   await using file = await open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK).catch((error) => {
     throw new RuntimeError("not-found", messageOf(error), { cause: error });
@@ -72,6 +93,7 @@ export const takeArchive = async (path: string, into: string, signal: AbortSigna
   const { size } = stats;
   const images = join(into, "image");
   await mkdir(images, { mode: 0o700 });
+  const changes = join(into, layout.rootfsDiff);
   const budget = await openBudget(into);
   const parts: Buffer[] = [];
   const seen = new Set<string>();
@@ -84,18 +106,23 @@ export const takeArchive = async (path: string, into: string, signal: AbortSigna
   const begin = (entry: TarEntry): void => {
     if (++entries > bounds.entries) refuse(`it has more than ${bounds.entries} entries`);
     const name = entry.name.replace(/^(\.?\/)+/, "");
-    const image = imageFiles.find((each) => name === `${layout.images}/${each}`);
-    if (name === `${layout.images}/${criuFile}`) notGvisor();
-    if (image === undefined && name !== layout.config) return;
+    const below = name.startsWith(`${layout.images}/`) ? name.slice(layout.images.length + 1) : "";
+    if (below === kind.foreign) refuseForeign(kind);
+    const to = kind.isPart(below)
+      ? join(images, below)
+      : name === layout.rootfsDiff && of === "criu"
+        ? changes
+        : undefined;
+    if (to === undefined && name !== layout.config) return;
     if (entry.type !== "file" || entry.isSparse) refuse(`its ${name} is not a plain file`);
     if (seen.has(name)) refuse(`it has ${name} twice`);
     seen.add(name);
-    if (image === undefined) {
+    if (to === undefined) {
       if (entry.size > bounds.dump) refuse(`its ${name} is larger than ${bounds.dump} bytes`);
       target = "config";
     } else {
       budget.take(entry.size);
-      target = openSync(join(images, image), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
+      target = openSync(to, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
     }
   };
   const reader = createTarReader({
@@ -116,8 +143,13 @@ export const takeArchive = async (path: string, into: string, signal: AbortSigna
     close();
   }
   if (!seen.has(layout.config)) refuse(`it has no ${layout.config}`);
-  if (!seen.has(`${layout.images}/${imageFiles[0]}`)) refuse(`it has no ${layout.images}/${imageFiles[0]}`);
-  return { config: parseConfigDump(Buffer.concat(parts).toString()), images };
+  for (const each of kind.required)
+    if (!seen.has(`${layout.images}/${each}`)) refuse(`it has no ${layout.images}/${each}`);
+  return {
+    config: parseConfigDump(Buffer.concat(parts).toString()),
+    images,
+    ...(seen.has(layout.rootfsDiff) && { changes }),
+  };
 };
 
 const writeAll = (fd: number, chunk: Uint8Array, offset: number): void => {
@@ -126,7 +158,13 @@ const writeAll = (fd: number, chunk: Uint8Array, offset: number): void => {
 };
 
 /** Takes a checkpoint out of the files of a mounted image. */
-export const takeDirectory = async (root: string, into: string, signal: AbortSignal): Promise<Taken> => {
+export const takeDirectory = async (
+  root: string,
+  into: string,
+  of: MemoryImage,
+  signal: AbortSignal,
+): Promise<Taken> => {
+  const kind = kinds[of];
   await using top = await open(root, O_RDONLY | O_DIRECTORY);
   const images = join(into, "image");
   await mkdir(images, { mode: 0o700 });
@@ -134,22 +172,41 @@ export const takeDirectory = async (root: string, into: string, signal: AbortSig
   const budget = await openBudget(into);
   await using below = await openBelow(top, layout.images, O_DIRECTORY);
   if (below === undefined) return refuse(`it has no ${layout.images}`);
-  for (const name of imageFiles) {
+  for (const name of await partsIn(below, kind)) {
     await using source = await openBelow(below, name);
     if (source === undefined) continue;
     budget.take((await source.stat()).size);
     await copy(source, join(images, name), signal);
   }
-  await requireImage(images, below);
-  return { config, images };
+  await requireImage(images, below, kind);
+  if (of !== "criu") return { config, images };
+  await using diff = await openBelow(top, layout.rootfsDiff);
+  if (diff === undefined) return { config, images };
+  const changes = join(into, layout.rootfsDiff);
+  budget.take((await diff.stat()).size);
+  await copy(diff, changes, signal);
+  return { config, images, changes };
 };
 
-const requireImage = async (images: string, below: FileHandle): Promise<void> => {
-  await using image = await open(join(images, imageFiles[0]!)).catch(() => undefined);
-  if (image !== undefined) return;
-  await using criu = await openBelow(below, criuFile);
-  if (criu !== undefined) notGvisor();
-  refuse(`it has no ${layout.images}/${imageFiles[0]}`);
+/** Names of a memory image's files in an open directory. */
+const partsIn = async (directory: FileHandle, kind: Kind): Promise<string[]> => {
+  const names: string[] = [];
+  let entries = 0;
+  for await (const { name } of await opendir(`/proc/self/fd/${directory.fd}`)) {
+    if (++entries > bounds.entries) refuse(`its ${layout.images} has more than ${bounds.entries} entries`);
+    if (kind.isPart(name)) names.push(name);
+  }
+  return names;
+};
+
+const requireImage = async (images: string, below: FileHandle, kind: Kind): Promise<void> => {
+  for (const name of kind.required) {
+    await using image = await open(join(images, name)).catch(() => undefined);
+    if (image !== undefined) continue;
+    await using foreign = await openBelow(below, kind.foreign);
+    if (foreign !== undefined) refuseForeign(kind);
+    refuse(`it has no ${layout.images}/${name}`);
+  }
 };
 
 /** Takes a pod's checkpoint out of the directory that CheckpointPod wrote; every file must be what pod.dump says. */
@@ -167,7 +224,7 @@ export const takePod = async (
   const budget = await openBudget(into);
   await using below = await openBelow(top, layout.images, O_DIRECTORY);
   if (below === undefined) return refuse(`it has no ${layout.images}`);
-  for (const name of imageFiles) {
+  for (const name of await partsIn(below, kinds.gvisor)) {
     const said = dump.files[`${layout.images}/${name}`];
     if (said === undefined) continue;
     await using source = await openBelow(below, name);
@@ -179,7 +236,7 @@ export const takePod = async (
         `its ${layout.images}/${name} is not what ${layout.pod} says: its digest is sha256:${found.sha256}`,
       );
   }
-  await requireImage(images, below);
+  await requireImage(images, below, kinds.gvisor);
   return { dump, images };
 };
 

@@ -68,13 +68,18 @@ export const created = (container: Container, made: Made): Container => {
   return { ...container, ...made, state: "created" };
 };
 
-/** An exit may overtake the answer to start: the container stays exited, with the time that it began. */
-export const started = (container: Container, at: bigint): Container => {
+/**
+ * An exit may overtake the answer to start: the container stays exited, with the time that it began. `handlerState`
+ * where the start changed it.
+ */
+export const started = (container: Container, at: bigint, handlerState?: HandlerState): Container => {
   switch (container.state) {
     case "created":
-      return { ...container, state: "running", startedAt: at };
+      return { ...container, ...(handlerState && { handlerState }), state: "running", startedAt: at };
     case "exited":
-      return container.startedAt === 0n ? { ...container, startedAt: at } : container;
+      return container.startedAt === 0n
+        ? { ...container, ...(handlerState && { handlerState }), startedAt: at }
+        : container;
     default:
       throw wrongState(container, "be started");
   }

@@ -29,7 +29,8 @@ export interface Handler {
    * the container's own sake (its command, its mounts) may be left for `start` to say.
    */
   create(container: ContainerLaunch, signal: AbortSignal): Promise<HandlerState>;
-  start(container: ContainerRef, signal: AbortSignal): Promise<void>;
+  /** Returns what is to be stored from now on, where starting changed it. */
+  start(container: ContainerRef, signal: AbortSignal): Promise<HandlerState | undefined>;
   /** Sends a signal to the container's first process, or with `all` to every process. */
   kill(container: ContainerRef, signo: number, all: boolean, signal: AbortSignal): Promise<void>;
   remove(container: ContainerRef, signal: AbortSignal): Promise<void>;
@@ -40,11 +41,16 @@ export interface Handler {
     signal: AbortSignal,
   ): Promise<void>;
   /**
-   * Writes the container's processes as files to `directory`/checkpoint, its specification to spec.dump there and,
-   * where it can, what it changed in its root file system to rootfs-diff.tar; and lets it go on. Absent where nothing
-   * can be saved, as of a VM.
+   * Writes the container's processes as files to `directory`/checkpoint, its specification to spec.dump there and
+   * what it changed in its root file system to rootfs-diff.tar, which `saveRoot` does where that is on the node; and
+   * lets it go on. Absent where nothing can be saved, as of a VM.
    */
-  checkpoint?(container: ContainerRef, directory: string, signal: AbortSignal): Promise<void>;
+  checkpoint?(
+    container: ContainerRef,
+    directory: string,
+    saveRoot: (file: string) => Promise<void>,
+    signal: AbortSignal,
+  ): Promise<void>;
   /**
    * Writes everything that runs in the pod as files to `directory`/checkpoint, and lets it go on. `containers` are all
    * that run in it. Absent where a pod is not one thing.
@@ -55,10 +61,12 @@ export interface Handler {
     directory: string,
     signal: AbortSignal,
   ): Promise<void>;
+  /** Whose memory images a container can be made from ({@link ContainerLaunch.restoreFrom}). Absent: nothing is. */
+  readonly restores?: MemoryImage;
   /**
    * Puts what was saved, the files of `images`, in place in a pod that was launched with `awaitsRestore` and in which
    * nothing has started: its next `count` containers, made from their own specifications, go on from there when the
-   * last of them starts. The files may go then. Absent where nothing can be restored.
+   * last of them starts. The files may go then. Absent where a pod is not one thing.
    */
   stageRestore?(pod: SandboxRef, images: string, count: number): void;
   /** undefined when the container is gone or has nothing to say. */
@@ -95,6 +103,9 @@ export type Exit = {
   finishedAt: bigint;
   oomKilled: boolean;
 };
+
+/** CRIU's, of processes on the node's kernel, or gVisor's, of a sandbox as a whole. */
+export type MemoryImage = "criu" | "gvisor";
 
 /** JSON that a handler needs to find its things again. Stored in the record by the caller. */
 export type HandlerState = Record<string, unknown>;
@@ -148,6 +159,8 @@ export type ContainerLaunch = {
   stdinOnce: boolean;
   /** Absolute path of the CRI log file; "": discard. */
   logPath: string;
+  /** Directory with a memory image: the container goes on from there when it starts. Stays until then. */
+  restoreFrom?: string;
 };
 
 export type ContainerRef = {

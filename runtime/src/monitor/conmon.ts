@@ -21,6 +21,8 @@ export type MonitorPlan = {
   stdinOnce: boolean;
   /** "": discard. */
   logPath: string;
+  /** Directory of a memory image: the runtime is told to `restore`, and the container runs at once. */
+  restoreFrom?: string;
 };
 
 /** Files of conmon in the container's state directory. */
@@ -50,6 +52,9 @@ export const monitorArguments = (plan: MonitorPlan): string[] => {
     ...(plan.tty ? ["--terminal"] : []),
     ...(plan.stdin ? ["--stdin"] : []),
     ...(plan.stdin && !plan.stdinOnce ? ["--leave-stdin-open"] : []),
+    ...(plan.restoreFrom === undefined
+      ? []
+      : ["--restore", plan.restoreFrom, "--runtime-opt", "--file-locks"]),
   ];
 };
 
@@ -73,7 +78,7 @@ export const parseReport = (text: string): { pid: number } | { failure: string }
 export type Monitored = { process: ProcessId | undefined; pid: number; monitor: ProcessId | undefined };
 
 /**
- * Starts conmon, which runs the runtime's `create`, and waits for what came of it. conmon forks itself into a session
+ * Starts conmon, which runs the runtime's `create` or `restore`, and waits for what came of it. conmon forks itself into a session
  * of its own, so it outlives this process. Rejects on abort once the runtime is through; the caller then removes the container.
  */
 export const startMonitor = async (

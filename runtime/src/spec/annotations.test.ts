@@ -1,7 +1,18 @@
 import { describe, expect, test } from "vitest";
-import { requireAllowed } from "./annotations.ts";
+import { passedAnnotations, requireAllowed } from "./annotations.ts";
 
 const gvisor = { name: "sandboxed", allowedAnnotations: ["dev.gvisor.flag.debug"], runsc: {} };
+
+test("a pod passes what its handler lets through, and never what names files of the node or says who is who", () => {
+  const pod = {
+    "a.example/x": "1",
+    "b.example/x": "2",
+    "org.criu.config": "/etc/x",
+    "io.kubernetes.cri.sandbox-id": "x",
+  };
+  expect(passedAnnotations(["a.*"], pod)).toEqual({ "a.example/x": "1" });
+  expect(passedAnnotations(["*"], pod)).toEqual({ "a.example/x": "1", "b.example/x": "2" });
+});
 
 describe("under gVisor an annotation that would change the sandbox", () => {
   test("is taken when the profile allows it", () => {

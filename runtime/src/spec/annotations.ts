@@ -21,8 +21,9 @@ export const passedAnnotations = (
   Object.fromEntries(
     sources
       .flatMap((source) => Object.entries(source))
-      // Our own prefix tells shims who is who: a pod must not write it.
-      .filter(([key]) => !key.startsWith(`${prefix}.`) && allowed.some((pattern) => matches(pattern, key))),
+      // Our own prefix tells shims who is who, and CRIU's names files of the node: a pod must not write them.
+      .filter(([key]) => !/^(io\.kubernetes\.cri|org\.criu)\./.test(key))
+      .filter(([key]) => allowed.some((pattern) => matches(pattern, key))),
   );
 
 /** All that gVisor takes from annotations begins so: flags, mounts, the root file system, its cgroup. */

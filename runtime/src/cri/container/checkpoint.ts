@@ -44,7 +44,8 @@ export const checkpointContainer =
         location,
         async (directory) => {
           const at = now();
-          await checkpoint(ref, directory, deadline);
+          const saveRoot = (file: string) => runtime.snapshotter.saveChanges(id, file, deadline);
+          await checkpoint(ref, directory, saveRoot, deadline);
           await writeDumps(directory, container, {
             handler: pod.handler.name,
             imageName: container.config.image?.userSpecifiedImage || container.config.image?.image || "",

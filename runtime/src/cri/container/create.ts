@@ -50,7 +50,7 @@ import {
   sandboxRef,
 } from "../runtime.ts";
 import { discardContainer } from "./remove.ts";
-import { isCheckpoint, requireRestorable, takeCheckpoint } from "./restore.ts";
+import { isCheckpoint, requireRestorable, type SavedContainer, takeCheckpoint } from "./restore.ts";
 
 /** CreateContainer: root file system, specification, and a process that waits. A retry joins the one under way. */
 export const createContainer =
@@ -105,7 +105,10 @@ export const createIn = async (
   await checkApparmor(config, runtime.host);
   const pid = pidOf(runtime, config, pod);
   const id = randomBytes(32).toString("hex");
-  const saved = restored ? await takeCheckpoint(runtime, id, ref, named, signal) : undefined;
+  const saved =
+    restored && handler.restores
+      ? await takeCheckpoint(runtime, { id, ref, image: named, kind: handler.restores }, signal)
+      : undefined;
   const image = saved?.base ?? (named as Image);
   const stopSignal = stopSignalOf(config.stopSignal, image.config.stopSignal);
   const logPath = logPathOf(pod.config.logDirectory, config.logPath);
@@ -115,10 +118,9 @@ export const createIn = async (
   try {
     const made = await runtime.turns.run(turn.create, signal, () =>
       timed(runtime.metrics, pod.handler.name, "create", () =>
-        make(runtime, { id, pod, config, image, handler, pid, logPath }, signal),
+        make(runtime, { id, pod, config, image, handler, pid, logPath, saved }, signal),
       ),
     );
-    if (saved) handler.stageRestore?.(sandboxRef(runtime, pod), saved.images, 1);
     // Whoever gave up meanwhile would never learn the id.
     signal.throwIfAborted();
     runtime.containers.update(id, (container) => created(container, made));
@@ -231,6 +233,8 @@ type Plan = {
   handler: Handler;
   pid: PidChoice;
   logPath: string;
+  /** What was taken of a checkpoint, where it is made from one. */
+  saved: SavedContainer | undefined;
 };
 
 const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
@@ -268,7 +272,7 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     seccompOf(config, host),
     resolveCdi(config.CDIDevices.map(({ name }) => name)),
     span("rootfs", { "bulkhead.layers": image.layers.length }, () =>
-      snapshotter.mountContainer(id, image.layers, rootfs, owners),
+      snapshotter.mountContainer(id, image.layers, rootfs, owners, plan.saved?.changes),
     ),
     plan.logPath === "" ? undefined : mkdir(dirname(plan.logPath), { recursive: true, mode: 0o755 }),
   ]);
@@ -312,6 +316,7 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
       stdin: config.stdin,
       stdinOnce: config.stdinOnce,
       logPath: plan.logPath,
+      ...(plan.saved && { restoreFrom: plan.saved.images }),
     },
     AbortSignal.any([signal, AbortSignal.timeout(pod.handler.deadlines.create * 1000)]),
   );

@@ -2,7 +2,7 @@ import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { type Taken, takeArchive, takeDirectory } from "../../checkpoint/read.ts";
-import type { Handler } from "../../handler/handler.ts";
+import type { Handler, MemoryImage } from "../../handler/handler.ts";
 import type { Image } from "../../image/images.ts";
 import type { Pod } from "../../pod/state.ts";
 import type { Runtime } from "../runtime.ts";
@@ -30,8 +30,24 @@ export const requireRestorable = (ref: string, pod: Pod, handler: Handler): void
   const refuse = (code: "unimplemented" | "failed-precondition", why: string): never => {
     throw new RuntimeError(code, `Cannot restore from "${ref}": ${why}`);
   };
-  if (handler.stageRestore === undefined)
-    refuse("unimplemented", `handler "${pod.handler.name}" restores nothing; gVisor's handlers do`);
+  if (handler.kind === "oci") {
+    if (handler.restores === undefined)
+      refuse(
+        "failed-precondition",
+        `who can have a checkpoint restored under handler "${pod.handler.name}" has the node, so that its administrator must allow it: restoreCheckpoints: true of the handler does that`,
+      );
+    if (pod.held.namespaces?.user !== undefined)
+      refuse(
+        "failed-precondition",
+        "CRIU's processes cannot come into a pod with a user namespace of its own",
+      );
+    return;
+  }
+  if (handler.restores === undefined)
+    refuse(
+      "unimplemented",
+      `handler "${pod.handler.name}" restores nothing; gVisor's handlers and runc's do`,
+    );
   if (pod.config.annotations[restoreAnnotation] !== "true")
     refuse(
       "failed-precondition",
@@ -45,18 +61,16 @@ export const requireRestorable = (ref: string, pod: Pod, handler: Handler): void
  */
 export const takeCheckpoint = async (
   runtime: Runtime,
-  id: string,
-  ref: string,
-  image: Image | undefined,
+  { id, ref, image, kind }: { id: string; ref: string; image: Image | undefined; kind: MemoryImage },
   signal: AbortSignal,
-): Promise<{ images: string; base: Image }> => {
+): Promise<SavedContainer> => {
   const into = restoreDir(runtime, id);
   await using undo = new AsyncDisposableStack();
   undo.defer(() => forgetRestore(runtime, id));
   await mkdir(into, { recursive: true, mode: 0o700 });
   const taken = await (image === undefined
-    ? takeArchive(ref, into, signal)
-    : takeImage(runtime, id, image, into, signal)
+    ? takeArchive(ref, into, kind, signal)
+    : takeImage(runtime, { id, image, kind }, into, signal)
   ).catch((error: unknown) => {
     if (!(error instanceof RuntimeError)) throw error;
     throw new RuntimeError(error.code, `Cannot restore from "${ref}": ${error.message}`, { cause: error });
@@ -68,13 +82,15 @@ export const takeCheckpoint = async (
       `Cannot restore from "${ref}": image ${taken.config.rootfsImageRef}, which the container ran, is not on this node`,
     );
   undo.move();
-  return { images: taken.images, base };
+  return { ...taken, base };
 };
+
+/** What is taken of a checkpoint, and the image that its root file system is made of. */
+export type SavedContainer = Omit<Taken, "config"> & { base: Image };
 
 const takeImage = async (
   { snapshotter }: Pick<Runtime, "snapshotter">,
-  id: string,
-  image: Image,
+  { id, image, kind }: { id: string; image: Image; kind: MemoryImage },
   into: string,
   signal: AbortSignal,
 ): Promise<Taken> => {
@@ -85,5 +101,5 @@ const takeImage = async (
   undo.defer(() => snapshotter.removeContainer(key));
   undo.defer(() => snapshotter.unmount(mounted));
   await snapshotter.mountReadonly(key, image.layers, mounted);
-  return await takeDirectory(mounted, into, AbortSignal.any([signal, AbortSignal.timeout(600_000)]));
+  return await takeDirectory(mounted, into, kind, AbortSignal.any([signal, AbortSignal.timeout(600_000)]));
 };

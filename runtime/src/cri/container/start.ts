@@ -6,6 +6,7 @@ import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { annotate } from "@bulkhead/lib/tracing/span.ts";
 import { blockedMount } from "../../container/mount-targets.ts";
 import { type Container, started, startFailed } from "../../container/state.ts";
+import type { HandlerState } from "../../handler/handler.ts";
 import { timed } from "../../metrics.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
 import { turn } from "../../record/turns.ts";
@@ -48,11 +49,12 @@ export const startContainer =
       requireReady(pod, "start a container");
       const handler = runtime.handlers.running(pod.handler);
       const ref = containerRef(runtime, pod, container);
+      let state: HandlerState | undefined;
       await runtime.turns.run(turn.start, signal, async () => {
         // The caller's leaving does not end a start half-way: kubelet will look at the state.
         const deadline = AbortSignal.timeout(pod.handler.deadlines.start * 1000);
         try {
-          await timed(runtime.metrics, pod.handler.name, "start", () => handler.start(ref, deadline));
+          state = await timed(runtime.metrics, pod.handler.name, "start", () => handler.start(ref, deadline));
         } catch (failure) {
           const error = await explained(runtime, pod, container, failure);
           runtime.containers.learn(id, (each) => startFailed(each, now(), messageOf(error)));
@@ -68,7 +70,7 @@ export const startContainer =
           await forgetRestore(runtime, id);
         }
       });
-      runtime.containers.learn(id, (each) => started(each, now()));
+      runtime.containers.learn(id, (each) => started(each, now(), state));
       notify(runtime, "started", id, podId);
     });
     return create(StartContainerResponseSchema);

@@ -42,7 +42,7 @@ const started: { ref: ContainerRef }[] = [];
 
 const open = async (): Promise<void> => {
   handler = await createOciHandler(
-    { name: "runc", revision: "", path: runc, options: [], systemdCgroup: false },
+    { name: "runc", revision: "", path: runc, options: [], systemdCgroup: false, restoreCheckpoints: false },
     {
       linux,
       events: {

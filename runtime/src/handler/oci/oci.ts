@@ -17,7 +17,14 @@ import { killCgroup, oomKillsAbove, processesOf, readUsage, wasOomKilled } from 
 import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
 import { type CgroupLayout, type CgroupPaths, cgroupAt, parentOf, readCgroups } from "../../stats/layout.ts";
 import type { ContainerRef, Exit, Handler, HandlerEvents, Recovered } from "../handler.ts";
-import { checkpointTo } from "./checkpoint.ts";
+import {
+  checkpointTo,
+  refusal,
+  requireCriu,
+  restoreFiles,
+  resumeAfterCrash,
+  specToRestore,
+} from "./checkpoint.ts";
 import {
   failureInLog,
   failureOf,
@@ -32,7 +39,15 @@ import { parseFeatures, specVersion } from "./features.ts";
 import { removeHolder, startHolder, stopHolder } from "./holder.ts";
 import { pastInit } from "./init.ts";
 import { moveMonitor } from "./monitor-cgroup.ts";
-import { fromRecord, parseContainerState, parseSandboxState, refusalOf, toRecord } from "./state.ts";
+import {
+  awaitedImage,
+  type ContainerState,
+  fromRecord,
+  parseContainerState,
+  parseSandboxState,
+  refusalOf,
+  toRecord,
+} from "./state.ts";
 import { ownStdio } from "./stdio-owner.ts";
 import { cgroupWarmer } from "./warm-cgroups.ts";
 
@@ -45,6 +60,8 @@ export type OciHandlerConfig = {
   options: string[];
   /** cgroupsPath is SLICE:PREFIX:NAME and systemd makes the cgroups. */
   systemdCgroup: boolean;
+  /** Whether containers may be made from CRIU's images. */
+  restoreCheckpoints: boolean;
 };
 
 export type OciHandlerDeps = {
@@ -80,6 +97,10 @@ type Watched = {
   /** OOM kills in the pod's cgroup before there was this container; unknown of one made by an older version. */
   killsBefore?: number | undefined;
 };
+type Monitored = Pick<
+  ContainerRef,
+  "id" | "sandbox" | "stateDir" | "tty" | "stdin" | "stdinOnce" | "logPath"
+>;
 type OomFacts = Pick<Watched, "stateDir" | "cgroup" | "killsBefore">;
 
 type Found = Recovered["containers"] extends Map<string, infer State> ? State : never;
@@ -222,6 +243,73 @@ export const createOciHandler = async (
     await removeFiles(stateDir);
   };
 
+  /** Has conmon make the container's process, or restore it, and takes both up; or says why there is none. */
+  const monitored = async (
+    container: Monitored,
+    { owner, restoreFrom }: { owner?: { uid: number; gid: number } | undefined; restoreFrom?: string },
+    signal: AbortSignal,
+  ): Promise<ContainerState | { refused: string; failure: string }> => {
+    const { id, stateDir, tty, stdin, stdinOnce, logPath } = container;
+    const runtimeLog = join(stateDir, "runtime.log");
+    const { systemdCgroup } = config;
+    const { exitDirectory } = deps;
+    // conmon runs the runtime's create or restore.
+    const verb = restoreFrom === undefined ? "create" : "restore";
+    const started = await span(`${basename(command.path)} ${verb}`, {}, () =>
+      startMonitor(
+        programs.conmon,
+        {
+          ...{ id, directory: stateDir, exitDirectory, systemdCgroup, tty, stdin, stdinOnce, logPath },
+          runtime: command.path,
+          runtimeOptions: globalOptions(command, runtimeLog),
+          ...(restoreFrom !== undefined && { restoreFrom }),
+        },
+        signal,
+      ),
+    );
+    if ("failure" in started)
+      return {
+        refused: await failureInLog(runtimeLog),
+        failure: failureOf(started.failure) || "no reason given",
+      };
+    if (started.process === undefined || started.monitor === undefined)
+      return { refused: "", failure: "its process is gone again" };
+    if (owner) await ownStdio(started.pid, owner);
+    const cgroup = ownCgroups(started.pid, layout);
+    const killsBefore = oomKillsAbove(cgroup, layout);
+    watch(id, {
+      ...{ sandbox: container.sandbox.id, stateDir, cgroup, killsBefore },
+      ...{ process: started.process, monitor: started.monitor },
+    });
+    // Apart from the way of a start: in v1 each move waits for all CPUs to pass by.
+    if (deps.monitorCgroup !== undefined)
+      moveMonitor(started.monitor.pid, deps.monitorCgroup, layout).catch((error) =>
+        log.warn({ err: error, container: id }, "monitor stays in the daemon's cgroup"),
+      );
+    return {
+      ...{ process: toRecord(started.process), monitor: toRecord(started.monitor) },
+      ...{ cgroup, killsBefore },
+    };
+  };
+
+  /** Starts what waits for it by restoring its processes, which run at once. */
+  const restore = async (
+    container: ContainerRef,
+    images: string,
+    signal: AbortSignal,
+  ): Promise<ContainerState> => {
+    const { id, stateDir } = container;
+    await using undo = new AsyncDisposableStack();
+    undo.defer(() => discard({ id, stateDir, isHalfMade: true }, AbortSignal.timeout(15_000)));
+    const made = await monitored(container, { restoreFrom: images }, signal);
+    if ("failure" in made) {
+      const { message } = await refusal(join(stateDir, restoreFiles.log), made.refused || made.failure);
+      throw new RuntimeError("unknown", `Cannot restore container "${id}": ${message}`);
+    }
+    undo.move();
+    return made;
+  };
+
   return {
     name: config.name,
     kind: "oci",
@@ -265,68 +353,44 @@ export const createOciHandler = async (
     },
 
     async create(container, signal) {
-      const { id, stateDir, spec, tty, stdin, stdinOnce, logPath } = container;
+      const { id, stateDir, spec, tty, restoreFrom } = container;
+      if (restoreFrom !== undefined) await requireCriu(signal);
       await using undo = new AsyncDisposableStack();
       undo.defer(() => discard({ id, stateDir, isHalfMade: true }, AbortSignal.timeout(15_000)));
       warmCgroups();
-      const { process, ...rest } = spec;
+      const { process, ...rest } = restoreFrom === undefined ? spec : await specToRestore(spec, stateDir);
       const terminal = process && { process: { ...process, terminal: tty } };
       await writeFile(join(stateDir, "config.json"), JSON.stringify({ ...rest, ociVersion, ...terminal }));
-      const runtimeLog = join(stateDir, "runtime.log");
-      const { systemdCgroup } = config;
-      const { exitDirectory } = deps;
-      // conmon runs the runtime's create.
-      const started = await span(`${basename(command.path)} create`, {}, () =>
-        startMonitor(
-          programs.conmon,
-          {
-            ...{ id, directory: stateDir, exitDirectory, systemdCgroup, tty, stdin, stdinOnce, logPath },
-            runtime: command.path,
-            runtimeOptions: globalOptions(command, runtimeLog),
-          },
-          signal,
-        ),
-      );
-      if ("failure" in started) {
-        const refused = await failureInLog(runtimeLog);
+      if (restoreFrom !== undefined) {
+        undo.move();
+        return { restoreFrom };
+      }
+      const made = await monitored(container, { owner: tty ? undefined : process?.user }, signal);
+      if ("failure" in made) {
         // A command that is not there, a place that nothing can be mounted on: asked again, the answer is the same.
         // Told by start, it ends a pod that shall not be restarted, as under any other engine.
-        if (refused !== "") return { refused };
-        const failure = failureOf(started.failure) || "no reason given";
-        throw new RuntimeError("unknown", `Cannot create container "${id}": ${failure}`);
+        if (made.refused !== "") return { refused: made.refused };
+        throw new RuntimeError("unknown", `Cannot create container "${id}": ${made.failure}`);
       }
-      if (started.process === undefined || started.monitor === undefined)
-        throw new RuntimeError("unknown", `Cannot create container "${id}": its process is gone again`);
-      if (process && !tty) await ownStdio(started.pid, process.user);
-      const cgroup = ownCgroups(started.pid, layout);
-      const state = {
-        process: toRecord(started.process),
-        monitor: toRecord(started.monitor),
-        cgroup,
-        killsBefore: oomKillsAbove(cgroup, layout),
-      };
       undo.move();
-      watch(id, {
-        ...{ sandbox: container.sandbox.id, stateDir, cgroup, killsBefore: state.killsBefore },
-        process: started.process,
-        monitor: started.monitor,
-      });
-      // Apart from the way of a start: in v1 each move waits for all CPUs to pass by.
-      if (deps.monitorCgroup !== undefined)
-        moveMonitor(started.monitor.pid, deps.monitorCgroup, layout).catch((error) =>
-          log.warn({ err: error, container: id }, "monitor stays in the daemon's cgroup"),
-        );
-      return state;
+      return made;
     },
 
     async start(container, signal) {
+      const images = awaitedImage(container.state);
+      if (images !== undefined) return await restore(container, images, signal);
       const refused = refusalOf(container.state);
       if (refused !== undefined) throw new RuntimeError("unknown", `Cannot start the container: ${refused}`);
       await mustRun(command, ["start", container.id], `start container "${container.id}"`, signal);
+      return undefined;
     },
 
     async kill(container, signo, all, signal) {
-      if (refusalOf(container.state) !== undefined) {
+      if (awaitedImage(container.state) !== undefined && signo === 9) {
+        const { id, stateDir } = container;
+        await discard({ id, stateDir, isHalfMade: true }, signal);
+      }
+      if (refusalOf(container.state) !== undefined || awaitedImage(container.state) !== undefined) {
         if (signo === 9 && !toldEnds.has(container.id)) {
           toldEnds.add(container.id);
           const finishedAt = BigInt(Date.now()) * 1_000_000n;
@@ -363,7 +427,9 @@ export const createOciHandler = async (
       }
     },
 
-    checkpoint: (container, directory, signal) => checkpointTo(command, container, directory, signal),
+    checkpoint: (container, directory, saveRoot, signal) =>
+      checkpointTo(command, container, directory, saveRoot, signal),
+    ...(config.restoreCheckpoints && { restores: "criu" as const }),
 
     async stats(container) {
       const state = parseContainerState(container.state);
@@ -424,6 +490,13 @@ export const createOciHandler = async (
   async function lookAgain(container: ContainerRef): Promise<Found> {
     const { id, stateDir } = container;
     if (refusalOf(container.state) !== undefined) return { state: "created" };
+    if (awaitedImage(container.state) !== undefined) {
+      if (!existsSync(monitorFiles(stateDir).monitorPid)) return { state: "created" };
+      // The daemon ended in the middle of a restore: what came of it nobody has told, and nobody was promised.
+      await discard({ id, stateDir, isHalfMade: true }, AbortSignal.timeout(15_000));
+      const finishedAt = BigInt(Date.now()) * 1_000_000n;
+      return { state: "exited", exit: { code: 255, finishedAt, oomKilled: false } };
+    }
     const state = parseContainerState(container.state);
     if (state === undefined) return { state: "unknown" };
     const known: Watched = {
@@ -438,6 +511,7 @@ export const createOciHandler = async (
       return { state: "exited", exit: { ...exit, oomKilled: wasOom(known, exit.code) } };
     if (!monitorAlive) return { state: "exited", exit: await lostMonitor(id, known) };
     watch(id, known);
+    await resumeAfterCrash(command, container);
     return { state: (await isWaiting(id)) ? "created" : "running" };
   }
 
@@ -488,6 +562,7 @@ const endMonitor = async (stateDir: string, signal: AbortSignal): Promise<void> 
 /** The directory is the caller's; what conmon, the runtime and we wrote into it goes. */
 const removeFiles = async (stateDir: string): Promise<void> => {
   const files = Object.values(monitorFiles(stateDir));
-  for (const name of ["config.json", "runtime.log", "winsz"]) files.push(join(stateDir, name));
+  for (const name of ["config.json", "runtime.log", "winsz", "paused", ...Object.values(restoreFiles)])
+    files.push(join(stateDir, name));
   await Promise.all(files.map((file) => rm(file, { force: true })));
 };

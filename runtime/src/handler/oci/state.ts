@@ -15,6 +15,9 @@ const ContainerState = z.object({
 /** A container that the runtime refused to create, in its own words: start is where they are told. */
 const Refused = z.object({ refused: z.string() });
 
+/** A container that goes on from the memory image in this directory once it starts. */
+const Awaiting = z.object({ restoreFrom: z.string() });
+
 /** What must be found again of a pod. */
 const SandboxState = z.object({
   /** Path of the network namespace, "" for the host's. */
@@ -38,6 +41,10 @@ export const parseContainerState = (state: HandlerState): ContainerState | undef
 
 /** Why there is no process, where the runtime refused to make one. */
 export const refusalOf = (state: HandlerState): string | undefined => Refused.safeParse(state).data?.refused;
+
+/** Where the memory image lies, of a container that waits to go on from one. */
+export const awaitedImage = (state: HandlerState): string | undefined =>
+  Awaiting.safeParse(state).data?.restoreFrom;
 
 export const parseSandboxState = (state: HandlerState): SandboxState =>
   SandboxState.safeParse(state).data ?? { netns: "", cgroup: {} };

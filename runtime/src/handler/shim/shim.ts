@@ -57,20 +57,32 @@ export async function createShimHandler(
     runSandbox: (launch, signal) => runSandbox(shims, launch, signal),
     stopSandbox: (ref, signal) => stopSandbox(shims, ref, signal),
     removeSandbox: (ref, signal) => removeSandbox(shims, ref, signal),
-    create: (launch, signal) => createContainer(shims, launch, signal),
-    start: (ref, signal) => startContainer(shims, ref, signal),
+    async create(launch, signal) {
+      const state = await createContainer(shims, launch, signal);
+      if (launch.restoreFrom !== undefined) stageImage(launch.sandbox, launch.restoreFrom, 1);
+      return state;
+    },
+    async start(ref, signal) {
+      await startContainer(shims, ref, signal);
+      return undefined;
+    },
     kill: (ref, signo, all, signal) => killContainer(shims, ref, signo, all, signal),
     remove: (ref, signal) => removeContainer(shims, ref, signal),
     update: (ref, resources, signal) => updateContainer(shims, ref, resources, signal),
     ...(runsc && {
-      checkpoint: async (ref: ContainerRef, directory: string, signal: AbortSignal) =>
-        checkpointContainer(runsc, await shims.podOf(ref.sandbox, signal), ref, directory, signal),
+      checkpoint: async (
+        ref: ContainerRef,
+        directory: string,
+        _: (file: string) => Promise<void>,
+        signal: AbortSignal,
+      ) => checkpointContainer(runsc, await shims.podOf(ref.sandbox, signal), ref, directory, signal),
       checkpointPod: async (
         ref: SandboxRef,
         containers: ContainerRef[],
         directory: string,
         signal: AbortSignal,
       ) => checkpointPod(runsc, await shims.podOf(ref, signal), containers, directory, signal),
+      restores: "gvisor" as const,
       stageRestore: stageImage,
     }),
     stats: (ref, signal) => containerStats(shims, ref, signal),
