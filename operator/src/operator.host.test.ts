@@ -729,6 +729,122 @@ describe("The operator", () => {
     expect(runtime.metadata.ownerReferences?.map((ref) => ref.uid)).toEqual([again.metadata.uid]);
   });
 
+  test("goes through a wave in which nodes boot, come, go, and come back with a kernel that has no such wall", async () => {
+    type Way = "serves" | "installs" | "booted" | "unsupported";
+    const ways = new Map<string, Way>();
+    const served = new Map<string, string>();
+    const agentOf = (name: string) =>
+      startAgent(name, ({ revision }) => {
+        switch (ways.get(name) ?? "serves") {
+          case "serves":
+            served.set(name, revision);
+            return {};
+          case "installs":
+            return {
+              phase: served.get(name) === revision ? "Ready" : "Installing",
+              revision: served.get(name) ?? "",
+              attemptedRevision: revision,
+            };
+          case "booted":
+            // As an agent says it whose record is of another boot.
+            return { phase: "Verifying", revision: "", attemptedRevision: revision, canary: undefined };
+          case "unsupported":
+            return {
+              phase: "Failed",
+              revision: "",
+              attemptedRevision: revision,
+              reason: "NotSupported",
+              message: "KVM boots no guest",
+              canary: undefined,
+            };
+        }
+      });
+    const names = ["a", "b", "c", "d", "e", "f"].map((letter) => `node-${letter}`);
+    for (const name of names) {
+      await createNode(name);
+      agentOf(name);
+    }
+    await createProfile("sandboxed", { rollout: { maxUnavailable: 1, failureThreshold: 2 } });
+    const first = await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    const old = first.status?.updateRevision;
+    // Somebody is at work on it: it gets the revision as any other, and stays cordoned.
+    await client.patch(taintedNodes, "node-c", { spec: { unschedulable: true } });
+    const cordoned = async () =>
+      (await Promise.all(names.map((name) => client.get(taintedNodes, name).catch(() => undefined)))).flatMap(
+        (node) => ((node?.spec as { unschedulable?: boolean })?.unschedulable ? [node?.metadata.name] : []),
+      );
+
+    for (const name of names.slice(1)) ways.set(name, "installs");
+    const restartedAt = "2026-01-01T00:00:00.000Z";
+    await client.patch(runtimeProfiles, "sandboxed", { spec: { rollout: { restartedAt } } });
+    const has = async (name: string) => (await runtimeOf(name)).spec.profiles[0]?.revision;
+    const given = (name: string) =>
+      eventually(
+        `the revision on ${name}`,
+        () => has(name),
+        (is) => is !== undefined && is !== old,
+      );
+    const labelled = (name: string, yes: boolean) =>
+      eventually(
+        `label of ${name}: ${yes}`,
+        () => client.get(nodes, name),
+        (is) => (is?.metadata.labels?.[labels.handlerReady("sandboxed")] === "ready") === yes,
+      );
+
+    await given("node-b");
+    expect((await runtimeOf("node-a")).spec.profiles[0]).toMatchObject({
+      revision: await has("node-b"),
+      handler: first.spec.handler,
+    });
+    // Its own install is not done when it boots: no pods come to it, and no other node goes meanwhile.
+    ways.set("node-b", "booted");
+    await labelled("node-b", false);
+    await createNode("node-g");
+    agentOf("node-g");
+    await given("node-g"); // it serves nothing yet: it need not wait
+    await labelled("node-g", true);
+    await sleep(1_000);
+    expect(await has("node-c")).toBe(old);
+    ways.set("node-b", "serves");
+    await labelled("node-b", true);
+
+    await given("node-c");
+    expect(await has("node-d")).toBe(old);
+    ways.set("node-c", "serves");
+    await given("node-d");
+    await client.delete(nodes, "node-d");
+    await given("node-e");
+    ways.set("node-e", "unsupported");
+    await labelled("node-e", false);
+    await given("node-f");
+    ways.set("node-f", "serves");
+    const failed = await eventually(
+      "all but node-e",
+      () => profile("sandboxed"),
+      (is) => is?.status?.nodes?.ready === 5 && is.status.nodes.updated === 5,
+    );
+    expect(failed.status).toMatchObject({
+      nodes: { desired: 6, failed: 1 },
+      failedNodes: [{ name: "node-e", reason: "NotSupported", message: "KVM boots no guest" }],
+      currentRevision: old,
+    });
+    ways.set("node-e", "serves");
+    const done = await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    expect(done.status?.currentRevision).toBe(done.status?.updateRevision);
+    expect(await cordoned()).toEqual(["node-c"]);
+
+    // The rollout is long over when a node boots: what it said before counts no more either.
+    ways.set("node-a", "booted");
+    await labelled("node-a", false);
+    await eventually(
+      "not Ready",
+      () => profile("sandboxed"),
+      hasCondition("Ready", "False", "NodesNotReady"),
+    );
+    ways.set("node-a", "serves");
+    await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+  });
+
   test("changes nothing when it is killed and started anew", async () => {
     await createNode("node-a");
     await createProfile("sandboxed");

@@ -21,7 +21,16 @@ const says = (phase: ProfileStatus["phase"], revision: string, attempted?: strin
   ...(attempted ? { attemptedRevision: attempted } : {}),
 });
 
-type Kind = "new" | "silent" | "old" | "pending" | "ready" | "failed" | "rolled-back" | "unselected";
+type Kind =
+  | "booted"
+  | "new"
+  | "silent"
+  | "old"
+  | "pending"
+  | "ready"
+  | "failed"
+  | "rolled-back"
+  | "unselected";
 const kinds: Record<Kind, Omit<NodeFacts, "name">> = {
   new: { selected: true, observed: true, heartbeat: now },
   silent: { selected: true, observed: true, heartbeat: now - 10 * staleAfterMs },
@@ -38,6 +47,13 @@ const kinds: Record<Kind, Omit<NodeFacts, "name">> = {
     heartbeat: now,
     assigned: target,
     reported: says("Installing", old.revision),
+  },
+  booted: {
+    selected: true,
+    observed: true,
+    heartbeat: now,
+    assigned: target,
+    reported: says("Pending", "", target.revision),
   },
   ready: {
     selected: true,
@@ -129,6 +145,12 @@ describe("A rollout", () => {
       ["ready", "pending", "old", "old", "old", "old", "old", "old"],
       {},
       { given: ["n002"] },
+    ],
+    [
+      "counts a node that booted, and serves nothing until its canary passed, against maxUnavailable",
+      ["ready", "booted", "old", "old", "old", "old", "old", "old", "new"],
+      {},
+      { given: ["n008", "n002"] },
     ],
     [
       "tries another canary after the first failure",

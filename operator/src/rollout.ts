@@ -74,8 +74,9 @@ export const rollOut = (
 
   const fresh = give(others.filter((node) => !serves(node.reported)));
   const replacing = others.filter((node) => serves(node.reported));
+  // Also one that serves nothing: it may have joined just now, or booted, with pods that wait for its canary.
   const away = [...pending, ...failed].filter(
-    (node) => node.reported && node.reported.revision !== "",
+    ({ reported }) => reported && (reported.revision !== "" || !failedOn(reported, revision)),
   ).length;
   const budget = Math.max(0, maxUnavailableOf(policy.maxUnavailable, selected.length) - away);
   const next = give(replacing.slice(0, budget));

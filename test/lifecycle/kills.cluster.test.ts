@@ -1,8 +1,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { profileReady } from "../cluster/bulkhead.ts";
+import { namespace, profileReady } from "../cluster/bulkhead.ts";
 import { podOf } from "../pods/kube.ts";
-import { eventually, killProgram, type Life, openLife, profileOf, walls } from "./life.ts";
+import { eventually, killProgram, type Life, type NodeProfile, openLife, profileOf, walls } from "./life.ts";
 
 /** Whatever is killed, nothing is lost and all becomes well by itself (issue 3, "What must hold", 2). */
 
@@ -73,6 +73,28 @@ describe("No container stops and no line is lost", () => {
     expect(await life.lives()).toEqual(running);
     await allWell();
   });
+});
+
+test("After a boot a profile serves nobody on the word of the boot before: a canary proves it first", async () => {
+  const running = await life.lives();
+  const record = "/opt/bulkhead/installed.json";
+  const verifying = ["--for=jsonpath={.status.profiles[0].phase}=Verifying", "--timeout=60s", "-o", "json"];
+  const seen = life.cluster.kubectl(["wait", "nrt", life.node.name, ...verifying]);
+  // The test's nodes boot without their kernel: the record is made to say that its canaries passed in another boot.
+  await life.node.exec(["sed", "-i", 's/"boot": "[^"]*"/"boot": "another"/', record]);
+  await killProgram(life.cluster, "installer");
+  // A pod of its own: by now the kubelet lets a container that was killed so often wait.
+  const agent = ["-l", "app.kubernetes.io/component=node-agent", "--grace-period=1"];
+  await life.cluster.kubectl(["-n", namespace, "delete", "pod", ...agent]);
+  const [profile] = (JSON.parse(await seen) as { status: { profiles: NodeProfile[] } }).status.profiles;
+  expect(profile).toMatchObject({ phase: "Verifying", revision: "" });
+  await allWell();
+  expect(await life.lives()).toEqual(running);
+  const boots = [...(await life.node.readFile(record)).matchAll(/"boot": "([^"]*)"/g)].map(
+    ([, boot]) => boot,
+  );
+  const boot = (await life.node.exec(["cat", "/proc/sys/kernel/random/boot_id"])).trim();
+  expect(boots).toEqual(walls.map(() => boot));
 });
 
 test("A container that ends while the runtime is dead keeps its exit code, its time and its last line", async () => {

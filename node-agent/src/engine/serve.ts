@@ -4,7 +4,7 @@ import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { z } from "zod";
-import { executorsOf, type Installer } from "../installer/context.ts";
+import { executorsOf, goodOf, type Installer, servesNow } from "../installer/context.ts";
 import { checkOf, nodeHandler, programsOf, versionDirectory } from "../installer/files.ts";
 import type { RecordFile } from "../installer/ownership.ts";
 import type { Step } from "../installer/plan.ts";
@@ -310,9 +310,8 @@ export class NodeEngine {
   async #passed({ profile, files, handler, good }: Attempt, canary: Canary): Promise<void> {
     const { ownership, ledger } = this.#installer;
     const { name, revision } = profile;
-    await ownership.update({
-      profiles: { ...ownership.record.profiles, [name]: { revision, files, handler } },
-    });
+    const proven = goodOf(this.#installer, { revision, files, handler });
+    await ownership.update({ profiles: { ...ownership.record.profiles, [name]: proven } });
     for (const path of Object.keys(good?.files ?? {})) if (!(path in files)) await ownership.restore(path);
     this.#due.set(name, performance.now() + secondsOf(profile.probe.interval) * 1000);
     ledger.sample(name, canary);
@@ -349,14 +348,14 @@ export class NodeEngine {
       } else {
         ledger.apply(name, {
           on: "rolled-back",
-          good: good.revision,
+          good: servesNow(this.#installer, name) ?? "",
           reason,
           message,
           ...(canary === undefined ? {} : { canary }),
         });
         ledger.note(
           "RolledBack",
-          `Revision ${revision} failed and ${good.revision} serves again: ${message}`,
+          `Revision ${revision} failed and ${good.revision} was put back: ${message}`,
           "Warning",
           name,
         );

@@ -6,8 +6,9 @@ import { handlerFile } from "./files.ts";
 import type { Host } from "./host.ts";
 import type { Ledger } from "./ledger.ts";
 import type { InstallerMetrics } from "./metrics.ts";
-import type { Ownership } from "./ownership.ts";
+import type { Good, Ownership } from "./ownership.ts";
 import type { Facts } from "./plan.ts";
+import { servesSince } from "./state.ts";
 import { type Executors, executors } from "./steps.ts";
 import type { Walls } from "./walls.ts";
 
@@ -49,3 +50,15 @@ export const factsOf = (
   const names = [...profiles.map(({ name }) => name), ...Object.keys(ownership.record.profiles)];
   return gatherFacts(host, ownership, { manifest, check }, names.map(handlerFile), signal);
 };
+
+/** What is written down of a profile whose canary has passed just now. */
+export const goodOf = ({ hostFacts }: Installer, proven: Omit<Good, "boot">): Good => ({
+  ...proven,
+  boot: hostFacts.view.bootId,
+});
+
+/** The revision that serves whatever is tried; undefined while none is known to since the node booted. */
+export const servesNow = (
+  { ownership, hostFacts }: Pick<Installer, "ownership" | "hostFacts">,
+  profile: string,
+): string | undefined => servesSince(ownership.record.profiles[profile], hostFacts.view.bootId);

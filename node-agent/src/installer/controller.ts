@@ -7,7 +7,7 @@ import { NodeEngine } from "../engine/serve.ts";
 import type { Desired, Happening } from "../protocol.ts";
 import { Artifacts } from "./artifact/artifacts.ts";
 import { podRecords } from "./artifact/run.ts";
-import { executorsOf, factsOf, type Installer } from "./context.ts";
+import { executorsOf, factsOf, type Installer, servesNow } from "./context.ts";
 import { Ledger } from "./ledger.ts";
 import { formerSocket, planStale, usesRuntime } from "./plan.ts";
 import { listPods } from "./pods.ts";
@@ -120,7 +120,7 @@ export class Controller {
   async #converge(desired: Desired, signal: AbortSignal): Promise<void> {
     const { ownership, host, log, ledger } = this.#installer;
     for (const { name, revision } of desired.profiles) {
-      const good = ownership.record.profiles[name]?.revision;
+      const good = servesNow(this.#installer, name);
       ledger.apply(name, { on: "wanted", revision, ...(good === undefined ? {} : { good }) });
     }
     const supported = await this.#supported(desired.profiles);

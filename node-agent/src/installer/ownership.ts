@@ -53,12 +53,16 @@ const Entry = z.discriminatedUnion("kind", [
 export type Entry = z.infer<typeof Entry>;
 
 /** One profile as it last served well: what to go back to. */
-const Good = z.object({
+export const Good = z.object({
   revision: z.string(),
   files: z.record(z.string(), z.string()),
+  /** The boot in which a canary of it passed last. */
+  boot: z.string().optional(),
   /** What the node's own engine was told of it, when that is what serves it. */
   handler: EngineHandler.optional(),
 });
+
+export type Good = z.infer<typeof Good>;
 
 /** An artifact in /opt/bulkhead/artifacts. */
 const ArtifactRecord = z.object({

@@ -2,7 +2,7 @@ import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Artifacts } from "./artifact/artifacts.ts";
 import { hasArtifact } from "./artifact/gate.ts";
-import { executorsOf, factsOf, type Installer } from "./context.ts";
+import { executorsOf, factsOf, goodOf, type Installer, servesNow } from "./context.ts";
 import { checkOf, profileFiles, programsOf } from "./files.ts";
 import { type Facts, isFronted, type ProfilePlan, planProfile, planProfileRollback } from "./plan.ts";
 import { ProbeError, prove } from "./prove.ts";
@@ -147,11 +147,11 @@ export class Profiles {
       if (known === undefined) {
         ledger.fail(name, failed.reason, failed.message, canary);
       } else {
-        ledger.apply(name, { on: "rolled-back", good: known.revision, ...failed });
+        ledger.apply(name, { on: "rolled-back", good: servesNow(this.#installer, name) ?? "", ...failed });
         ledger.condition("RolledBack", true, reason, `Profile "${name}": ${failed.message}`);
         ledger.note(
           "RolledBack",
-          `Revision ${profile.revision} failed and ${known.revision} serves again: ${failed.message}`,
+          `Revision ${profile.revision} failed and ${known.revision} was put back: ${failed.message}`,
           "Warning",
           name,
         );
@@ -166,9 +166,8 @@ export class Profiles {
   async #passed({ profile, plan, facts }: Attempt, canary: Canary): Promise<void> {
     const { ownership, ledger } = this.#installer;
     const { name, revision } = profile;
-    await ownership.update({
-      profiles: { ...ownership.record.profiles, [name]: { revision, files: plan.files } },
-    });
+    const good = goodOf(this.#installer, { revision, files: plan.files });
+    await ownership.update({ profiles: { ...ownership.record.profiles, [name]: good } });
     ledger.sample(name, canary);
     this.#due.set(name, performance.now() + secondsOf(profile.probe.interval) * 1000);
     // Not Ready before pods of the profile can really come: the kubelet is pointed here first.

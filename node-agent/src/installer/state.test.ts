@@ -1,5 +1,13 @@
 import { describe, expect, test } from "vitest";
-import { type Canary, next, type ProfileEvent, type ProfileState, retryDelay, statusOf } from "./state.ts";
+import {
+  type Canary,
+  next,
+  type ProfileEvent,
+  type ProfileState,
+  retryDelay,
+  servesSince,
+  statusOf,
+} from "./state.ts";
 
 const canary: Canary = {
   passed: true,
@@ -78,4 +86,31 @@ describe("NodeRuntime.status", () => {
 
 test("a failed profile is tried again after 5 s, ever later, at most 5 minutes", () => {
   expect([1, 2, 3, 20].map(retryDelay)).toEqual([5000, 10_000, 20_000, 300_000]);
+});
+
+describe("after a boot", () => {
+  const good = { revision: "b", files: {}, boot: "one" };
+  test.each([
+    ["serves on while the node runs, whatever becomes of the agent", good, "one", "b"],
+    ["is not believed by another boot's canary", good, "two", undefined],
+    ["of an agent that did not write its boot down serves on", { revision: "b", files: {} }, "two", "b"],
+    ["that never was serves nothing", undefined, "two", undefined],
+  ])("a revision %s", (_title, record, boot, serves) => {
+    expect(servesSince(record, boot)).toBe(serves);
+  });
+
+  test("what was put back unproven is no revision that serves", () => {
+    const state = next(after([wanted]), {
+      on: "rolled-back",
+      good: "",
+      reason: "CanaryFailed",
+      message: "x",
+    });
+    expect(statusOf("p", state, {})).toMatchObject({
+      phase: "RolledBack",
+      revision: "",
+      attemptedRevision: "b",
+      message: expect.stringContaining("since the node booted"),
+    });
+  });
 });

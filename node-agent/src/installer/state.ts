@@ -1,4 +1,5 @@
 import type { ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import type { Good } from "./ownership.ts";
 
 /**
  * The life of one profile on one node. Pure.
@@ -32,7 +33,7 @@ export type ProfileState =
       phase: "RolledBack";
       /** The one that was tried. */
       revision: string;
-      /** The one that serves. */
+      /** The one that serves; "" while no canary of it has passed since the node booted. */
       good: string;
       reason: string;
       message: string;
@@ -109,6 +110,13 @@ export function next(state: ProfileState | undefined, event: ProfileEvent): Prof
   }
 }
 
+/**
+ * The revision that served well and still does. After another boot, perhaps of another kernel, nothing is known of it
+ * until a canary has passed: a profile's pods do not come on the word of a boot that is over.
+ */
+export const servesSince = (good: Good | undefined, boot: string): string | undefined =>
+  good?.boot === undefined || good.boot === boot ? good?.revision : undefined;
+
 const failuresOf = (state: ProfileState | undefined): number =>
   state?.phase === "Failed" || state?.phase === "RolledBack" ? state.failures : 0;
 
@@ -175,7 +183,11 @@ export function statusOf(
         revision: state.good,
         attemptedRevision: state.revision,
         reason: state.reason,
-        message: clip(`Revision ${state.good} serves again: ${state.message}`),
+        message: clip(
+          state.good === ""
+            ? `No canary of the former revision has passed since the node booted: ${state.message}`
+            : `Revision ${state.good} serves again: ${state.message}`,
+        ),
       };
     case "Removing":
       return {

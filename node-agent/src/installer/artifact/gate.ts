@@ -1,5 +1,5 @@
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
-import type { Installer } from "../context.ts";
+import { type Installer, servesNow } from "../context.ts";
 import type { Artifacts } from "./artifacts.ts";
 
 /**
@@ -7,11 +7,12 @@ import type { Artifacts } from "./artifacts.ts";
  * is called where the profile was waiting for it: no other pause counts then.
  */
 export function hasArtifact(
-  { ledger, metrics, ownership }: Pick<Installer, "ledger" | "metrics" | "ownership">,
+  installer: Pick<Installer, "ledger" | "metrics" | "ownership" | "hostFacts">,
   artifacts: Artifacts,
   profile: DesiredProfile,
   arrived: () => void,
 ): boolean {
+  const { ledger, metrics, ownership } = installer;
   const { name, revision } = profile;
   const artifact = artifacts.stateOf(profile);
   const state = ledger.states.get(name);
@@ -32,7 +33,7 @@ export function hasArtifact(
     ledger.fail(name, reason, message, undefined, good === revision);
   } else {
     // Nothing of the new revision came to the node: the last one serves as it did.
-    ledger.apply(name, { on: "rolled-back", good, reason, message });
+    ledger.apply(name, { on: "rolled-back", good: servesNow(installer, name) ?? "", reason, message });
     ledger.note(reason, message, "Warning", name);
   }
   metrics.ready.set({ profile: name }, 0);
