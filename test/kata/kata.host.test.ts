@@ -425,6 +425,7 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
         return processes.length === 0 ? processes : undefined;
       }).catch(() => commandLinesNaming(pod));
       expect(left).toEqual([]);
+      expect(ownDirectories.map((each) => join(each, pod)).filter(existsSync)).toEqual([]);
     },
     20 * minutes,
   );
@@ -446,6 +447,11 @@ const said = (host: string, port: number): Promise<string | undefined> =>
     });
     for (const event of ["error", "timeout", "close"]) socket.on(event, end);
   });
+
+/** Where both of Kata's shims keep what is a sandbox's own. */
+const ownDirectories = [
+  ...["/run/kata", "/run/vc/sbs", "/run/vc/vm", "/run/kata-containers/shared/sandboxes"],
+];
 
 /** Command lines of running processes that have the pod's id in them: shim, hypervisor, virtiofsd. */
 const commandLinesNaming = async (id: string): Promise<string[]> => {

@@ -22,15 +22,26 @@ export type ShimConnection = {
   shimPid: number;
 };
 
+/** runtime-rs answers by the debug form of an error, its stack behind it: what is left is what went wrong, and why. */
+const plainWords = (message: string): string =>
+  message
+    .replace(/(\\n)+Stack backtrace:[\s\S]*$/, "")
+    .replace(/^([\s\S]*?)Others\("([\s\S]*?)("\))?$/, "$1$2")
+    .replace(/(\\n)+Caused by:\\n/g, "\\n")
+    .replace(/\\n\s*(\d+: )?/g, ": ");
+
 /**
  * Kata's runtime-rs gives every failure the same code. By its words a task that is not there, or not there yet, is
  * told from what went wrong.
  */
-export const withCode = (error: unknown): unknown =>
-  hasCode(error, "unknown") &&
-  /failed to find (container|process)|process already terminated|runtime not ready/.test(messageOf(error))
-    ? new RuntimeError("not-found", messageOf(error), { cause: error })
-    : error;
+export const withCode = (error: unknown): unknown => {
+  if (!hasCode(error, "unknown")) return error;
+  const gone = /failed to find (container|process)|process already terminated|runtime not ready/;
+  const message = messageOf(error);
+  return new RuntimeError(gone.test(message) ? "not-found" : "unknown", plainWords(message), {
+    cause: error,
+  });
+};
 
 /** Versions 2 and 3 have the same messages under another package. */
 const taskClient = (connection: ShimTransport, version: 2 | 3): TaskClient => {

@@ -1,11 +1,13 @@
 import { rmSync } from "node:fs";
 import { join } from "node:path";
-import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
+import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { socketPath } from "@bulkhead/lib/ttrpc/socket.ts";
 import type { HandlerState, SandboxLaunch, SandboxRef } from "../handler.ts";
 import { bundleOf, groupedSpec } from "./bundle.ts";
 import { connectShim } from "./connection.ts";
 import { files, writeState } from "./files.ts";
+import { removeKataRemains } from "./kata-remains.ts";
 import { launchShim } from "./launch.ts";
 import { processesIn } from "./processes.ts";
 import { isWaiting, prepareRestore } from "./restore.ts";
@@ -88,15 +90,12 @@ export async function runSandbox(
     if (sandboxApi) {
       hold(await startSandbox(sandboxClient(probe.connection), launch, bundle, shims, deadline));
     } else if (holder) {
-      const { pid } = await probe.task.create(
-        {
-          id: launch.id,
-          bundle,
-          rootfs,
-          ...(options ? { options } : {}),
-        },
-        { signal: deadline, timeoutMs: createMs },
-      );
+      const request = { id: launch.id, bundle, rootfs, ...(options ? { options } : {}) };
+      const { pid } = await probe.task
+        .create(request, { signal: deadline, timeoutMs: createMs })
+        .catch((error: unknown) => {
+          throw hasCode(error, "unavailable") ? ended(config, error) : error;
+        });
       hold(pid);
       if (!launch.awaitsRestore)
         await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs });
@@ -115,6 +114,14 @@ export async function runSandbox(
   undo.move();
   return state;
 }
+
+/** Kata's shim goes when no guest comes up, often before it has answered: it is not we who do not answer. */
+const ended = ({ wall }: Pick<ShimHandlerConfig, "wall">, error: unknown): RuntimeError =>
+  new RuntimeError(
+    "failed-precondition",
+    `The shim ended while it made the pod's sandbox${wall === "vm" ? "; Kata's says why in the node's journal (journalctl -t kata)" : ""}: ${messageOf(error)}`,
+    { cause: error },
+  );
 
 /** Ends the pod's containers, the pod and its shim. Idempotent. */
 export async function stopSandbox(shims: Shims, ref: SandboxRef, signal: AbortSignal): Promise<void> {
@@ -164,5 +171,6 @@ export async function removeSandbox(shims: Shims, ref: SandboxRef, signal: Abort
   // A shim that was killed leaves its socket.
   if (state) rmSync(socketPath(state.address), { force: true });
   rmSync(join(ref.stateDir, files.shim), { force: true });
+  if (shims.config.wall === "vm") removeKataRemains(ref.id);
   await shims.forget(ref.id);
 }
