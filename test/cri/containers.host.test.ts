@@ -525,6 +525,29 @@ describe("fields of a container", () => {
   });
 });
 
+test("a pod without a cgroup_parent has the figures of its own containers, not of all such pods", async () => {
+  const usageOf = async (containerId: string): Promise<number> => {
+    const pods = JSON.parse(await daemon.crictl("statsp", "-o", "json")) as {
+      stats: {
+        attributes: { id: string };
+        linux: { memory: { usageBytes: { value: string } }; containers: { attributes: { id: string } }[] };
+      }[];
+    };
+    const mine = pods.stats.find(({ linux }) =>
+      linux.containers.some((each) => each.attributes.id === containerId),
+    );
+    return Number(mine?.linux.memory.usageBytes.value);
+  };
+  await withContainer({}, async (large) => {
+    await withContainer({}, async (small) => {
+      await execute(large, "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null");
+      await expect.poll(() => usageOf(large), { timeout: 10_000 }).toBeGreaterThan(40 << 20);
+      expect(await usageOf(small)).toBeGreaterThan(0);
+      expect(await usageOf(small)).toBeLessThan(20 << 20);
+    });
+  });
+});
+
 describe("CheckpointContainer", () => {
   test("is refused with CRIU's own reason where the kernel or the node cannot, and leaves the container and no file", async () => {
     await withContainer({}, async (id) => {

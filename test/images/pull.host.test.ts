@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import type { ServerResponse } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -423,6 +424,18 @@ describe("A registry that stumbles", () => {
     const began = performance.now();
     await images.pull({ ref: `${proxy.host}/case/busy:1` }, never);
     expect(performance.now() - began).toBeGreaterThan(990);
+  });
+
+  test.each([
+    ["503", (response: ServerResponse) => response.writeHead(503).end()],
+    ["a cut connection", (response: ServerResponse) => response.destroy()],
+  ])("is asked four times, and no more, when all it has is %s", async (_, answer) => {
+    await using proxy = await startProxy(registry.url);
+    proxy.intercept = (_seen, response) => Boolean(answer(response));
+    await expect(images.pull({ ref: `${proxy.host}/case/gone:1` }, never)).rejects.toThrow(
+      "RegistryUnavailable",
+    );
+    expect(proxy.seen.length).toBe(4);
   });
 
   test("goes on where a broken connection left off", async () => {

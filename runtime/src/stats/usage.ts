@@ -51,6 +51,24 @@ export const parseV2 = (files: UsageFiles): Figures => {
   };
 };
 
+/** What several cgroups use together; undefined of none. Without a limit is the sum when one of them is. */
+export const usageTogether = (usages: readonly Usage[]): Usage | undefined => {
+  const [first] = usages;
+  if (first === undefined) return undefined;
+  const sum = (of: keyof Usage): bigint => usages.reduce((total, usage) => total + usage[of], 0n);
+  return {
+    timestamp: first.timestamp,
+    cpuNanos: sum("cpuNanos"),
+    memoryUsage: sum("memoryUsage"),
+    memoryWorkingSet: sum("memoryWorkingSet"),
+    memoryRss: sum("memoryRss"),
+    pageFaults: sum("pageFaults"),
+    majorPageFaults: sum("majorPageFaults"),
+    memoryLimit: usages.some(({ memoryLimit }) => memoryLimit === 0n) ? 0n : sum("memoryLimit"),
+    pids: sum("pids"),
+  };
+};
+
 /** How many processes the OOM killer ended, by memory.oom_control (v1) or memory.events (v2). */
 export const parseOomKills = (text: string): bigint => parseFlat(text).oom_kill ?? 0n;
 

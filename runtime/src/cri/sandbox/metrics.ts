@@ -14,8 +14,8 @@ import { commonLabels, metricCatalog, type Sample } from "../../stats/metric-cat
 import { networkSamples, processSamples, readDisk, readUlimits } from "../../stats/process-metrics.ts";
 import { pidIn } from "../container/create.ts";
 import { writableOf } from "../disk.ts";
-import { containerRef, type Runtime, type RuntimeMethods, sandboxRef } from "../runtime.ts";
-import { interfacesOf } from "./stats.ts";
+import { containerRef, type Runtime, type RuntimeMethods } from "../runtime.ts";
+import { interfacesOf, podUsage } from "./stats.ts";
 
 /** ListMetricDescriptors. */
 export const listMetricDescriptors = (): RuntimeMethods["listMetricDescriptors"] => async () =>
@@ -49,9 +49,8 @@ const podMetricsOf = async (runtime: Runtime, layout: CgroupLayout, pod: Pod, si
     .filter(isVisible)
     .filter((container) => container.state === "running");
   const state = pod.held.sandbox?.state ?? {};
-  const handler = runtime.handlers.running(pod.handler);
   const [{ usage }, rest, interfaces, containerMetrics] = await Promise.all([
-    runtime.sampler.of(pod.id, () => handler.sandboxStats(sandboxRef(runtime, pod), signal)),
+    runtime.sampler.of(pod.id, () => podUsage(runtime, pod, containers, signal)),
     readMetrics(cgroupOf(state), layout),
     podNamespaces(pod.config).net === "host" ? [] : interfacesOf(pod, containers),
     Promise.all(

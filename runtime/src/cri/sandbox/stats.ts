@@ -6,13 +6,15 @@ import {
   PodSandboxStatsSchema,
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { isVisible } from "../../container/state.ts";
+import { isVisible, type Visible } from "../../container/state.ts";
+import type { Usage } from "../../handler/handler.ts";
 import type { Pod } from "../../pod/state.ts";
 import { podNamespaces } from "../../spec/namespaces.ts";
+import { usageTogether } from "../../stats/usage.ts";
 import { pidIn } from "../container/create.ts";
 import { statsOf, usageMessages } from "../container/stats.ts";
 import { hasId, hasLabels, isShown } from "../filter.ts";
-import { now, type Runtime, type RuntimeMethods, sandboxRef } from "../runtime.ts";
+import { containerRef, now, type Runtime, type RuntimeMethods, sandboxRef } from "../runtime.ts";
 import { readInterfaces } from "../sampler.ts";
 
 /** PodSandboxStats. */
@@ -50,9 +52,8 @@ const podStatsOf = async (runtime: Runtime, pod: Pod, signal: AbortSignal): Prom
     .filter((container) => container.podId === pod.id)
     .filter(isVisible)
     .filter((container) => container.state === "running");
-  const handler = runtime.handlers.running(pod.handler);
   const [{ usage, nanoCores }, stats, interfaces] = await Promise.all([
-    runtime.sampler.of(pod.id, () => handler.sandboxStats(sandboxRef(runtime, pod), signal)),
+    runtime.sampler.of(pod.id, () => podUsage(runtime, pod, containers, signal)),
     Promise.all(containers.map((container) => statsOf(runtime, container, signal).catch(() => undefined))),
     podNamespaces(pod.config).net === "host" ? [] : interfacesOf(pod, containers),
   ]);
@@ -80,6 +81,24 @@ const podStatsOf = async (runtime: Runtime, pod: Pod, signal: AbortSignal): Prom
       containers: stats.filter((each) => each !== undefined),
     },
   });
+};
+
+/** What a pod used, by its cgroup or its sandbox; where it has no cgroup of its own, what its containers use together. */
+export const podUsage = async (
+  runtime: Runtime,
+  pod: Pod,
+  containers: readonly Visible[],
+  signal: AbortSignal,
+): Promise<Usage | undefined> => {
+  const handler = runtime.handlers.running(pod.handler);
+  const said = await handler.sandboxStats(sandboxRef(runtime, pod), signal);
+  if (said !== undefined || handler.kind !== "oci") return said;
+  const samples = await Promise.all(
+    containers.map((each) =>
+      runtime.sampler.of(each.id, () => handler.stats(containerRef(runtime, pod, each), signal)),
+    ),
+  );
+  return usageTogether(samples.map(({ usage }) => usage).filter((usage) => usage !== undefined));
 };
 
 /** As a process of the pod sees them: any one will do. */

@@ -322,7 +322,9 @@ export const createOciHandler = async (
     },
 
     async runSandbox(pod, signal) {
-      const parent = parentOf(pod.spec.linux?.cgroupsPath);
+      // One whose pod names no parent is in a cgroup with all others of these.
+      const shared = pod.config !== undefined && !pod.config.linux?.cgroupParent;
+      const parent = shared ? undefined : parentOf(pod.spec.linux?.cgroupsPath);
       const state = {
         netns: pod.namespaces.net ?? "",
         cgroup: parent === undefined ? {} : cgroupAt(parent, layout),
