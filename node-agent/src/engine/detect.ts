@@ -1,7 +1,7 @@
 import { readdir, readFile, readlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
-import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Host } from "../installer/host.ts";
 import { adapters } from "./adapters.ts";
 import { type Engine, type EngineKind, type EngineRecord, flagOf } from "./engine.ts";
@@ -28,7 +28,9 @@ export async function findEngine(
     throw new RuntimeError("failed-precondition", `Cannot configure the engine behind ${socket}: ${why}`);
   };
   using cri = connectCri(host.at(host.real(socket)));
-  const answer = await cri.runtime.version({}, AbortSignal.any([signal, AbortSignal.timeout(10_000)]));
+  const answer = await cri.runtime
+    .version({}, AbortSignal.any([signal, AbortSignal.timeout(10_000)]))
+    .catch((error: unknown) => refuse(messageOf(error)));
   const kind = kindOf[answer.runtimeName];
   if (kind === undefined)
     return refuse(`it calls itself "${answer.runtimeName}"; expected ${Object.keys(kindOf).join(", ")}`);
