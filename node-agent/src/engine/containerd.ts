@@ -11,6 +11,7 @@ import {
   flagOf,
   header,
   numbersOf,
+  refuseKind,
   refuseTaken,
   type UserEdit,
 } from "./engine.ts";
@@ -104,32 +105,86 @@ function defaultOf(section: Table): string {
   return typeof name === "string" && name !== "" ? name : "runc";
 }
 
-function runtimeOf(handler: EngineHandler, section: Table): Table {
-  if (handler.kind === "gvisor") {
-    return {
-      runtime_type: "io.containerd.runsc.v1",
-      runtime_path: handler.shim,
-      ...(handler.annotations.length === 0 ? {} : { pod_annotations: handler.annotations }),
-      options: { TypeUrl: "io.containerd.runsc.v1.options", ConfigPath: handler.config },
-    };
+/** A shim's own words; runc's shim takes those of containerd. */
+const shims = {
+  gvisor: { runtimeType: "io.containerd.runsc.v1", optionsType: "io.containerd.runsc.v1.options" },
+  vm: { runtimeType: "io.containerd.kata.v2", optionsType: "io.containerd.kata.v2.options" },
+} as const;
+
+type Told = { section: Table; version: [major: number, minor: number]; snapshotter: string | undefined };
+
+function runtimeOf(handler: EngineHandler, told: Told): Table {
+  const { kind, program, config } = handler;
+  if (kind === "runc" || kind === "crun") {
+    if (handler.args.length > 0)
+      refuseKind(
+        "containerd",
+        handler,
+        `it starts ${kind} without flags, and handler.${kind}.flags are given`,
+      );
+    return { runtime_type: "io.containerd.runc.v2", options: { BinaryName: program, ...cgroups(told) } };
   }
-  // Pods of one kubelet have one cgroup driver: that of the engine's own runtime.
-  const runtimes = tableOf(tableOf(section.containerd).runtimes);
-  const options = tableOf(tableOf(runtimes[defaultOf(section)]).options);
+  const { runtimeType, optionsType } = kind === "shim" ? handler : shims[kind];
+  const runcs = runtimeType?.startsWith("io.containerd.runc.") === true;
+  if (runcs && config !== undefined)
+    refuseKind(
+      "containerd",
+      handler,
+      "the options of runc's shim are containerd's own, and handler.shim.options are given",
+    );
   return {
-    runtime_type: "io.containerd.runc.v2",
-    options: {
-      BinaryName: handler.program,
-      ...(options.SystemdCgroup === undefined ? {} : { SystemdCgroup: options.SystemdCgroup }),
-    },
+    runtime_type: runtimeType,
+    runtime_path: handler.shim ?? program,
+    ...(handler.annotations.length === 0 ? {} : { pod_annotations: handler.annotations }),
+    // Otherwise Kata plugs every disk of the node into the machine of a privileged pod.
+    ...(kind === "vm" ? { privileged_without_host_devices: true } : {}),
+    ...(handler.disks === true ? { snapshotter: disksOf(handler, told) } : {}),
+    ...(handler.sandboxApi === true ? sandboxer(handler, told) : {}),
+    ...(runcs ? { options: cgroups(told) } : {}),
+    ...(config === undefined ? {} : { options: { TypeUrl: optionsType, ConfigPath: config } }),
   };
 }
 
-/** What distributions write from their templates and drop-ins holds our entries too. */
-const isOurs = (entry: Table): boolean =>
-  [entry.runtime_path, tableOf(entry.options).BinaryName].some(
-    (path) => typeof path === "string" && path.startsWith(`${paths.opt}/`),
+/** Pods of one kubelet have one cgroup driver: that of the engine's own runtime. */
+function cgroups({ section }: Told): Table {
+  const runtimes = tableOf(tableOf(section.containerd).runtimes);
+  const { SystemdCgroup } = tableOf(tableOf(runtimes[defaultOf(section)]).options);
+  return SystemdCgroup === undefined ? {} : { SystemdCgroup };
+}
+
+function disksOf(handler: EngineHandler, { snapshotter, version: [major, minor] }: Told): string {
+  if (major === 1 && minor < 7)
+    refuseKind(
+      "containerd",
+      handler,
+      "its root file systems are disks, and a snapshotter of one handler needs containerd 1.7",
+    );
+  return (
+    snapshotter ??
+    refuseKind(
+      "containerd",
+      handler,
+      "its root file systems are disks, and neither the snapshotter devmapper (pool_name) nor blockfile (scratch_file) is configured",
+    )
   );
+}
+
+function sandboxer(handler: EngineHandler, { version: [major, minor] }: Told): Table {
+  if (major >= 2) return { sandboxer: "shim" };
+  if (minor >= 7) return { sandbox_mode: "shim" };
+  return refuseKind("containerd", handler, "handler.shim.sandboxApi needs containerd 1.7");
+}
+
+/** The snapshotter that gives disks, as the files configure one. */
+function snapshotterOf(order: [string, Table][]): string | undefined {
+  const has = (name: string, key: string): boolean =>
+    order.some(([, table]) => {
+      const value = tableOf(tableOf(table.plugins)[`io.containerd.snapshotter.v1.${name}`])[key];
+      return typeof value === "string" && value !== "";
+    });
+  if (has("devmapper", "pool_name")) return "devmapper";
+  return has("blockfile", "scratch_file") ? "blockfile" : undefined;
+}
 
 function plan(engine: Engine, handlers: EngineHandler[], record: EngineRecord | undefined): Change {
   const { argv, files, unit, program } = engine;
@@ -162,15 +217,23 @@ function plan(engine: Engine, handlers: EngineHandler[], record: EngineRecord | 
   }
   const key = version === 2 ? plugin[2] : plugin[3];
   const section = criSection(order, key, sparse);
+  // What distributions write from their templates and drop-ins holds our entries too.
+  const rendered = k0s || isRancher(main) || snapTemplate(main) !== undefined;
+  const isOurs = (name: string, entry: Table): boolean =>
+    (rendered && record?.handlers.includes(name) === true) ||
+    [entry.runtime_path, tableOf(entry.options).BinaryName].some(
+      (path) => typeof path === "string" && path.startsWith(`${paths.opt}/`),
+    );
   for (const { name } of handlers) {
     const taken = order.find(([, table]) => {
       const section = tableOf(tableOf(table.plugins)[key]);
       const entry = tableOf(tableOf(section.containerd).runtimes)[name];
-      return entry !== undefined && !isOurs(tableOf(entry));
+      return entry !== undefined && !isOurs(name, tableOf(entry));
     });
     if (taken !== undefined) refuseTaken(name, taken[0]);
   }
-  const runtimes = Object.fromEntries(handlers.map((handler) => [handler.name, runtimeOf(handler, section)]));
+  const told: Told = { section, version: [major, minor], snapshotter: snapshotterOf(order) };
+  const runtimes = Object.fromEntries(handlers.map((handler) => [handler.name, runtimeOf(handler, told)]));
   const ours = { containerd: { runtimes } };
   const own = tableOf(tableOf(section.containerd).runtimes);
   const fallback = defaultOf(section);
@@ -183,7 +246,7 @@ function plan(engine: Engine, handlers: EngineHandler[], record: EngineRecord | 
   const check = [program, "--config", main, "config", "dump"];
   const keeps = [
     fallback,
-    ...Object.keys(own).filter((name) => name !== fallback && !isOurs(tableOf(own[name]))),
+    ...Object.keys(own).filter((name) => name !== fallback && !isOurs(name, tableOf(own[name]))),
   ];
   const restart: Change["reload"] = { by: "restart", unit };
   const nothing = handlers.length === 0;

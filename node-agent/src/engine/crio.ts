@@ -1,11 +1,19 @@
 import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { parse, stringify } from "./edits.ts";
-import { type Adapter, type Change, flagOf, header, refuseTaken } from "./engine.ts";
+import {
+  type Adapter,
+  type Change,
+  type EngineHandler,
+  flagOf,
+  header,
+  refuseKind,
+  refuseTaken,
+} from "./engine.ts";
 
 /**
  * CRI-O: a file of ours in its directory of drop-ins. SIGHUP makes it read the table of runtimes again; no process
- * is restarted.
+ * is restarted. Only a directory that was not there when it was started it never looks into again.
  */
 
 type Table = Record<string, unknown>;
@@ -19,6 +27,34 @@ const directory = (argv: string[]): string => flagOf(argv, "--config-dir", "-d")
 const registries = "/etc/containers/registries.conf.d/99-bulkhead.conf";
 
 const runtimesOf = (table: Table): Table => tableOf(tableOf(tableOf(table.crio).runtime).runtimes);
+
+function runtimeOf(handler: EngineHandler): Table {
+  const { kind, program, shim, config, alias } = handler;
+  switch (kind) {
+    case "runc":
+    case "crun":
+      if (handler.args.length > 0)
+        refuseKind("CRI-O", handler, `it starts ${kind} without flags, and handler.${kind}.flags are given`);
+      return { runtime_path: program, runtime_type: "oci", runtime_root: `/run/${kind}` };
+    case "vm":
+      return refuseKind(
+        "CRI-O",
+        handler,
+        "it passes every annotation of a pod on, and by io.katacontainers.config.runtime a tenant would take the wall down",
+      );
+    case "gvisor":
+    case "shim":
+      if (handler.sandboxApi === true)
+        refuseKind("CRI-O", handler, "it has no sandbox API, and handler.shim.sandboxApi is set");
+      return {
+        runtime_path: alias ?? shim ?? program,
+        runtime_type: "vm",
+        // For its pipes; without one they would be in CRI-O's working directory.
+        runtime_root: "/run/crio",
+        ...(config === undefined ? {} : { runtime_config_path: config }),
+      };
+  }
+}
 
 export const crio: Adapter = {
   reads: (argv) => [mainFile(argv), `${directory(argv)}/*`],
@@ -39,14 +75,7 @@ export const crio: Adapter = {
       }
       for (const { name } of handlers) if (runtimesOf(table)[name] !== undefined) refuseTaken(name, path);
     }
-    const runtimes = Object.fromEntries(
-      handlers.map(({ name, kind, program, shim, config }) => [
-        name,
-        kind === "gvisor"
-          ? { runtime_path: shim, runtime_type: "vm", runtime_config_path: config }
-          : { runtime_path: program, runtime_type: "oci", runtime_root: `/run/${kind}` },
-      ]),
-    );
+    const runtimes = Object.fromEntries(handlers.map((handler) => [handler.name, runtimeOf(handler)]));
     return {
       own:
         handlers.length === 0
@@ -56,7 +85,10 @@ export const crio: Adapter = {
               [registries]: `${header}[[registry]]\nlocation = "127.0.0.1"\ninsecure = true\n`,
             },
       edits: [],
-      reload: { by: "hup", pid: engine.pid, unit: engine.unit },
+      reload:
+        handlers.length > 0 && engine.missing.includes(directory(engine.argv))
+          ? { by: "restart", unit: engine.unit }
+          : { by: "hup", pid: engine.pid, unit: engine.unit },
       keeps: [],
       check: [
         ...[engine.program, "--config", mainFile(engine.argv), "--config-dir", directory(engine.argv)],

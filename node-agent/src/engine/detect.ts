@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { readdir, readFile, readlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
@@ -63,8 +64,16 @@ export async function findEngine(
     killMode: shown.stdout.trim(),
     startedAt: await startOf(daemon.pid),
     files: await readFiles(host, kind, daemon.argv, record),
+    missing: missingDirectories(host, kind, daemon.argv),
   };
 }
+
+/** Directories of the engine's files that are not there. */
+const missingDirectories = (host: Host, kind: EngineKind, argv: string[]): string[] =>
+  adapters[kind]
+    .reads(argv)
+    .filter((path) => path.endsWith("/*") && !existsSync(host.at(host.real(dirname(path)))))
+    .map((path) => dirname(path));
 
 /** The process that has the host's socket open as its listener; systemd, which may hold it too, does not count. */
 async function listener(host: Host, socket: string): Promise<{ pid: number; argv: string[] } | undefined> {

@@ -1,6 +1,14 @@
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { parseJson, setRuntimes, takeBack } from "./edits.ts";
-import { type Adapter, type Change, flagOf, numbersOf, refuseTaken, type UserEdit } from "./engine.ts";
+import {
+  type Adapter,
+  type Change,
+  flagOf,
+  numbersOf,
+  refuseKind,
+  refuseTaken,
+  type UserEdit,
+} from "./engine.ts";
 
 /**
  * Docker Engine behind cri-dockerd: entries of `runtimes` in daemon.json, beside what is there. SIGHUP makes dockerd
@@ -34,6 +42,13 @@ export const docker: Adapter = {
     }
     const known = (object.runtimes ?? {}) as Record<string, unknown>;
     for (const { name } of handlers) if (known[name] !== undefined) refuseTaken(name, path);
+    for (const handler of handlers)
+      if (handler.kind === "vm" || handler.kind === "shim")
+        refuseKind(
+          "Docker",
+          handler,
+          "cri-dockerd makes a sandbox of each container, and a pod is to have one",
+        );
     const runtimes = Object.fromEntries(
       handlers.map(({ name, program, args }) => [
         name,

@@ -25,23 +25,38 @@ export type Engine = {
   startedAt: number;
   /** Text of every file that its configuration may come from, by the host's path. */
   files: ReadonlyMap<string, string>;
+  /** Directories of such files that are not there. */
+  missing: readonly string[];
 };
 
 /** A handler as an engine is told of it; each adapter writes it in its engine's words. */
 export const EngineHandler = z.object({
   /** The profile's name, which is the RuntimeClass' handler. */
   name: z.string(),
-  kind: z.enum(["runc", "crun", "gvisor"]),
-  /** The OCI runtime, an absolute path of the host. */
+  /** `vm` is Kata, whatever machine it runs; `shim` any other containerd shim. */
+  kind: z.enum(["runc", "crun", "gvisor", "vm", "shim"]),
+  /** The OCI runtime; of `vm` and `shim` the shim. An absolute path of the host. */
   program: z.string(),
   /** gVisor's shim for containerd and CRI-O. */
   shim: z.string().optional(),
+  /** Of `shim`: as containerd names it, such as io.containerd.NAME.v1. */
+  runtimeType: z.string().optional(),
+  /** Of `shim`: what its configuration file is called in the options. */
+  optionsType: z.string().optional(),
   /** The shim's configuration file. */
   config: z.string().optional(),
   /** Arguments of the OCI runtime, where the engine starts it itself (Docker). */
   args: z.array(z.string()).default([]),
   /** Annotations that a pod may pass to the runtime, as globs. */
   annotations: z.array(z.string()).default([]),
+  /** Containers' root file systems come as disks, which the engine's snapshots have to be. */
+  disks: z.boolean().optional(),
+  /** The shim makes the pod by the sandbox API. */
+  sandboxApi: z.boolean().optional(),
+  /** A directory of ours that it writes to. */
+  directory: z.string().optional(),
+  /** Another name of the shim, where CRI-O refuses its own. */
+  alias: z.string().optional(),
 });
 export type EngineHandler = z.infer<typeof EngineHandler>;
 
@@ -61,6 +76,8 @@ export const EngineRecord = z.object({
   kind: z.enum(engineKinds),
   own: z.array(z.string()),
   edited: z.array(z.object({ path: z.string(), edit: UserEdit })),
+  /** The handlers that it was told of. */
+  handlers: z.array(z.string()).default([]),
 });
 export type EngineRecord = z.infer<typeof EngineRecord>;
 
@@ -117,10 +134,15 @@ export function numbersOf(version: string): [major: number, minor: number] {
 
 export const header = "# Written by Bulkhead's node agent; changes are overwritten.\n";
 
+/** An engine that has no way to serve such a handler; the profile is to say so, and the others go on. */
+export function refuseKind(engine: string, { name }: EngineHandler, why: string): never {
+  throw new RuntimeError("unimplemented", `Cannot tell ${engine} of "${name}": ${why}; use engine: bulkhead`);
+}
+
 /** Someone else's handler of that name is not replaced. */
 export function refuseTaken(name: string, file: string): never {
   throw new RuntimeError(
-    "failed-precondition",
+    "already-exists",
     `Cannot add handler "${name}": "${file}" has one of that name that is not Bulkhead's; rename the profile or that handler`,
   );
 }

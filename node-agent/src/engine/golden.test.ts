@@ -53,7 +53,7 @@ const cases: [name: string, kind: EngineKind, version: string, argv: string[]][]
 ];
 
 const bin = "/opt/bulkhead/versions/1/bin";
-const handlers: EngineHandler[] = [
+const common: EngineHandler[] = [
   { name: "standard", kind: "runc", program: `${bin}/runc`, args: [], annotations: [] },
   {
     name: "sandboxed",
@@ -63,8 +63,32 @@ const handlers: EngineHandler[] = [
     config: "/etc/bulkhead/runsc/sandboxed.toml",
     args: ["--platform=systrap", "--network=sandbox"],
     annotations: ["dev.gvisor.flag.debug"],
+    alias: "/opt/bulkhead/versions/1/crio/containerd-shim-runsc-v2",
   },
 ];
+const shim: EngineHandler = {
+  name: "any",
+  kind: "shim",
+  program: "/usr/local/bin/containerd-shim-any-v1",
+  runtimeType: "io.containerd.any.v1",
+  args: [],
+  annotations: [],
+  alias: "/opt/bulkhead/versions/1/crio/containerd-shim-any-v2",
+};
+const kata: EngineHandler = {
+  name: "vm",
+  kind: "vm",
+  program: "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2",
+  config: "/etc/bulkhead/kata/vm.toml",
+  args: [],
+  annotations: ["io.katacontainers.config.hypervisor.default_memory"],
+};
+/** All that an engine of the kind can serve. */
+const handlersOf: Record<EngineKind, EngineHandler[]> = {
+  containerd: [...common, shim, kata],
+  crio: [...common, shim],
+  docker: common,
+};
 
 const data = join(import.meta.dirname, "../../test-data/engines");
 const treeOf = (root: string): Record<string, string> =>
@@ -111,6 +135,7 @@ const engineOf = async (kind: EngineKind, version: string, argv: string[]): Prom
   killMode: "process",
   startedAt: 0,
   files: await readFiles(host, kind, argv, ownership.record.engine),
+  missing: [],
 });
 
 /** Plans and does what changes files; says what else there was to do. */
@@ -140,6 +165,7 @@ const tree = (): Record<string, string> => {
 
 describe.each(cases)("%s", (name, kind, version, argv) => {
   const before = treeOf(join(data, name, "before"));
+  const handlers = handlersOf[kind];
 
   test("gets the handlers as its golden tree shows, and nothing the second time", async () => {
     await write(before, root);

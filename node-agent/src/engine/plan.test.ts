@@ -25,6 +25,7 @@ const engine = (files: Record<string, string>, rest: Partial<Engine> = {}): Engi
   killMode: "process",
   startedAt: 0,
   files: new Map(Object.entries(files)),
+  missing: [],
   ...rest,
 });
 const plan = (of: Engine, handlers = [handler], record?: EngineRecord) =>
@@ -80,6 +81,66 @@ describe("an engine that cannot be told is refused, and the message says which f
   });
 });
 
+describe("what an engine has no way to serve is refused with the reason:", () => {
+  const kata: EngineHandler = {
+    ...handler,
+    kind: "vm",
+    program: "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2",
+    config: "/etc/bulkhead/kata/walled.toml",
+  };
+  const shim: EngineHandler = {
+    ...handler,
+    kind: "shim",
+    program: "/usr/local/bin/containerd-shim-x-v1",
+    runtimeType: "io.containerd.x.v1",
+  };
+  const flags: EngineHandler = { ...handler, args: ["--debug"] };
+  const old = { version: "1.6.20" };
+  test.each<[string, Partial<Engine>, EngineHandler, RegExp]>([
+    ["flags of an OCI runtime by containerd", {}, flags, /it starts runc without flags/],
+    ["flags of an OCI runtime by CRI-O", { kind: "crio" }, flags, /it starts runc without flags/],
+    [
+      "disks without a snapshotter of them",
+      {},
+      { ...kata, disks: true },
+      /neither the snapshotter devmapper/,
+    ],
+    ["disks by a containerd before 1.7", old, { ...kata, disks: true }, /needs containerd 1\.7/],
+    ["the sandbox API by such a one", old, { ...shim, sandboxApi: true }, /sandboxApi needs containerd 1\.7/],
+    ["the sandbox API by CRI-O", { kind: "crio" }, { ...shim, sandboxApi: true }, /has no sandbox API/],
+    [
+      "options of runc's shim",
+      {},
+      { ...shim, runtimeType: "io.containerd.runc.v2", config: "/x.toml" },
+      /options of runc's shim are containerd's own/,
+    ],
+    ["Kata by CRI-O", { kind: "crio" }, kata, /passes every annotation of a pod on/],
+    ["Kata by Docker", { kind: "docker" }, kata, /makes a sandbox of each container/],
+    ["a shim by Docker", { kind: "docker" }, shim, /makes a sandbox of each container/],
+  ])("%s", (_, of, told, message) => {
+    expect(() => plan(engine({ [main]: "version = 2\n" }, of), [told])).toThrow(message);
+    expect(() => plan(engine({ [main]: "version = 2\n" }, of), [told])).toThrow(/use engine: bulkhead/);
+  });
+
+  const configured = (name: string, key: string): string =>
+    `version = 3\n[plugins."io.containerd.snapshotter.v1.${name}"]\n${key} = "x"\n`;
+  test.each([
+    ["devmapper", "pool_name"],
+    ["blockfile", "scratch_file"],
+  ])("disks come from the snapshotter %s where it is configured", (name, key) => {
+    const { own } = plan(engine({ [main]: configured(name, key) }), [{ ...kata, disks: true }]);
+    expect(Object.values(own).join()).toContain(`snapshotter = "${name}"`);
+  });
+
+  test("Docker takes flags of an OCI runtime, and containerd the sandbox API in the words of its version", () => {
+    expect(plan(engine({}, { kind: "docker" }), [flags]).edits[0]?.after).toContain('"--debug"');
+    const told = (version: string): string =>
+      Object.values(plan(engine({}, { version }), [{ ...shim, sandboxApi: true }]).own).join();
+    expect(told("2.4.2")).toContain('sandboxer = "shim"');
+    expect(told("1.7.27")).toContain('sandbox_mode = "shim"');
+  });
+});
+
 test("what k3s wrote from our template is ours and is not refused", () => {
   const argv = ["containerd", "-c", "/data/agent/etc/containerd/config.toml"];
   const template = "/data/agent/etc/containerd/config.toml.tmpl";
@@ -87,7 +148,7 @@ test("what k3s wrote from our template is ours and is not refused", () => {
   const tables = Object.values(first.own)
     .join()
     .replace(/^\{\{.*\n/, "");
-  const record: EngineRecord = { kind: "containerd", own: [template], edited: [] };
+  const record: EngineRecord = { kind: "containerd", own: [template], edited: [], handlers: ["walled"] };
   const today = engine(
     { [argv[2]!]: `version = 2\n${tables}`, ...first.own },
     { argv, version: "1.7.11-k3s2" },
@@ -119,6 +180,7 @@ describe("the steps", () => {
       kind: "containerd",
       own: Object.keys(change.own),
       edited: change.edits.map(({ path, edit }) => ({ path, edit })),
+      handlers: ["walled"],
     };
     const told = engine({ ...change.own, [main]: change.edits[0]?.after ?? "" });
     const again = (unread: boolean) =>
@@ -127,6 +189,14 @@ describe("the steps", () => {
     expect(names(again(true).files)).toEqual(["record-engine"]);
     expect(names(again(true).load)).toEqual(["reload-engine", "await-engine", "record-engine"]);
   });
+});
+
+test("CRI-O is restarted only for a directory of drop-ins that was not there when it was started", () => {
+  const reload = (missing: string[], handlers = [handler]) =>
+    plan(engine({}, { kind: "crio", missing }), handlers).reload.by;
+  expect(reload([])).toBe("hup");
+  expect(reload(["/etc/crio/crio.conf.d"])).toBe("restart");
+  expect(reload(["/etc/crio/crio.conf.d"], [])).toBe("hup");
 });
 
 describe("an entry of imports", () => {

@@ -19,10 +19,10 @@ export type EnginePlan = {
 };
 
 /** What is recorded of a change once it is made; undefined when nothing of ours is left. */
-export function recordOf(engine: Engine, change: Change): EngineRecord | undefined {
+function recordOf(engine: Engine, change: Change, handlers: string[]): EngineRecord | undefined {
   const own = Object.keys(change.own);
   const edited = change.edits.map(({ path, edit }) => ({ path, edit }));
-  return own.length + edited.length === 0 ? undefined : { kind: engine.kind, own, edited };
+  return own.length + edited.length === 0 ? undefined : { kind: engine.kind, own, edited, handlers };
 }
 
 /**
@@ -72,8 +72,9 @@ export function planChange(
   }
   if (steps.length === 0 && !unread) return { files: [], load: [], back: [], reload: [] };
 
-  const after = recordOf(engine, change);
-  const names = [...handlers.map(({ name }) => name), ...change.keeps];
+  const told = handlers.map(({ name }) => name);
+  const after = recordOf(engine, change, told);
+  const names = [...told, ...change.keeps];
   const { kind, socket } = engine;
   const { reload, check } = change;
   const restarted = reload.by === "restart";
@@ -84,8 +85,9 @@ export function planChange(
       ...(after?.edited ?? []),
       ...(record?.edited.filter(({ path }) => !after?.edited.some((other) => other.path === path)) ?? []),
     ],
+    handlers: [...new Set([...(record?.handlers ?? []), ...told])],
   };
-  const told = (present: string[]): Step[] => [
+  const tell = (present: string[]): Step[] => [
     { do: "reload-engine", reload },
     { do: "await-engine", socket, unit: reload.unit, handlers: present, restarted },
   ];
@@ -97,8 +99,8 @@ export function planChange(
         ? []
         : [{ do: "check-engine", kind, argv: check, handlers: names } as const]),
     ],
-    load: [...told(names), { do: "record-engine", record: after }],
+    load: [...tell(names), { do: "record-engine", record: after }],
     back: [...back, { do: "record-engine", record }],
-    reload: told(change.keeps),
+    reload: tell(change.keeps),
   };
 }

@@ -1,11 +1,13 @@
-import { lstat, readFile } from "node:fs/promises";
+import { lstat, readFile, readlink } from "node:fs/promises";
 import { join } from "node:path";
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
-import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { z } from "zod";
+import type { Artifacts } from "../installer/artifact/artifacts.ts";
+import { hasArtifact } from "../installer/artifact/gate.ts";
 import { executorsOf, goodOf, type Installer, servesNow } from "../installer/context.ts";
-import { checkOf, nodeHandler, programsOf, versionDirectory } from "../installer/files.ts";
+import { checkOf, programsOf, versionDirectory } from "../installer/files.ts";
 import type { RecordFile } from "../installer/ownership.ts";
 import type { Step } from "../installer/plan.ts";
 import { ProbeError, prove } from "../installer/prove.ts";
@@ -14,6 +16,7 @@ import { execute } from "../installer/steps.ts";
 import { adapters } from "./adapters.ts";
 import { findEngine } from "./detect.ts";
 import type { Engine, EngineHandler } from "./engine.ts";
+import { nodeHandler } from "./handler.ts";
 import { planChange } from "./plan.ts";
 
 /**
@@ -35,6 +38,7 @@ type Attempt = {
 
 export class NodeEngine {
   readonly #installer: Installer;
+  readonly #artifacts: Artifacts;
   /** When each profile is tried or probed next, in performance.now() milliseconds. */
   readonly #due = new Map<string, number>();
   #failures = 0;
@@ -46,8 +50,9 @@ export class NodeEngine {
   /** What the engine calls the canary's image since it pulled it. */
   #image: string | undefined;
 
-  constructor(installer: Installer) {
+  constructor(installer: Installer, artifacts: Artifacts) {
     this.#installer = installer;
+    this.#artifacts = artifacts;
   }
 
   /** Something is wanted anew: no wait of an earlier failure holds it up. */
@@ -84,7 +89,7 @@ export class NodeEngine {
     }
     let attempts: Attempt[] = [];
     for (const profile of profiles) {
-      const attempt = await this.#prepare(profile, signal);
+      const attempt = await this.#prepare(engine, profile, signal);
       if (attempt !== undefined) attempts.push(attempt);
     }
     try {
@@ -159,9 +164,11 @@ export class NodeEngine {
   }
 
   /** A profile's programs and files in place. Undefined where it failed, or failed before and is not due. */
-  async #prepare(profile: DesiredProfile, signal: AbortSignal): Promise<Attempt | undefined> {
+  async #prepare(engine: Engine, profile: DesiredProfile, signal: AbortSignal): Promise<Attempt | undefined> {
     const { manifest, host, check, ownership, ledger, walls, log } = this.#installer;
     const { name } = profile;
+    if (!hasArtifact(this.#installer, this.#artifacts, profile, () => this.#due.delete(name)))
+      return undefined;
     const good = ownership.record.profiles[name];
     const before = ledger.states.get(name);
     const due = performance.now() >= (this.#due.get(name) ?? 0);
@@ -169,7 +176,7 @@ export class NodeEngine {
     let files: Record<string, string> = {};
     try {
       const run = executorsOf(this.#installer, name);
-      const programs = programsOf(profile);
+      const programs = profile.artifact.image === undefined ? programsOf(profile) : [];
       const drifted = await check.drifted(manifest, host.at(versionDirectory(manifest.version)), signal);
       const missing = drifted.filter((file) => programs.includes(file));
       if (missing.length > 0) {
@@ -180,22 +187,25 @@ export class NodeEngine {
         this.#due.delete(name);
       }
       const { platform, trouble } = await walls.platformOf(profile, due, signal);
-      const told = nodeHandler(profile, manifest.version, platform);
+      const node = walls.nodeOf(profile);
+      const told = nodeHandler(profile, manifest.version, platform, node);
       files = told.files;
       const attempt: Attempt = { profile, ...told, good };
       if (settled && !due) return good?.revision === profile.revision ? attempt : undefined;
       if (trouble !== undefined) throw new RuntimeError("failed-precondition", trouble);
       const fresh = good?.revision !== profile.revision || !same(good.handler, attempt.handler);
+      if (fresh) this.#refuseAlone(engine, told.handler);
       const steps: Step[] = [];
       if (fresh || missing.length > 0)
         steps.push({
           do: "check-program",
-          argv: checkOf(profile, manifest.version, platform, walls.nodeOf(profile)),
+          argv: checkOf(profile, manifest.version, platform, node),
         });
       for (const [path, body] of Object.entries(files)) {
         const today = await readFile(host.at(path), "utf8").catch(() => undefined);
         if (today !== body) steps.push({ do: "write", path, body });
       }
+      steps.push(...(await this.#places(engine, told.handler)));
       if (steps.length > 0) {
         ledger.apply(name, { on: "installing" });
         this.#due.delete(name);
@@ -207,6 +217,30 @@ export class NodeEngine {
       await this.#failed({ profile, files, good }, error, signal);
       return undefined;
     }
+  }
+
+  /** Throws where the engine cannot be told of this very handler, which is no other profile's trouble. */
+  #refuseAlone(engine: Engine, handler: EngineHandler): void {
+    try {
+      adapters[engine.kind].plan(engine, [handler], this.#installer.ownership.record.engine);
+    } catch (error) {
+      // What else is wrong is the engine's, and is found when all are told to it.
+      if (hasCode(error, "unimplemented") || hasCode(error, "already-exists")) throw error;
+    }
+  }
+
+  /** What a handler needs beside its programs and files, where it is missing. */
+  async #places(engine: Engine, { alias, directory, shim, program }: EngineHandler): Promise<Step[]> {
+    const { host } = this.#installer;
+    const steps: Step[] = [];
+    if (alias !== undefined && engine.kind === "crio") {
+      const target = shim ?? program;
+      if ((await readlink(host.at(alias)).catch(() => undefined)) !== target)
+        steps.push({ do: "alias", path: alias, target });
+    }
+    if (directory !== undefined && (await lstat(host.at(directory)).catch(() => undefined)) === undefined)
+      steps.push({ do: "tree", path: directory });
+    return steps;
   }
 
   /**
@@ -281,7 +315,7 @@ export class NodeEngine {
     const { manifest, config } = await canaryDigests(layout);
     return prove(this.#installer, profile, signal, {
       socket: engine.socket,
-      id: this.#image ?? config,
+      id: this.#image ?? idOf(engine, config),
       pull: async (cri, each) => {
         await using registry = await host.serveLayout(layout, each);
         const image = `127.0.0.1:${registry.port}/bulkhead/canary@${manifest}`;
@@ -293,11 +327,12 @@ export class NodeEngine {
   }
 
   /** The last profile gone, the canary's image goes too. An engine that keeps it loses some megabytes to its own cleaning. */
-  async #forgetImage({ socket }: Engine, signal: AbortSignal): Promise<void> {
+  async #forgetImage(engine: Engine, signal: AbortSignal): Promise<void> {
     const { host, bundle, log } = this.#installer;
     try {
-      using cri = connectCri(host.at(host.real(socket)));
-      const image = this.#image ?? (await canaryDigests(join(bundle, "canary"))).config;
+      using cri = connectCri(host.at(host.real(engine.socket)));
+      const { config } = await canaryDigests(join(bundle, "canary"));
+      const image = this.#image ?? idOf(engine, config);
       await cri.image.removeImage(
         { image: { image } },
         AbortSignal.any([signal, AbortSignal.timeout(20_000)]),
@@ -328,7 +363,8 @@ export class NodeEngine {
     const { ledger, log } = this.#installer;
     const { name, revision } = profile;
     const canary = error instanceof ProbeError ? error.canary : undefined;
-    const reason = canary === undefined ? "InstallFailed" : "CanaryFailed";
+    const refused = hasCode(error, "unimplemented");
+    const reason = canary !== undefined ? "CanaryFailed" : refused ? "NotSupported" : "InstallFailed";
     const message = messageOf(error);
     const served = good?.revision === revision;
     if (served) {
@@ -381,6 +417,10 @@ export class NodeEngine {
       ledger.fail(name, reason, message, undefined, record.profiles[name]?.revision === revision);
   }
 }
+
+/** An image's id in the engine's words: CRI-O takes what begins with sha256: for a name. */
+const idOf = ({ kind }: Engine, digest: string): string =>
+  kind === "crio" ? digest.replace("sha256:", "") : digest;
 
 const same = (a: unknown, b: unknown): boolean => JSON.stringify(a) === JSON.stringify(b);
 

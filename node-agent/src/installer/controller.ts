@@ -57,7 +57,7 @@ export class Controller {
     });
     this.#profiles = new Profiles(this.#installer, this.#artifacts);
     this.#runtime = new OwnRuntime(this.#installer);
-    this.#nodeEngine = new NodeEngine(this.#installer);
+    this.#nodeEngine = new NodeEngine(this.#installer, this.#artifacts);
   }
 
   /** Takes a new desired state. A repeated one only says that the reporter is alive. */
@@ -127,11 +127,11 @@ export class Controller {
     const wanted = supported.filter(({ engine }) => engine === "bulkhead");
     const onNode = supported.filter(({ engine }) => engine === "node");
 
-    await this.#artifacts.look(wanted, signal);
+    await this.#artifacts.look(supported, signal);
     const facts = await factsOf(this.#installer, wanted, signal);
     await removeOthers(this.#installer, this.#profiles, desired.profiles, facts, signal);
     await execute(planStale(facts, await podRecords(host)), executorsOf(this.#installer), signal, log);
-    await this.#artifacts.collect(wanted, [...facts.files.values()]);
+    await this.#artifacts.collect(supported, [...facts.files.values()]);
     const isThere = ({ name }: DesiredProfile): boolean => ledger.states.get(name)?.phase !== "Removing";
     if (onNode.length > 0 || ownership.record.engine !== undefined) {
       await this.#nodeEngine.converge(onNode.filter(isThere), formerSocket(facts), signal);

@@ -70,6 +70,7 @@ export async function gatherFacts(
 ): Promise<Facts> {
   const { manifest, check } = bundle;
   const target = await readlink(host.at(installed.current)).catch(() => undefined);
+  const hasUnit = ownership.record.entries.some(({ path }) => path === installed.unit);
   const own = ownership.record.entries.filter((entry) => entry.kind === "file").map((entry) => entry.path);
   const files = new Map<string, string>();
   for (const path of new Set([...managed, ...own, paths.config, installed.unit])) {
@@ -85,7 +86,8 @@ export async function gatherFacts(
   });
   return {
     record: ownership.record,
-    current: target?.replace(/^versions\//, ""),
+    // Without its unit the link is there for what fetches artifacts alone.
+    current: hasUnit ? target?.replace(/^versions\//, "") : undefined,
     versions: await readdir(host.at(installed.versions)).catch(() => []),
     drifted: await check.drifted(manifest, host.at(versionDirectory(manifest.version)), signal),
     files,

@@ -8,7 +8,6 @@ import { handlerKind } from "@bulkhead/lib/api/runtime-profile.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as yaml from "js-yaml";
 import * as toml from "smol-toml";
-import type { EngineHandler } from "../engine/engine.ts";
 import type { Mark, Wall } from "../probe/wall.ts";
 import { type Platform, runscFlags, runscSettings, tenantAnnotations } from "./gvisor.ts";
 import { type NodeOfVm, revisionParameter } from "./kata/configuration.ts";
@@ -108,25 +107,9 @@ export type Supplies = { has(path: string): boolean; vm?: VmFacts | undefined; s
 /** What a profile's files say of the node: what its guests may have, and where the profile's shim stands. */
 export type NodeOfProfile = NodeOfVm & { shim?: string | undefined };
 
-/** What of a profile the node's own engine cannot be told, or undefined. */
-function needsOurs({ handler, artifact }: DesiredProfile): string | undefined {
-  const kind = handlerKind({ handler });
-  if (artifact.image !== undefined) return "artifact.image needs engine: bulkhead";
-  if (kind !== "runc" && kind !== "crun" && kind !== "gvisor")
-    return `handler.${kind} needs engine: bulkhead`;
-  if (((handler.runc ?? handler.crun)?.flags ?? []).length > 0)
-    return `handler.${kind}.flags needs engine: bulkhead: containerd and CRI-O start an OCI runtime without flags of ours`;
-  // Our runtime makes the directory and what is in it.
-  if (handler.gvisor?.overlay === "directory")
-    return "handler.gvisor.overlay: directory needs engine: bulkhead";
-  return undefined;
-}
-
 /** Why this node cannot serve the profile whatever is tried, or undefined. */
 export function unsupported(profile: DesiredProfile, bundle: Supplies): string | undefined {
   const kind = handlerKind(profile);
-  const why = profile.engine === "node" ? needsOurs(profile) : undefined;
-  if (why !== undefined) return why;
   const has = (program: string): boolean => profile.artifact.image !== undefined || bundle.has(program);
   switch (kind) {
     case "runc":
@@ -275,36 +258,4 @@ export function profileFiles(
       };
     }
   }
-}
-
-/** What makes a profile's handler on the node's own engine: files of ours, and what the engine is told. */
-export function nodeHandler(
-  profile: DesiredProfile,
-  version: string,
-  platform: Platform,
-): { files: Record<string, string>; handler: EngineHandler } {
-  const bin = (name: string): string => join(programRoot(profile, version), "bin", name);
-  const kind = handlerKind(profile);
-  const { name } = profile;
-  if (kind === "runc" || kind === "crun")
-    return { files: {}, handler: { name, kind, program: bin(kind), args: [], annotations: [] } };
-  const { gvisor } = profile.handler;
-  if (kind !== "gvisor" || gvisor === undefined)
-    throw new RuntimeError("unimplemented", `Cannot tell the node's engine of a handler of kind ${kind}`);
-  const flags = runscFlags(gvisor, platform);
-  // One file for all revisions: pods that run name it, and the engine is not restarted for what changes in it.
-  const config = join("/etc/bulkhead/runsc", `${name}.toml`);
-  return {
-    // No root: the shim takes the engine's own, which the engine's tools know too.
-    files: { [config]: header + toml.stringify({ binary_name: bin("runsc"), runsc_config: flags }) },
-    handler: {
-      name,
-      kind,
-      program: bin("runsc"),
-      shim: bin("containerd-shim-runsc-v1"),
-      config,
-      annotations: tenantAnnotations(gvisor),
-      args: Object.entries(flags).map(([flag, value]) => `--${flag}=${value}`),
-    },
-  };
 }

@@ -14,6 +14,10 @@ export type Step =
   /** Makes `current` name a version. */
   | { do: "link"; path: string; target: string }
   | { do: "write"; path: string; body: string }
+  /** Makes a directory of ours, with all that it will hold. */
+  | { do: "tree"; path: string }
+  /** Another name of a program, in a tree of ours that goes as a whole. */
+  | { do: "alias"; path: string; target: string }
   /** Puts back what stood there before Bulkhead. */
   | { do: "restore"; path: string }
   | { do: "daemon-reload" }
@@ -220,11 +224,12 @@ export const isFronted = (facts: Facts): boolean =>
 function kept({ record }: Facts): string[] {
   const onNode = Object.values(record.profiles).filter(({ handler }) => handler !== undefined);
   if (record.engine === undefined && onNode.length === 0) return [];
-  const programs = onNode.flatMap(({ handler }) => [handler?.program, handler?.shim]);
+  const programs = onNode.flatMap(({ handler }) => [handler?.program, handler?.shim, handler?.alias]);
   return [
     installed.record,
     // A version is one tree: programs of one handler keep all of it.
     ...programs.filter((path) => path !== undefined).map((path) => dirname(dirname(path))),
+    ...onNode.flatMap(({ handler }) => handler?.directory ?? []),
     ...onNode.flatMap(({ files }) => Object.keys(files)),
     ...(record.engine?.own ?? []),
     ...(record.engine?.edited ?? []).map(({ path }) => path),

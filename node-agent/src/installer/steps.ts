@@ -1,5 +1,5 @@
-import { readdir, readFile, rm, rmdir } from "node:fs/promises";
-import { join } from "node:path";
+import { lstat, mkdir, readdir, readFile, rm, rmdir, symlink } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { type CriClient, connectCri } from "@bulkhead/lib/cri/client.ts";
@@ -66,6 +66,16 @@ export function executors(context: StepContext): Executors {
     },
     link: async ({ path, target }) => ownership.symlink(path, target),
     write: async ({ path, body }) => ownership.write(path, body),
+    tree: async ({ path }) => ownership.tree(path),
+    alias: async ({ path, target }) => {
+      const at = host.at(path);
+      const tree = dirname(dirname(path));
+      const there = await lstat(host.at(tree)).catch(() => undefined);
+      if (there === undefined) await ownership.tree(tree);
+      await mkdir(dirname(at), { recursive: true });
+      await rm(at, { force: true });
+      await symlink(target, at);
+    },
     restore: async ({ path }) => ownership.restore(path),
     "daemon-reload": async (_, signal) => {
       await systemctl(["daemon-reload"], signal);

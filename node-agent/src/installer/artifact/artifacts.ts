@@ -4,6 +4,7 @@ import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
 import { type BundleCheck, type Manifest, stageBundle } from "../bundle.ts";
+import { exists } from "../facts.ts";
 import { installed, versionDirectory } from "../files.ts";
 import type { Host } from "../host.ts";
 import type { InstallerMetrics } from "../metrics.ts";
@@ -247,9 +248,13 @@ export class Artifacts {
     const { host, ownership, manifest, bundle, check } = this.#options;
     const directory = versionDirectory(manifest.version);
     const missing = await check.drifted(manifest, host.at(directory), signal);
-    if (missing.length === 0) return;
-    await ownership.tree(directory);
-    await stageBundle(manifest, bundle, host.at(directory), new Set(missing), signal);
+    if (missing.length > 0) {
+      await ownership.tree(directory);
+      await stageBundle(manifest, bundle, host.at(directory), new Set(missing), signal);
+    }
+    // Its programs find their loader below this name.
+    if (!(await exists(host.at(installed.current))))
+      await ownership.symlink(installed.current, `versions/${manifest.version}`);
   }
 
   async #rememberRepair(wanted: readonly Wanted[]): Promise<void> {
