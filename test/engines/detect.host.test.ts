@@ -41,7 +41,7 @@ const engine = async (program: string, says: string, ...flags: string[]): Promis
   const argv = [join(import.meta.dirname, "fake-engine.ts"), socket, says, ...flags];
   const started = spawn(process.execPath, argv, { argv0: program, stdio: ["ignore", "pipe", "inherit"] });
   child = started;
-  await once(started.stdout, "data");
+  await once(started.stdout, "data", { signal: AbortSignal.timeout(20_000) });
   return started;
 };
 const found = () => findEngine(host, socket, undefined, AbortSignal.timeout(20_000));

@@ -1,40 +1,19 @@
-import { toBinary } from "@bufbuild/protobuf";
-import { VersionResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
-import { Server, ServerCredentials } from "@grpc/grpc-js";
+import { create, type DescService } from "@bufbuild/protobuf";
+import type { CriServices } from "@bulkhead/lib/cri/client.ts";
+import { ImageService, RuntimeService, VersionResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { serveCri } from "../../runtime/src/cri/server.ts";
 
-/** A fake of an engine: it answers Version on the socket with the name that it is given, and nothing else. */
+/** A fake of an engine: it answers Version on the socket with the name that it is given, and refuses all else. */
 
 const [socket = "", runtimeName = ""] = process.argv.slice(2);
-const server = new Server();
-server.addService(
-  {
-    version: {
-      path: "/runtime.v1.RuntimeService/Version",
-      requestStream: false,
-      responseStream: false,
-      requestSerialize: (bytes: Buffer) => bytes,
-      requestDeserialize: (bytes) => bytes,
-      responseSerialize: (bytes: Buffer) => bytes,
-      responseDeserialize: (bytes) => bytes,
-    },
-  },
-  {
-    version: (_: unknown, answer: (error: null, bytes: Buffer) => void) =>
-      answer(
-        null,
-        Buffer.from(
-          toBinary(VersionResponseSchema, {
-            $typeName: "runtime.v1.VersionResponse",
-            version: "0.1.0",
-            runtimeName,
-            runtimeVersion: "2.4.2",
-            runtimeApiVersion: "v1",
-          }),
-        ),
-      ),
-  },
-);
-server.bindAsync(`unix://${socket}`, ServerCredentials.createInsecure(), (error) => {
-  if (error) throw error;
-  process.stdout.write("listens\n");
-});
+const version = () =>
+  Promise.resolve(create(VersionResponseSchema, { version: "0.1.0", runtimeName, runtimeVersion: "2.4.2" }));
+const nothing = () => Promise.reject(new RuntimeError("unimplemented", "This engine is a fake"));
+const methods = (service: DescService) =>
+  Object.fromEntries(
+    service.methods.map(({ localName }) => [localName, localName === "version" ? version : nothing]),
+  );
+const services = { runtime: methods(RuntimeService), image: methods(ImageService) };
+await serveCri(socket, services as unknown as CriServices, () => undefined);
+process.stdout.write("listens\n");
