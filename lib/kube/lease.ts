@@ -136,7 +136,9 @@ export const runAsLeader = async (
       if (holds) renewed = started;
       return holds;
     } catch (error) {
-      if (!signal.aborted) log?.debug({ lease: name, err: messageOf(error) }, "lease not taken");
+      const told = { lease: name, err: messageOf(error) };
+      if (!signal.aborted && renewed > 0) log?.warn(told, "lease not renewed");
+      else if (!signal.aborted) log?.debug(told, "lease not taken");
       return false;
     }
   };

@@ -73,6 +73,23 @@ const slim = ({ apiVersion, kind, metadata, spec, status }: NodeRuntime): NodeRu
   status: status?.observedGeneration === undefined ? {} : { observedGeneration: status.observedGeneration },
 });
 
+/** At most so many at a time, the others in order. */
+const limiter = (most: number) => {
+  let running = 0;
+  const queue: (() => void)[] = [];
+  return async <T>(work: () => Promise<T>): Promise<T> => {
+    if (running < most) running++;
+    else await new Promise<void>((resolve) => queue.push(resolve));
+    try {
+      return await work();
+    } finally {
+      const next = queue.shift();
+      if (next) next();
+      else running--;
+    }
+  };
+};
+
 const fullNodes: Resource<KubeObject> = { ...nodes, metadataOnly: false };
 
 export const createAgents = (client: Client, habits: Habits): Agents => {
@@ -82,6 +99,8 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
     transform: slim,
     pageSize: 100,
   });
+  // Not more at once than a small API server does within a second: the Lease waits behind them.
+  const limited = limiter(8);
   const writes = { answers: 0, heartbeats: 0, sameAgain: 0, flaps: 0, kubelets: 0 };
   let last = 0;
   const timers = new Map<string, NodeJS.Timeout>();
@@ -128,7 +147,7 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
     clearTimeout(timers.get(name));
     const timer = setTimeout(() => {
       timers.delete(name);
-      report(name, works, "answers").then(
+      limited(() => report(name, works, "answers")).then(
         () => {
           if (!works) later(name, 5000, true);
         },
@@ -189,7 +208,8 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
           const lately = Date.now() - (wrote.get(name) ?? 0) < habits.heartbeatSeconds * 500;
           const busy = lately || timers.has(name) || status?.observedGeneration !== generation;
           if (own !== second % habits.heartbeatSeconds || busy) continue;
-          beat(name, Math.floor(second / habits.heartbeatSeconds)).catch(() => {});
+          const round = Math.floor(second / habits.heartbeatSeconds);
+          limited(() => beat(name, round)).catch(() => {});
         }
       }, 1000);
       try {

@@ -7,6 +7,10 @@ export type Phase = {
   /** The operator's, of all kinds, and those that write. */
   requests: number;
   writes: number;
+  /** Of these, those to Nodes and NodeRuntimes. */
+  nodeWrites: number;
+  /** What they may be for each node. */
+  nodeWritesGoal: number;
   cpuSeconds: number;
   megabytes: number;
 };
@@ -34,22 +38,28 @@ const most = {
   secondsAfterLastAnswer: 60,
   megabytes: 300,
   bytes: 32 * 1024,
-  /** Of the operator, for each node that changes: its NodeRuntime, its labels, a second of each for what fails at first. */
-  requestsPerNode: 5,
-  /** A status of a profile is written ten times a second at most, however many nodes there are. */
-  statusesPerSecond: 10,
+  /** What is not for a node: statuses, at ten a second, Events, histories and classes of profiles, the Lease. */
+  othersPerSecond: 11,
+  othersPerProfile: 20,
 };
-
-/** Requests that a phase may take: by the nodes that changed, and by how long the statuses had something to say. */
-const allowed = ({ nodes, profiles }: Result, { readySeconds }: Phase): number =>
-  nodes * most.requestsPerNode + readySeconds * most.statusesPerSecond + profiles * 20;
 
 /** The goals that were missed, in words. Without `times`, what a busy machine cannot change. */
 export const missed = (result: Result, times: boolean): string[] => {
   const { phases, quiet, operator, largestBytes } = result;
   const { seconds, requests, flaps } = quiet;
   const late = phases.filter((phase) => phase.afterLastAnswerSeconds > most.secondsAfterLastAnswer);
-  const dear = phases.filter((phase) => phase.requests > allowed(result, phase));
+  const { nodes, profiles } = result;
+  const dear = phases.flatMap(({ phase, requests: all, nodeWrites, nodeWritesGoal, readySeconds }) => {
+    const others = readySeconds * most.othersPerSecond + profiles * most.othersPerProfile;
+    return [
+      ...(nodeWrites > nodes * nodeWritesGoal
+        ? [`${phase}: ${nodeWrites} writes to ${nodes} nodes; ${nodeWritesGoal} are allowed for each`]
+        : []),
+      ...(all - nodeWrites > others
+        ? [`${phase}: ${all - nodeWrites} other requests; ${Math.round(others)} are allowed`]
+        : []),
+    ];
+  });
   // The Lease's, which is read and written every two seconds, watches that end, and what a node that flaps asks for.
   const quietAllowed = 10 + seconds * 1.5 + flaps * (4 + 2 * result.profiles);
   return [
@@ -58,10 +68,7 @@ export const missed = (result: Result, times: boolean): string[] => {
           ({ phase, afterLastAnswerSeconds: s }) => `${phase}: Ready ${s.toFixed(0)} s after the last answer`,
         )
       : []),
-    ...dear.map(
-      (phase) =>
-        `${phase.phase}: ${phase.requests} requests; ${Math.round(allowed(result, phase))} are allowed`,
-    ),
+    ...dear,
     ...(operator.peakMegabytes > most.megabytes ? [`the operator took ${operator.peakMegabytes} MiB`] : []),
     ...Object.entries(largestBytes).flatMap(([kind, size]) =>
       size > most.bytes ? [`a ${kind} has ${size} bytes`] : [],

@@ -26,12 +26,12 @@ const { phases, quiet, operator, largestBytes } = result;
 const perNode = (requests: number): string => (requests / result.nodes).toFixed(2);
 process.stdout.write(
   [
-    "| phase | written s | Ready s | after the last answer s | requests per node | writes per node | CPU s | MiB |",
+    "| phase | written s | Ready s | after the last answer s | requests per node | writes of nodes per node | CPU s | MiB |",
     "|---|---|---|---|---|---|---|---|",
     ...phases.map((phase) => {
       const { writtenSeconds, readySeconds, afterLastAnswerSeconds } = phase;
       const times = [writtenSeconds, readySeconds, afterLastAnswerSeconds].map((s) => s.toFixed(1));
-      const costs = [perNode(phase.requests), perNode(phase.writes), phase.cpuSeconds.toFixed(1)];
+      const costs = [perNode(phase.requests), perNode(phase.nodeWrites), phase.cpuSeconds.toFixed(1)];
       return `| ${[phase.phase, ...times, ...costs, Math.round(phase.megabytes)].join(" | ")} |`;
     }),
     "",

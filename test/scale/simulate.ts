@@ -46,7 +46,7 @@ const each = async (
 const nameOf = (index: number): string => `profile-${String(index).padStart(2, "0")}`;
 
 /** The operator as its image has it: the sources take memory of their own. */
-const startProgram = async (kubeconfig: string, undo: AsyncDisposableStack) => {
+const startProgram = async (kubeconfig: string, undo: AsyncDisposableStack, say: (text: string) => void) => {
   const directory = await mkdtemp(join(tmpdir(), "bh-scale-"));
   undo.defer(() => rm(directory, { recursive: true }));
   await bundle({ operator: "operator/src/main.ts" }, directory);
@@ -69,13 +69,15 @@ const startProgram = async (kubeconfig: string, undo: AsyncDisposableStack) => {
   const { promise, resolve, reject } = Promise.withResolvers<string>();
   child.on("exit", () => reject(new RuntimeError("unavailable", "Cannot go on: the operator ended")));
   createInterface({ input: child.stdout }).on("line", (line) => {
-    const entry = line.startsWith("{") ? (JSON.parse(line) as { msg: string; address: string }) : undefined;
-    if (entry?.msg === "started") resolve(entry.address);
+    if (!line.startsWith("{")) return;
+    const entry = JSON.parse(line) as { level: number; msg: string; address: string };
+    if (entry.msg === "started") resolve(entry.address);
+    if (entry.level >= 40) say(line);
   });
   return { child, address: await promise };
 };
 
-type Figures = { cpuSeconds: number; megabytes: number; requests: number; writes: number };
+type Figures = { cpuSeconds: number; megabytes: number; requests: number; writes: number; patches: number };
 const figuresOf = async (address: string): Promise<Figures> => {
   const { samples } = parseMetrics(await (await fetch(`http://${address}/metrics`)).text());
   const sum = (name: string, holds: (labels: Record<string, string>) => boolean = () => true): number =>
@@ -87,6 +89,7 @@ const figuresOf = async (address: string): Promise<Figures> => {
     megabytes: sum("process_resident_memory_bytes") / 2 ** 20,
     requests: sum("rest_client_requests_total"),
     writes: sum("rest_client_requests_total", ({ method }) => method !== "GET"),
+    patches: sum("rest_client_requests_total", ({ method }) => method === "PATCH"),
   };
 };
 
@@ -114,7 +117,7 @@ export const simulate = async (options: Simulation): Promise<Result> => {
     }),
   );
 
-  const operator = await startProgram(server.kubeconfig, undo);
+  const operator = await startProgram(server.kubeconfig, undo, say);
   const figures = () => figuresOf(operator.address);
   let peak = 0;
   const sampling = setInterval(() => {
@@ -129,6 +132,11 @@ export const simulate = async (options: Simulation): Promise<Result> => {
 
   const agents = createAgents(client, options.habits);
   const watched = createReflector<RuntimeProfile>({ client, resource: runtimeProfiles });
+  /** Of the profiles nobody but the operator writes the status. */
+  let statuses = 0;
+  watched.on(({ type }) => {
+    if (type === "updated") statuses++;
+  });
   const background = [agents.run(stop.signal), watched.run(stop.signal)];
   undo.defer(async () => {
     stop.abort();
@@ -174,9 +182,14 @@ export const simulate = async (options: Simulation): Promise<Result> => {
   };
 
   const phases: Phase[] = [];
-  const measure = async (phase: string, change: () => Promise<unknown>, written: () => boolean) => {
+  const measure = async (
+    phase: string,
+    nodeWritesGoal: number,
+    change: () => Promise<unknown>,
+    written: () => boolean,
+  ) => {
     say(`${phase} …`);
-    const before = await figures();
+    const [before, statusesBefore] = [await figures(), statuses];
     const begun = Date.now();
     await change();
     const writtenAt = await until(`${phase}: every node's desired state written`, written);
@@ -189,6 +202,8 @@ export const simulate = async (options: Simulation): Promise<Result> => {
       afterLastAnswerSeconds: Math.max(0, (readyAt - agents.lastAnswer()) / 1000),
       requests: after.requests - before.requests,
       writes: after.writes - before.writes,
+      nodeWritesGoal,
+      nodeWrites: after.patches - before.patches - (statuses - statusesBefore),
       cpuSeconds: after.cpuSeconds - before.cpuSeconds,
       megabytes: after.megabytes,
     });
@@ -197,6 +212,8 @@ export const simulate = async (options: Simulation): Promise<Result> => {
 
   await measure(
     "apply all profiles",
+    // Its NodeRuntime as it comes to be and as profiles pass their canaries, and its labels.
+    6,
     () =>
       each(profileCount, 4, (index) =>
         client.create(runtimeProfiles, {
@@ -214,6 +231,7 @@ export const simulate = async (options: Simulation): Promise<Result> => {
   const revisionBefore = watched.store.get(first)?.status?.updateRevision;
   await measure(
     "change one profile, 25% of the nodes at a time",
+    1.5,
     () => client.patch(runtimeProfiles, first, { spec: { handler: { gvisor: { platform: "ptrace" } } } }),
     () =>
       every(({ spec }) =>
