@@ -1,6 +1,7 @@
 import { Agent, type Dispatcher, errors as undiciErrors } from "undici";
 import { type Clock, systemClock } from "../std/clock.ts";
 import { type ErrorCode, messageOf, RuntimeError } from "../std/errors.ts";
+import { annotate, span } from "../tracing/span.ts";
 import type { KubeConfig } from "./config.ts";
 import type { KubeObject, Resource } from "./object.ts";
 
@@ -219,6 +220,15 @@ async function* lines(body: AsyncIterable<Uint8Array>): AsyncIterable<string> {
   }
 }
 
+type Request = {
+  method: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
+  path: string;
+  accept?: string;
+  contentType?: string;
+  body?: unknown;
+  signal?: AbortSignal | undefined;
+};
+
 export const createClient = (options: ClientOptions): Client => {
   const { config, clock = systemClock, timeoutMs = 30_000, attempts = 5 } = options;
   const connect = { ...config.tls, keepAlive: true, keepAliveInitialDelay: 30_000, timeout: 10_000 };
@@ -227,17 +237,18 @@ export const createClient = (options: ClientOptions): Client => {
   const watches = new Agent({ connect, headersTimeout: timeoutMs });
   const userAgent = options.userAgent ?? "bulkhead";
 
-  const send = async (
-    what: string,
-    request: {
-      method: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
-      path: string;
-      accept?: string;
-      contentType?: string;
-      body?: unknown;
-      signal?: AbortSignal | undefined;
-    },
-  ): Promise<unknown> => {
+  /** A write is a span of the work that it belongs to. */
+  const send = (what: string, request: Request): Promise<unknown> =>
+    request.method === "GET"
+      ? ask(what, request)
+      : span(
+          what.replace(/ "[^"]*"$/, ""),
+          { "http.request.method": request.method, "url.path": request.path.split("?", 1)[0] },
+          () => ask(what, request),
+          "client",
+        );
+
+  const ask = async (what: string, request: Request): Promise<unknown> => {
     const body = request.body === undefined ? null : JSON.stringify(request.body);
     for (let attempt = 1; ; attempt++) {
       request.signal?.throwIfAborted();
@@ -274,6 +285,7 @@ export const createClient = (options: ClientOptions): Client => {
         code: String(answer.status),
         ms: clock.now() - started,
       });
+      if (request.method !== "GET") annotate({ "http.response.status_code": answer.status });
       if (answer.status >= 200 && answer.status < 300) {
         const value = parse(answer.text);
         if (value !== undefined) return value;

@@ -42,7 +42,7 @@ const spanLimits = { attributeValueLengthLimit: 256, attributeCountLimit: 32 };
 
 /** A trace as far as it runs here: what goes on after its root ended (timers, watchers) belongs to it no more. */
 type Trace = { open: boolean; parts: number };
-type Live = { span: OtelSpan; trace: Trace };
+type Live = { span: OtelSpan; trace: Trace; quiet: boolean };
 
 /** The tracer behind lib/tracing/span.ts, on OpenTelemetry's SDK and exporter. */
 export const exportSpans = (
@@ -81,17 +81,17 @@ export const exportSpans = (
 };
 
 const tracerOn = (otel: ReturnType<TracerProvider["getTracer"]>): Tracer => {
-  const live = new AsyncLocalStorage<Live | undefined>();
+  const live = new AsyncLocalStorage<Live>();
   const now = (): Live | undefined => {
     const store = live.getStore();
     return store?.trace.open ? store : undefined;
   };
-  const run = async <T>({ span, trace }: Live, work: () => Promise<T>): Promise<T> => {
+  const run = async <T>(store: Live, work: () => Promise<T>): Promise<T> => {
     try {
-      return await live.run({ span, trace }, work);
+      return await live.run(store, work);
     } catch (error) {
       // The type alone: messages may quote what was configured. They are in the log, with the trace's id.
-      mark(span, { "error.type": typeOf(error) });
+      mark(store.span, { "error.type": typeOf(error) });
       throw error;
     }
   };
@@ -105,7 +105,7 @@ const tracerOn = (otel: ReturnType<TracerProvider["getTracer"]>): Tracer => {
       const all: Trace = { open: true, parts: 0 };
       let failed = true;
       try {
-        const result = await run({ span, trace: all }, work);
+        const result = await run({ span, trace: all, quiet }, work);
         failed = false;
         return result;
       } finally {
@@ -120,7 +120,7 @@ const tracerOn = (otel: ReturnType<TracerProvider["getTracer"]>): Tracer => {
       parent.trace.parts++;
       const span = start(otel, name, attributes, trace.setSpan(ROOT_CONTEXT, parent.span), kind);
       try {
-        return await run({ span, trace: parent.trace }, work);
+        return await run({ span, trace: parent.trace, quiet: false }, work);
       } finally {
         span.end();
       }
@@ -129,12 +129,11 @@ const tracerOn = (otel: ReturnType<TracerProvider["getTracer"]>): Tracer => {
       const span = now()?.span;
       if (span) mark(span, attributes);
     },
-    untraced: (work) => live.run(undefined, work),
     current: () => {
-      const span = now()?.span;
-      if (!span) return undefined;
-      const { traceId, spanId } = span.spanContext();
-      return { traceId, spanId, sampled: isSampled(span) };
+      const store = now();
+      if (!store) return undefined;
+      const { traceId, spanId } = store.span.spanContext();
+      return { traceId, spanId, sampled: isSampled(store.span), quiet: store.quiet };
     },
   };
 };

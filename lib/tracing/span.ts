@@ -11,7 +11,7 @@ export type RootOptions = {
   /** The caller's W3C traceparent: its trace goes on. Else, or when it is none, a trace begins here. */
   parent?: string | undefined;
   attributes?: Attributes;
-  /** Work done again and again: nothing is told of it when it did not fail and no part of it was a span. */
+  /** Work done again and again: nothing is told of it when it did not fail and no part of it was a span. Parts alone pass the trace on. */
   quiet?: boolean;
 };
 
@@ -20,9 +20,8 @@ export type Tracer = {
   root<T>(name: string, options: RootOptions, work: () => Promise<T>): Promise<T>;
   part<T>(name: string, attributes: Attributes, work: () => Promise<T>, kind?: "client"): Promise<T>;
   annotate(attributes: Attributes): void;
-  untraced<T>(work: () => T): T;
-  /** The span under way. */
-  current(): { traceId: string; spanId: string; sampled: boolean } | undefined;
+  /** The span under way; `quiet`: it may never be told. */
+  current(): { traceId: string; spanId: string; sampled: boolean; quiet: boolean } | undefined;
 };
 
 let tracer: Tracer | undefined;
@@ -47,13 +46,12 @@ export const span = <T>(
 /** Says more of the span under way. `error.type` makes it one that failed; work that throws does by itself. */
 export const annotate = (attributes: Attributes): void => tracer?.annotate(attributes);
 
-/** Work that belongs to no trace, wherever it is called. */
-export const untraced = <T>(work: () => T): T => (tracer === undefined ? work() : tracer.untraced(work));
-
 /** What a callee is told, as W3C traceparent. */
 export const traceparent = (): string | undefined => {
   const now = tracer?.current();
-  return now && `00-${now.traceId}-${now.spanId}-0${now.sampled ? 1 : 0}`;
+  return now === undefined || now.quiet
+    ? undefined
+    : `00-${now.traceId}-${now.spanId}-0${now.sampled ? 1 : 0}`;
 };
 
 /** For each line of a log: the trace that it belongs to, by the names of OpenTelemetry's logs. */

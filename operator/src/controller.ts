@@ -22,6 +22,7 @@ import { createQueue } from "@bulkhead/lib/kube/workqueue.ts";
 import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 import { type Clock, systemClock } from "@bulkhead/lib/std/clock.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { rootSpan } from "@bulkhead/lib/tracing/span.ts";
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
 import { byNamespace, byRuntimeClass } from "./gather.ts";
@@ -267,14 +268,20 @@ export const createController = (options: ControllerOptions): Controller => {
           signal,
           handle: (key, until) => {
             waiting.delete(key);
-            return reconcileProfile(key, context, until);
+            const attributes = { "bulkhead.profile": key };
+            return rootSpan("reconcile RuntimeProfile", { quiet: true, attributes }, () =>
+              reconcileProfile(key, context, until),
+            );
           },
           onError: onError("runtimeprofile"),
         }),
         nodeQueue.run({
           concurrency: 16,
           signal,
-          handle: (key, until) => reconcileNode(key, context, until),
+          handle: (key, until) =>
+            rootSpan("reconcile Node", { quiet: true, attributes: { "k8s.node.name": key } }, () =>
+              reconcileNode(key, context, until),
+            ),
           onError: onError("noderuntime"),
         }),
       ]);

@@ -10,6 +10,10 @@ import { runAsLeader } from "@bulkhead/lib/kube/lease.ts";
 import { clientMetrics, leaderMetric } from "@bulkhead/lib/kube/metrics.ts";
 import { pods } from "@bulkhead/lib/kube/resources.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { type TracingFlags, tracingFlags } from "@bulkhead/lib/tracing/flags.ts";
+import { spanCounter } from "@bulkhead/lib/tracing/metrics.ts";
+import { traceFields } from "@bulkhead/lib/tracing/span.ts";
+import { startTracing } from "@bulkhead/lib/tracing/start.ts";
 import { Argument, Command, Option } from "commander";
 import express from "express";
 import { pino } from "pino";
@@ -28,7 +32,7 @@ type RunFlags = {
   leaderElect: boolean;
   staleAfter: number;
   logLevel: string;
-};
+} & TracingFlags;
 
 const leaseName = "bulkhead-operator";
 
@@ -58,7 +62,7 @@ const holderIsGone =
   };
 
 const run = async (flags: RunFlags): Promise<void> => {
-  const log = pino({ level: flags.logLevel, base: { program: "operator" } });
+  const log = pino({ level: flags.logLevel, base: { program: "operator" }, mixin: traceFields });
   const stop = new AbortController();
   for (const name of ["SIGTERM", "SIGINT"] as const) {
     process.once(name, () => {
@@ -69,6 +73,13 @@ const run = async (flags: RunFlags): Promise<void> => {
   await using undo = new AsyncDisposableStack();
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
+  undo.use(
+    await startTracing({
+      ...{ service: "bulkhead-operator", version: manifest.version, log },
+      config: { endpoint: flags.traceEndpoint, samplingRatio: flags.traceSampling },
+      count: spanCounter(registry, "bulkhead_operator_"),
+    }),
+  );
   const podName = process.env.POD_NAME;
   const instance = `${podName ?? hostname()}_${randomUUID()}`;
   const config = await loadConfig(flags.kubeconfig);
@@ -151,9 +162,7 @@ const program = new Command("bulkhead-operator")
   .description("Makes RuntimeProfiles true: RuntimeClasses, what each node shall run, and status.")
   .version(manifest.version);
 
-program
-  .command("run", { isDefault: true })
-  .description("run the operator")
+tracingFlags(program.command("run", { isDefault: true }).description("run the operator"))
   .option("--kubeconfig <file>", "kubeconfig; $KUBECONFIG or the pod's service account when left out")
   .addOption(
     new Option("--namespace <name>", "namespace of the leader election's Lease")
@@ -177,6 +186,8 @@ program
   .action(async (flags: RunFlags) => {
     try {
       await run(flags);
+      // An export may linger; everything that counts is closed.
+      process.exit();
     } catch (error) {
       process.stderr.write(`bulkhead-operator: ${messageOf(error)}\n`);
       // A lease that was lost, or a setting that is wrong: whoever runs this starts it anew.

@@ -20,6 +20,7 @@ import {
 } from "@bulkhead/lib/kube/resources.ts";
 import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
+import { pathOf, startReceiver } from "@bulkhead/test/observability/otlp.ts";
 import { eventually, startOperator as launchOperator, type Operator } from "@bulkhead/test/operator/start.ts";
 import { dump, load, loadAll } from "js-yaml";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
@@ -928,6 +929,60 @@ describe("With the chart's permissions and no more, the operator", () => {
       ).toEqual([]);
       const { items } = await client.list(events, { namespace });
       expect(items.some((event) => event.regarding?.name === "sandboxed")).toBe(true);
+    } finally {
+      await operator.kill("SIGKILL");
+    }
+  });
+});
+
+describe("With an endpoint for traces the operator", () => {
+  afterEach(clean);
+
+  test("tells each reconcile that wrote something, and ends in time when the endpoint is gone", async () => {
+    await using receiver = await startReceiver();
+    await createNode("traced-1");
+    const operator = await startOperator("--no-leader-elect", "--trace-endpoint", receiver.http);
+    try {
+      await createProfile("traced");
+      await eventually("traced's node", () => runtimeOf("traced-1"), Boolean);
+      const told = async () => {
+        const spans = await receiver.spans();
+        return spans.map((span) => pathOf(span, spans).join(" > "));
+      };
+      for (const path of [
+        "reconcile RuntimeProfile > create RuntimeClass",
+        "reconcile RuntimeProfile > apply the status of RuntimeProfile",
+        "reconcile Node > apply NodeRuntime",
+      ])
+        await expect.poll(told, { timeout: 10_000 }).toContain(path);
+      const spans = await receiver.spans();
+      const root = spans.find(({ attributes }) => attributes["bulkhead.profile"] === "traced");
+      expect(root).toMatchObject({ service: "bulkhead-operator", name: "reconcile RuntimeProfile" });
+      expect(root?.attributes["bulkhead.profile.revision"]).toMatch(/^[0-9a-f]{10}$/);
+      const write = spans.find((span) => span.name === "apply NodeRuntime");
+      expect(write).toMatchObject({
+        kind: 3,
+        attributes: {
+          "http.request.method": "PATCH",
+          "url.path": "/apis/bulkhead.dev/v1alpha1/noderuntimes/traced-1",
+          "http.response.status_code": 201,
+        },
+      });
+      // Those that wrote nothing and did not fail are not told.
+      const parents = new Set(spans.map(({ parentSpanId }) => parentSpanId));
+      const idle = spans.filter(
+        ({ parentSpanId, spanId, failed }) => parentSpanId === "" && !parents.has(spanId) && !failed,
+      );
+      expect(idle).toEqual([]);
+      expect(operator.lines.join("\n")).toContain(`"trace_id":"${root?.traceId}"`);
+
+      await receiver[Symbol.asyncDispose]();
+      await createProfile("traced-unseen");
+      await eventually("its class", () => client.get(runtimeClasses, "traced-unseen"), Boolean);
+      const stopped = performance.now();
+      await operator.kill("SIGTERM");
+      expect(operator.child.exitCode).toBe(0);
+      expect(performance.now() - stopped).toBeLessThan(5_000);
     } finally {
       await operator.kill("SIGKILL");
     }

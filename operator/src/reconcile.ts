@@ -14,6 +14,7 @@ import {
 } from "@bulkhead/lib/kube/resources.ts";
 import type { Clock } from "@bulkhead/lib/std/clock.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { annotate } from "@bulkhead/lib/tracing/span.ts";
 import type { Logger } from "pino";
 import type { ProfileFacts } from "./facts.ts";
 import { gatherNode, gatherProfile, policiesOf, type Stores, type Surroundings } from "./gather.ts";
@@ -104,6 +105,7 @@ export const reconcileProfile = async (
   const tenancyState = await putTenancyInForce(facts, planTenancy(facts, classState), context, signal);
 
   const target = desiredProfile(facts.profile);
+  annotate({ "bulkhead.profile.revision": target.revision });
   const plan = pace.timed(() => {
     const planned = planProfile(facts, target, classState, tenancyState);
     decide(facts, planned.assignments, context);

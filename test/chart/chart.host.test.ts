@@ -95,7 +95,12 @@ test("every optional value arrives where it belongs", async () => {
     affinity: all.operator.affinity,
     priorityClassName: all.operator.priorityClassName,
     topologySpreadConstraints: all.operator.topologySpreadConstraints,
-    containers: [{ resources: all.operator.resources }],
+    containers: [
+      {
+        resources: all.operator.resources,
+        args: expect.arrayContaining([`--trace-endpoint=${all.tracing.endpoint}`, "--trace-sampling=0.25"]),
+      },
+    ],
   });
   expect(agent).toMatchObject({
     nodeSelector: all.agent.nodeSelector,
@@ -105,7 +110,12 @@ test("every optional value arrives where it belongs", async () => {
       { resources: all.agent.reporter.resources },
       {
         resources: all.agent.installer.resources,
-        args: expect.arrayContaining([`--artifact-registry=${all.artifacts.registry}`]),
+        args: expect.arrayContaining([
+          `--artifact-registry=${all.artifacts.registry}`,
+          `--trace-endpoint=${all.tracing.endpoint}`,
+          "--trace-sampling=0.25",
+          `--trace-node-endpoint=${all.tracing.nodeEndpoint}`,
+        ]),
       },
     ],
   });
@@ -174,6 +184,11 @@ test("a network policy lets in who is named, and nobody to the status page by de
     all.networkPolicy.statusPageFrom,
   ]);
   expect(closed?.egress[0]?.ports).toEqual([{ protocol: "TCP", port: 8443 }]);
+  expect(open?.egress).toHaveLength(2);
+  const ports = async (endpoint: string) =>
+    (await policy({ networkPolicy: { enabled: true }, tracing: { endpoint } }))?.egress[2]?.ports;
+  expect(await ports("http://collector.monitoring:4318/otlp")).toEqual([{ protocol: "TCP", port: 4318 }]);
+  expect(await ports("https://traces.test")).toEqual([{ protocol: "TCP", port: 443 }]);
 });
 
 test("without uninstall.enabled nothing of the uninstaller is there", async () => {
@@ -192,6 +207,8 @@ describe("values.schema.json refuses, naming the key,", () => {
     ["too short a time", { operator: { staleAfterSeconds: 5 } }, /staleAfterSeconds/],
     ["a log level that is none", { agent: { logLevel: "verbose" } }, /agent.logLevel/],
     ["an empty registry", { image: { registry: "" } }, /image.registry/],
+    ["an endpoint of traces that is no URL", { tracing: { endpoint: "collector:4318" } }, /tracing.endpoint/],
+    ["more than all traces", { tracing: { samplingRatio: 2 } }, /tracing.samplingRatio/],
     ["a URL for a registry", { artifacts: { registry: "https://mirror" } }, /artifacts.registry/],
     ["a pull policy that is none", { image: { pullPolicy: "Sometimes" } }, /image.pullPolicy/],
     ["a pull secret without a name", { image: { pullSecrets: [{}] } }, /image.pullSecrets.0/],

@@ -14,6 +14,11 @@ export const all = {
   },
   artifacts: { registry: "registry.test:5000/mirror" },
   extraLabels: { team: "walls" },
+  tracing: {
+    endpoint: "http://collector.monitoring:4318",
+    nodeEndpoint: "http://127.0.0.1:4318",
+    samplingRatio: 0.25,
+  },
   networkPolicy: {
     enabled: true,
     metricsFrom: [{ namespaceSelector: { matchLabels: { name: "monitoring" } } }],

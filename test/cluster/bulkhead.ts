@@ -14,7 +14,12 @@ export const namespace = "bulkhead-system";
 export const profiles = ["standard", "sandboxed"] as const;
 
 /** `helm upgrade --install` of the chart, as the README says, and waits until it runs everywhere. */
-export async function installChart(cluster: Cluster, tag: string, signal?: AbortSignal): Promise<void> {
+export async function installChart(
+  cluster: Cluster,
+  tag: string,
+  signal?: AbortSignal,
+  values: readonly string[] = [],
+): Promise<void> {
   // Helm installs CRDs and never upgrades them; an agent cannot report what the API server has no field for.
   await cluster.kubectl(
     [...["apply", "--server-side", "--force-conflicts"], ...["-f", join(repository, "charts/bulkhead/crds")]],
@@ -35,6 +40,7 @@ export async function installChart(cluster: Cluster, tag: string, signal?: Abort
       `image.registry=${cluster.registry}`,
       "--set",
       `image.tag=${tag}`,
+      ...values.flatMap((value) => ["--set", value]),
       "--wait",
       "--timeout",
       "3m",
@@ -84,20 +90,26 @@ export async function installBulkhead(
   cluster: Cluster,
   progress: Progress,
   signal?: AbortSignal,
+  values?: readonly string[],
 ): Promise<void> {
   const tag = await progress("build the images and push them to the registry", async () => {
     await ensureTestImages(`http://${cluster.registry}`, ["bulkhead/test:1"]);
     return pushImages(cluster.registry, signal);
   });
-  await progress("helm install charts/bulkhead", () => installChart(cluster, tag, signal));
+  await progress("helm install charts/bulkhead", () => installChart(cluster, tag, signal, values));
   await progress("apply examples/standard.yaml and examples/sandboxed.yaml, wait for Ready", () =>
     applyProfiles(cluster, profiles, signal),
   );
 }
 
+/** Where a test that wants the traces of {@link bulkheadCluster} listens; most of the time nobody does. */
+export const tracesPort = 4318;
+
 /** The shared cluster of the tests with Bulkhead on it. The first test file that asks pays for it. */
 export async function bulkheadCluster(): Promise<Cluster> {
   const cluster = await sharedCluster();
-  await installBulkhead(cluster, (_title, work) => work());
+  await installBulkhead(cluster, (_title, work) => work(), undefined, [
+    `tracing.endpoint=http://${cluster.plan.address}:${tracesPort}`,
+  ]);
   return cluster;
 }

@@ -12,6 +12,8 @@ export type NodeDescription = {
   engine: "containerd" | "bulkhead";
   /** Merged over the KubeletConfiguration every node gets (kubelet.config.k8s.io/v1beta1). */
   kubelet?: Readonly<Record<string, unknown>>;
+  /** Merged over the runtime's configuration, where the engine is Bulkhead's runtime alone. */
+  runtime?: Readonly<Record<string, unknown>>;
   labels?: Readonly<Record<string, string>>;
 };
 

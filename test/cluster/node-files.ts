@@ -23,7 +23,7 @@ export const nodeFiles = (
     path: "/etc/machine-id",
     text: `${createHash("sha256").update(`${plan.name}/${node.name}`).digest("hex").slice(0, 32)}\n`,
   },
-  ...(node.description.engine === "bulkhead" ? bulkheadFiles() : containerdFiles(plan)),
+  ...(node.description.engine === "bulkhead" ? bulkheadFiles(node.description) : containerdFiles(plan)),
   { path: `/etc/containerd/certs.d/${registryHost(plan)}/hosts.toml`, text: registryHosts(plan) },
   { path: "/etc/crictl.yaml", text: `runtime-endpoint: ${criEndpoint(node)}\n` },
   { path: "/etc/cni/net.d/10-pods.conflist", text: `${JSON.stringify(podNetwork(node), undefined, 2)}\n` },

@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { type Cluster, startCluster, stopCluster } from "../cluster/cluster.ts";
 import { sharedDescription } from "../cluster/shared.ts";
 import { ensureTestImages } from "../images/build.ts";
+import { pathOf, startReceiverOn } from "../observability/otlp.ts";
 import { first, inNamespace, type Namespace, podOf, ready } from "../pods/kube.ts";
 
 /**
@@ -12,6 +13,10 @@ import { first, inNamespace, type Namespace, podOf, ready } from "../pods/kube.t
 const name = `${sharedDescription.name}-gates`;
 const groups = "k8s-staging-cri-tools/test-image-predefined-group:latest";
 const unused = "k8s-staging-cri-tools/test-image-user-uid";
+/** The kubelet's own spans, its client's and the runtime's of a call. */
+const [runPodSandbox, startContainer] = ["RunPodSandbox", "StartContainer"].map((call) =>
+  ["syncPod", ...Array(2).fill(`runtime.v1.RuntimeService/${call}`)].join(" > "),
+);
 let cluster: Cluster;
 let ns: Namespace;
 let image: string;
@@ -33,9 +38,12 @@ beforeAll(async () => {
           // Wrong here; the runtime knows better (KubeletCgroupDriverFromCRI).
           cgroupDriver: "systemd",
           featureGates: { PodAndContainerStatsFromCRI: true, EventedPLEG: true },
+          tracing: { endpoint: "127.0.0.1:4317", samplingRatePerMillion: 1_000_000 },
           imageMinimumGCAge: "30s",
           imageMaximumGCAge: "1m",
         },
+        // Of what no kubelet traces, nothing: its word counts.
+        runtime: { tracing: { endpoint: "http://127.0.0.1:4318", samplingRatio: 0 } },
       },
     ],
   });
@@ -57,6 +65,33 @@ test("KubeletCgroupDriverFromCRI: pods lie where the runtime's driver puts them,
     .node("node-1")
     .exec(["find", "/sys/fs/cgroup/memory", "-name", `*${metadata.uid}*`]);
   expect(found.trim()).toBe(`/sys/fs/cgroup/memory/kubepods/besteffort/pod${metadata.uid}`);
+});
+
+test("KubeletTracing: a pod's start is one trace, from the kubelet's sync to the phases in the runtime", async () => {
+  await using receiver = await startReceiverOn(cluster.node("node-1"));
+  await ns.apply(pod("traced"));
+  const { metadata } = await ns.until("traced", ready);
+  const start = async () => {
+    const spans = await receiver.spans();
+    const run = spans.find(
+      ({ service, name, attributes }) =>
+        service === "bulkhead-runtime" &&
+        name === "runtime.v1.RuntimeService/RunPodSandbox" &&
+        attributes["k8s.pod.uid"] === metadata.uid,
+    );
+    return spans.filter(({ traceId }) => traceId === run?.traceId);
+  };
+  const pathsOf = async () => {
+    const spans = await start();
+    return spans.map((span) => pathOf(span, spans).join(" > "));
+  };
+  await vi.waitFor(async () => expect(await pathsOf()).toContain(`${startContainer} > start > runc start`), {
+    timeout: 30_000,
+    interval: 500,
+  });
+  expect(await pathsOf()).toContain(`${runPodSandbox} > network > cni bridge ADD`);
+  const services = new Set((await start()).map(({ service }) => service));
+  expect([...services].sort()).toEqual(["bulkhead-runtime", "kubelet"]);
 });
 
 test("UserNamespacesSupport: root of a pod with hostUsers: false is nobody on the node", async () => {

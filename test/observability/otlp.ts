@@ -6,6 +6,7 @@ import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import type { Node } from "../cluster/cluster.ts";
 import { tool } from "../tools/cache.ts";
 import { freePort } from "../tools/free-port.ts";
 
@@ -30,16 +31,14 @@ export type ReceivedSpan = {
 export type Receiver = AsyncDisposable & {
   /** Base URL of OTLP by HTTP. */
   http: string;
-  /** HOST:PORT of OTLP by gRPC. */
-  grpc: string;
   spans(): Promise<ReceivedSpan[]>;
 };
 
-/** Starts a receiver on `host`; free ports, or those that are named. */
-export const startReceiver = async (host = "127.0.0.1"): Promise<Receiver> => {
+/** Starts a receiver on `host`, at free ports or at this one for HTTP. */
+export const startReceiver = async (host = "127.0.0.1", httpPort?: number): Promise<Receiver> => {
   const dir = await mkdtemp(join(tmpdir(), "bh-otlp-"));
   const file = join(dir, "spans");
-  const ports = { grpc: await freePort(host), http: await freePort(host) };
+  const ports = { grpc: await freePort(host), http: httpPort ?? (await freePort(host)) };
   const out = openSync(file, "a");
   const child = spawn(
     tool("otlp-receiver"),
@@ -50,7 +49,6 @@ export const startReceiver = async (host = "127.0.0.1"): Promise<Receiver> => {
     if (child.exitCode !== null || Date.now() > deadline) throw new Error("Cannot start otlp-receiver");
   return {
     http: `http://${host}:${ports.http}`,
-    grpc: `${host}:${ports.grpc}`,
     spans: async () => parse(await readFile(file, "utf8")),
     [Symbol.asyncDispose]: async () => {
       if (child.exitCode === null && child.signalCode === null) {
@@ -59,6 +57,23 @@ export const startReceiver = async (host = "127.0.0.1"): Promise<Receiver> => {
         await ended;
       }
       await rm(dir, { recursive: true, force: true });
+    },
+  };
+};
+
+/** A receiver as a service of a node, at the usual ports of its loopback interface. */
+export const startReceiverOn = async (
+  node: Node,
+): Promise<Pick<Receiver, "spans" | typeof Symbol.asyncDispose>> => {
+  const [unit, program, file] = ["otlp-receiver", "/usr/local/bin/otlp-receiver", "/var/tmp/spans"];
+  await node.copyTo(tool("otlp-receiver"), program);
+  await node.exec(["touch", file]);
+  await node.exec(["systemd-run", `--unit=${unit}`, `--property=StandardOutput=append:${file}`, program]);
+  return {
+    spans: async () => parse(await node.readFile(file)),
+    [Symbol.asyncDispose]: async () => {
+      await node.exec(["systemctl", "stop", unit]);
+      await node.exec(["rm", "-f", program, file]);
     },
   };
 };

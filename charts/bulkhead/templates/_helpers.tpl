@@ -53,3 +53,12 @@ runAsGroup: 65532
 capabilities: { drop: [ALL] }
 seccompProfile: { type: RuntimeDefault }
 {{- end }}
+
+{{- define "bulkhead.tracing" -}}
+{{- with .Values.tracing.endpoint }}
+- --trace-endpoint={{ . }}
+{{- end }}
+{{- if or .Values.tracing.endpoint .Values.tracing.nodeEndpoint }}
+- --trace-sampling={{ .Values.tracing.samplingRatio }}
+{{- end }}
+{{- end }}

@@ -1,4 +1,5 @@
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import type { TracingConfig } from "@bulkhead/lib/tracing/settings.ts";
 import type { Logger } from "pino";
 import type { BundleCheck, Manifest } from "./bundle.ts";
 import { gatherFacts, type HostFacts } from "./facts.ts";
@@ -23,6 +24,8 @@ export type Installer = {
   check: BundleCheck;
   metrics: InstallerMetrics;
   log: Logger;
+  /** Where our runtime's traces go; no endpoint: nowhere. */
+  runtimeTracing: TracingConfig;
   ledger: Ledger;
   walls: Walls;
 };

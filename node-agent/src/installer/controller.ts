@@ -3,6 +3,7 @@ import type { DesiredProfile, NodeRuntimeStatus } from "@bulkhead/lib/api/node-r
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { rootSpan } from "@bulkhead/lib/tracing/span.ts";
 import { NodeEngine } from "../engine/serve.ts";
 import type { Desired, Happening } from "../protocol.ts";
 import { Artifacts } from "./artifact/artifacts.ts";
@@ -91,7 +92,10 @@ export class Controller {
       const desired = this.#desired;
       if (desired !== undefined) {
         try {
-          await this.#converge(desired, signal);
+          const { generation } = desired;
+          await rootSpan("pass", { quiet: true, attributes: { "bulkhead.generation": generation } }, () =>
+            this.#converge(desired, signal),
+          );
           // A pass that a newer desired state overtook has observed only its own.
           ledger.see({ observed: desired.generation });
         } catch (error) {

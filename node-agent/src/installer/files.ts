@@ -6,6 +6,7 @@ import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { handlerKind } from "@bulkhead/lib/api/runtime-profile.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { TracingConfig } from "@bulkhead/lib/tracing/settings.ts";
 import * as yaml from "js-yaml";
 import * as toml from "smol-toml";
 import type { Mark, Wall } from "../probe/wall.ts";
@@ -81,7 +82,7 @@ export const certsDirectory = "/etc/containerd/certs.d";
 export const runtimeMetrics = "127.0.0.1:9474";
 
 /** The runtime's configuration: it fronts `former`, the engine that served the kubelet before. */
-export const runtimeConfig = (version: string, former: string): string =>
+export const runtimeConfig = (version: string, former: string, tracing: TracingConfig): string =>
   header +
   yaml.dump({
     socket: paths.socket,
@@ -99,6 +100,7 @@ export const runtimeConfig = (version: string, former: string): string =>
       mirrors: { [canaryImage.split("/")[0] ?? ""]: [`oci:${versionDirectory(version)}/canary`] },
     },
     metrics: { listen: runtimeMetrics },
+    ...(tracing.endpoint === "" ? {} : { tracing }),
   });
 
 /** What the bundle and the node can run. `vm`: undefined where nobody looked. `shim`: where the profile's stands. */

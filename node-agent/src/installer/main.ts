@@ -1,7 +1,11 @@
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
-import { Command } from "commander";
+import { endpointFlag, type TracingFlags, tracingFlags } from "@bulkhead/lib/tracing/flags.ts";
+import { spanCounter } from "@bulkhead/lib/tracing/metrics.ts";
+import { traceFields } from "@bulkhead/lib/tracing/span.ts";
+import { startTracing } from "@bulkhead/lib/tracing/start.ts";
+import { Command, Option } from "commander";
 import { pino } from "pino";
 import { collectDefaultMetrics, Registry } from "prom-client";
 import { socketPath } from "../protocol.ts";
@@ -16,12 +20,12 @@ import { Ownership } from "./ownership.ts";
 import { serveSocket } from "./server.ts";
 
 /**
- * The installer: root on the host, without a token and without any use of the network. It does what the typed
- * desired state on its socket says, and nothing else. A SIGTERM ends the program and changes nothing on the node:
- * an upgrade of the agent is not an uninstall.
+ * The installer: root on the host, without a token and without any use of the network but to send traces where an
+ * endpoint is given. It does what the typed desired state on its socket says, and nothing else. A SIGTERM ends the
+ * program and changes nothing on the node: an upgrade of the agent is not an uninstall.
  */
 
-const program = new Command("bulkhead-installer")
+const program = tracingFlags(new Command("bulkhead-installer"))
   .description("Brings this node to what its NodeRuntime says; talks to the reporter over a Unix socket")
   .option("--host <directory>", "where the host's root file system is mounted", "/host")
   .option("--bundle <directory>", "the files to install, with manifest.json", "/bundle")
@@ -33,32 +37,51 @@ const program = new Command("bulkhead-installer")
     "asked for every artifact, whatever registry its image names; empty: that one",
     "",
   )
+  .addOption(
+    new Option(
+      "--trace-node-endpoint <url>",
+      "the receiver as the node's own network reaches it; empty: the same",
+    )
+      .argParser(endpointFlag)
+      .default(""),
+  )
   .option("--log-level <level>", "trace, debug, info, warn or error", "info")
   .parse();
-const options = program.opts<{
-  host: string;
-  bundle: string;
-  busybox: string;
-  socket: string;
-  nodeName: string;
-  artifactRegistry: string;
-  logLevel: string;
-}>();
-const log = pino({ level: options.logLevel, base: { program: "installer" } });
+const options = program.opts<
+  TracingFlags & {
+    traceNodeEndpoint: string;
+    host: string;
+    bundle: string;
+    busybox: string;
+    socket: string;
+    nodeName: string;
+    artifactRegistry: string;
+    logLevel: string;
+  }
+>();
+const log = pino({ level: options.logLevel, base: { program: "installer" }, mixin: traceFields });
 const stop = new AbortController();
 for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => stop.abort(new Error(name)));
 
 async function main(signal: AbortSignal): Promise<void> {
   const host = mountedHost(options.host, options.busybox);
   const manifest = await readManifest(options.bundle);
+  const registry = new Registry();
+  if (options.nodeName !== "") registry.setDefaultLabels({ node: options.nodeName });
+  collectDefaultMetrics({ register: registry, prefix: "bulkhead_installer_" });
+  const { traceEndpoint: endpoint, traceSampling: samplingRatio, traceNodeEndpoint } = options;
+  // Ends after the lock, which the next installer waits for.
+  await using _tracing = await startTracing({
+    ...{ service: "bulkhead-agent", version: manifest.version, log },
+    resource: { "k8s.node.name": options.nodeName },
+    config: { endpoint, samplingRatio },
+    count: spanCounter(registry, "bulkhead_installer_"),
+  });
   await using _lock = await acquireLock(host, installed.lock, signal, (holder) =>
     log.info({ holder }, "another installer is at work on this node"),
   );
   const ownership = new Ownership(host, installed.record);
   await ownership.load();
-  const registry = new Registry();
-  if (options.nodeName !== "") registry.setDefaultLabels({ node: options.nodeName });
-  collectDefaultMetrics({ register: registry, prefix: "bulkhead_installer_" });
   const facts = await hostFacts(host, join(options.bundle, kvmProbe));
   const controller = new Controller({
     host,
@@ -71,6 +94,7 @@ async function main(signal: AbortSignal): Promise<void> {
     log,
     instance: randomUUID(),
     artifactRegistry: options.artifactRegistry || undefined,
+    runtimeTracing: { endpoint: traceNodeEndpoint || endpoint, samplingRatio },
   });
   /** The runtime's metrics stand on the host's loopback interface, where the reporter cannot reach them. */
   const runtime = async (): Promise<string> => {
@@ -99,3 +123,5 @@ try {
     process.exitCode = 1;
   }
 }
+// An export may linger; everything that counts is closed.
+process.exit();

@@ -4,6 +4,7 @@ import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { span } from "@bulkhead/lib/tracing/span.ts";
 import { type CanaryDeadlines, type Elsewhere, runCanary, runSeenCanary } from "../probe/canary.ts";
 import { judge } from "../probe/wall.ts";
 import type { Installer } from "./context.ts";
@@ -92,7 +93,11 @@ export async function prove(
   };
   for (let tries = 1; ; tries++) {
     try {
-      const canary = await attempt();
+      const canary = await span(
+        "canary",
+        { "bulkhead.profile": name, "bulkhead.canary.try": tries },
+        attempt,
+      );
       metrics.passed(name, canary.startSeconds);
       log.info({ profile: name, seconds: canary.startSeconds, kernel: canary.kernel }, "canary passed");
       return canary;

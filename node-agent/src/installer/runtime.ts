@@ -148,8 +148,9 @@ export class OwnRuntime {
   }
 
   #files(former: string): EngineFiles {
-    const { version } = this.#installer.manifest;
-    return { version, config: runtimeConfig(version, former), unit: unitFile() };
+    const { manifest, runtimeTracing } = this.#installer;
+    const { version } = manifest;
+    return { version, config: runtimeConfig(version, former, runtimeTracing), unit: unitFile() };
   }
 
   /** Says which of our files somebody else changed: they are about to be put right. */

@@ -5,6 +5,7 @@ import { paths } from "@bulkhead/lib/api/paths.ts";
 import { type CriClient, connectCri } from "@bulkhead/lib/cri/client.ts";
 import { PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { type Attributes, span } from "@bulkhead/lib/tracing/span.ts";
 import type { Logger } from "pino";
 import { z } from "zod";
 import { engineExecutors } from "../engine/steps.ts";
@@ -259,16 +260,35 @@ export async function execute(
     const brief = Object.fromEntries(
       Object.entries(rest).filter(([, value]) => typeof value === "string" && value.length < 200),
     );
+    // That the runtime serves is looked at in every pass.
+    const routine = what === "await-runtime" && steps.length === 1;
+    const work = (): Promise<void> =>
+      (run[what] as (step: Step, signal: AbortSignal) => Promise<void>)(step, signal);
     try {
-      await (run[what] as (step: Step, signal: AbortSignal) => Promise<void>)(step, signal);
-      const level = what === "await-runtime" && steps.length === 1 ? "debug" : "info";
-      log[level]({ step: what, ...brief, ms: Math.round(performance.now() - startedAt) }, "step done");
+      await (routine ? work() : span(what, attributesOf(step), work));
+      log[routine ? "debug" : "info"](
+        { step: what, ...brief, ms: Math.round(performance.now() - startedAt) },
+        "step done",
+      );
     } catch (error) {
       log.warn({ step: what, ...brief, err: messageOf(error) }, "step failed");
       throw error;
     }
   }
 }
+
+/** What of a step its span says: names, nothing of what is in files or on command lines. */
+const attributesOf = (step: Step): Attributes => {
+  const fields = step as Partial<Record<"path" | "unit" | "version" | "handler" | "revision", unknown>>;
+  const text = (value: unknown): string | undefined => (typeof value === "string" ? value : undefined);
+  return {
+    "file.path": text(fields.path),
+    "bulkhead.unit": text(fields.unit),
+    "bulkhead.version": text(fields.version),
+    "bulkhead.handler": text(fields.handler),
+    "bulkhead.profile.revision": text(fields.revision),
+  };
+};
 
 /** Removes the empty control groups that the runtime made for its monitors and for pods without a parent. */
 async function removeCgroups(host: Host): Promise<void> {
