@@ -1,3 +1,5 @@
+import { span } from "@bulkhead/lib/tracing/span.ts";
+
 /** Ranks of {@link Turns}: what is further on its way to a running container goes first. */
 export const turn = { start: 0, create: 1, sandbox: 2 } as const;
 
@@ -62,7 +64,7 @@ export class Turns {
     queue.push(resolve);
     signal.addEventListener("abort", abort, { once: true });
     try {
-      await promise;
+      await span("turn", {}, () => promise);
     } finally {
       signal.removeEventListener("abort", abort);
     }
