@@ -1,3 +1,4 @@
+import { setImmediate as turn } from "node:timers/promises";
 import type { Logger } from "pino";
 import { type Clock, systemClock } from "../std/clock.ts";
 import { hasCode, messageOf } from "../std/errors.ts";
@@ -87,7 +88,11 @@ export const createReflector = <T extends KubeObject>(options: ReflectorOptions<
       resourceVersion = page.resourceVersion;
       at = page.continue;
     } while (at);
-    for (const change of store.replace(items)) tell(change);
+    for (const [index, change] of store.replace(items).entries()) {
+      tell(change);
+      // Handlers of thousands of objects in one go would hold up all else.
+      if (index % 100 === 99) await turn();
+    }
     isServed = true;
     isSynced = true;
     markSynced();

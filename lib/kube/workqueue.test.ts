@@ -210,3 +210,22 @@ test("No key is lost: after the last add of a key a handling of it begins", asyn
     { numRuns: 40 },
   );
 });
+
+test("Thousands of keys with nothing to wait for let timers and connections in between", async () => {
+  const queue = createQueue();
+  const stop = new AbortController();
+  let worked = 0;
+  for (let key = 0; key < 2000; key++) queue.add(String(key));
+  const running = queue.run({
+    concurrency: 4,
+    signal: stop.signal,
+    handle: async () => {
+      if (++worked === 2000) stop.abort();
+      return undefined;
+    },
+  });
+  const meanwhile = await new Promise<number>((resolve) => setImmediate(() => resolve(worked)));
+  await running;
+  expect(meanwhile).toBeLessThan(100);
+  expect(worked).toBe(2000);
+});

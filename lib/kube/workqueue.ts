@@ -1,3 +1,4 @@
+import { setImmediate as turn } from "node:timers/promises";
 import type { Clock } from "../std/clock.ts";
 import { systemClock } from "../std/clock.ts";
 
@@ -156,6 +157,8 @@ export const createQueue = (options: QueueOptions = {}): Queue => {
             observer?.finished(worked(), "error");
             onError?.(key, error, delay);
           }
+          // Thousands of keys with nothing to wait for must not hold up timers and connections: a Lease ran out by that.
+          await turn();
         }
       };
       await Promise.all(Array.from({ length: concurrency }, worker));
