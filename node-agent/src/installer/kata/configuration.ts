@@ -104,12 +104,16 @@ const size = (vm: VmSettings): Table => ({
   // Dragonball caps what it starts with by this; 0 stands for all of the node's elsewhere.
   default_maxvcpus: vm.hypervisor === "dragonball" ? 32 : 0,
   default_memory: vm.memoryMiB,
-  // What the guest itself needs, beyond the pod's limits. The older runtime adds the limits to default_memory.
-  ...(vm.shim === "rust" && vm.hypervisor !== "firecracker"
-    ? { overhead_vcpus: 0.2, overhead_memory: 32 }
-    : {}),
+  ...(vm.shim === "rust" ? rustSize(vm) : {}),
   default_bridges: vm.hypervisor === "dragonball" ? 0 : 1,
 });
+
+const rustSize = (vm: VmSettings): Table =>
+  vm.hypervisor === "firecracker"
+    ? // For this hypervisor alone Kata fills nothing in, and refuses none.
+      { memory_slots: 10 }
+    : // What the guest itself needs, beyond the pod's limits. The older runtime adds the limits to default_memory.
+      { overhead_vcpus: 0.2, overhead_memory: 32 };
 
 const sharing = (vm: VmSettings, files: Installation): Table => {
   if (vm.hypervisor === "firecracker") return {};
