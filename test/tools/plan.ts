@@ -10,6 +10,7 @@ export type Step = {
   | { do: "go"; module: string; builds: readonly GoBuild[] }
   | { do: "kubectl" }
   | { do: "criu" }
+  | { do: "youki" }
   | {
       do: "debian";
       programs: readonly ("etcd" | "docker-registry" | "prometheus" | "tinyproxy" | "containerd-1.6")[];
@@ -198,6 +199,8 @@ export const steps: readonly Step[] = [
     module: "otlp",
     builds: [{ output: "otlp-receiver", package: "." }],
   },
+  // Of one test, and minutes of work: made by `./dev setup` alone, as cosign is.
+  { id: "youki", do: "youki", after: ["packages"] },
   {
     id: "cni",
     do: "go",

@@ -5,6 +5,7 @@ import { debianProgram, debianPrograms } from "./debian.ts";
 import { buildGo } from "./go.ts";
 import { fetchKubectl } from "./kubectl.ts";
 import { type Need, type Step, startable, stepsFor } from "./plan.ts";
+import { buildYouki } from "./youki.ts";
 
 /** What is told of each step that had something to do. */
 export type SetupReport = (step: string, event: "begin" | "end", seconds: number) => void;
@@ -19,6 +20,7 @@ const executors: Executors = {
   go: ({ module, builds }, signal) => buildGo(module, builds, signal),
   kubectl: (_step, signal) => fetchKubectl(signal),
   criu: (_step, signal) => fetchCriu(signal),
+  youki: (_step, signal) => buildYouki(signal),
   debian: async ({ programs }, signal) => {
     for (const name of programs)
       await debianProgram(debianPrograms[name].pkg, debianPrograms[name].path, signal);

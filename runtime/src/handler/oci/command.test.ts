@@ -20,6 +20,12 @@ describe("the runtime's failure", () => {
     );
     expect(failureOf('time="t" level=warning msg="hm"\n')).toBe("");
     expect(failureOf("container does not exist\n")).toBe("container does not exist");
+    const youki = [
+      `{"timestamp":"t","level":"WARN","message":"no hugetlb","target":"libcgroups"}`,
+      `{"timestamp":"t","level":"ERROR","message":"exec failed\\n\\nStack backtrace:\\n 0: x","target":"youki"}`,
+    ];
+    expect(failureOf(youki.join("\n"))).toBe("exec failed");
+    expect(failureOf(youki[0] ?? "")).toBe("");
   });
 });
 
@@ -89,7 +95,12 @@ test("a holder has the pod's namespaces and cgroup, and nothing of its mounts, c
   const spec = holderSpec(pod, "/s/rootfs", "/opt/pause");
   expect(spec.linux).toMatchObject({ namespaces: [{ type: "pid" }], cgroupsPath: "/pod/x" });
   expect(spec.mounts.map((mount) => mount.destination)).toEqual(["/proc", "/dev", "/pause"]);
-  expect(spec.process).toMatchObject({ args: ["/pause"], env: [], oomScoreAdj: -998, noNewPrivileges: true });
+  expect(spec.process).toMatchObject({
+    args: ["/pause"],
+    env: ["PATH=/"],
+    oomScoreAdj: -998,
+    noNewPrivileges: true,
+  });
   expect(spec.process?.capabilities).toEqual({ bounding: [], effective: [], permitted: [] });
 });
 

@@ -71,10 +71,12 @@ export const failureOf = (text: string): string => {
 const messageIn = (line: string): string | undefined => {
   if (line.startsWith("{")) {
     try {
-      const entry = JSON.parse(line) as { level?: unknown; msg?: unknown };
-      if (typeof entry.msg === "string")
-        return entry.level === "error" || entry.level === "fatal" || entry.level === undefined
-          ? entry.msg
+      // youki calls them otherwise, and says where in its code it was.
+      const { level, msg, message } = JSON.parse(line) as Record<string, unknown>;
+      const said = typeof msg === "string" ? msg : message;
+      if (typeof said === "string")
+        return level === undefined || /^(error|fatal)$/i.test(String(level))
+          ? said.replace(/\s*Stack backtrace:[\s\S]*$/, "")
           : undefined;
     } catch {}
   }

@@ -20,7 +20,8 @@ const PAUSE = "/pause";
 const process: Process = {
   user: { uid: 0, gid: 0 },
   args: [PAUSE],
-  env: [],
+  // youki starts nothing without one.
+  env: ["PATH=/"],
   cwd: "/",
   noNewPrivileges: true,
   capabilities: { bounding: [], effective: [], permitted: [] },
