@@ -1,3 +1,5 @@
+import { once } from "node:events";
+import { type AddressInfo, createServer } from "node:net";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { type FaultyProxy, startProxy } from "@bulkhead/test/apiserver/proxy.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
@@ -139,6 +141,20 @@ describe("The client", () => {
   test("gives up on a server that does not answer", async () => {
     proxy.fault = () => ({ do: "hang" });
     await expect(throughProxy.list(configMaps)).rejects.toMatchObject({ code: "deadline-exceeded" });
+  });
+
+  test("keeps a request's deadline while there is no connection either", async () => {
+    const silent = createServer(() => {}).listen(0, "127.0.0.1");
+    await once(silent, "listening");
+    const { port } = silent.address() as AddressInfo;
+    const none = { server: `https://127.0.0.1:${port}`, tls: {}, headers: async () => ({}) };
+    const waiting = createClient({ config: none });
+    const started = Date.now();
+    const signal = AbortSignal.timeout(500);
+    await expect(waiting.list(configMaps, { signal })).rejects.toMatchObject({ name: "TimeoutError" });
+    expect(Date.now() - started).toBeLessThan(3_000);
+    await waiting.close();
+    silent.close();
   });
 
   test.each([{ do: "cut" } as const, { do: "truncate", bytes: 100 } as const])(

@@ -201,6 +201,21 @@ const noAnswer = (what: string, error: unknown, signal?: AbortSignal): unknown =
   });
 };
 
+/** undici looks at the signal only once a request has its connection: one that waits for it would wait for ever. */
+const orAborted = async <T>(sent: Promise<T>, signal: AbortSignal): Promise<T> => {
+  const { promise: aborted, reject } = Promise.withResolvers<never>();
+  const give = () => reject(signal.reason);
+  signal.addEventListener("abort", give, { once: true });
+  if (signal.aborted) give();
+  // It ends by the signal, too, later.
+  sent.catch(() => {});
+  try {
+    return await Promise.race([sent, aborted]);
+  } finally {
+    signal.removeEventListener("abort", give);
+  }
+};
+
 /** One line of a watch answer is one object; nothing Bulkhead watches comes near this. */
 const maxLine = 32 * 1024 * 1024;
 
@@ -257,7 +272,8 @@ export const createClient = (options: ClientOptions): Client => {
       let answer: { status: number; text: string; retryAfter?: string };
       try {
         const deadline = AbortSignal.timeout(timeoutMs);
-        const response = await requests.request({
+        const signal = request.signal ? AbortSignal.any([request.signal, deadline]) : deadline;
+        const sent = requests.request({
           origin: config.server,
           path: request.path,
           method: request.method,
@@ -268,8 +284,9 @@ export const createClient = (options: ClientOptions): Client => {
             ...(body === null ? {} : { "content-type": request.contentType ?? "application/json" }),
           },
           body,
-          signal: request.signal ? AbortSignal.any([request.signal, deadline]) : deadline,
+          signal,
         });
+        const response = await orAborted(sent, signal);
         const retryAfter = response.headers["retry-after"];
         answer = {
           status: response.statusCode,
@@ -418,7 +435,7 @@ export const createClient = (options: ClientOptions): Client => {
       const signal = AbortSignal.any([o.signal, stop.signal]);
       let response: Dispatcher.ResponseData;
       try {
-        response = await watches.request({
+        const sent = watches.request({
           origin: config.server,
           path: `${basePath(resource, o.namespace)}${query({
             watch: 1,
@@ -437,6 +454,7 @@ export const createClient = (options: ClientOptions): Client => {
           signal,
           bodyTimeout: o.idleMs ?? 150_000,
         });
+        response = await orAborted(sent, signal);
       } catch (error) {
         options.onRequest?.({ method: "GET", code: "<error>", ms: clock.now() - started });
         throw noAnswer(what, error, o.signal);

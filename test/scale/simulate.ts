@@ -146,7 +146,12 @@ export const simulate = async (options: Simulation): Promise<Result> => {
 
   const until = async (what: string, holds: () => boolean): Promise<number> => {
     const deadline = Date.now() + options.phaseMs;
-    while (!holds()) {
+    for (let turn = 0; !holds(); turn++) {
+      // A run that comes to no end tells how far it came.
+      if (turn % 300 === 299)
+        say(
+          `  ${agents.runtimes.size} NodeRuntimes, ${agents.waiting()} agents at work, ${agents.writes().answers} answers; the operator took ${Math.round(peak)} MiB at most`,
+        );
       const { exitCode } = operator.child;
       if (exitCode !== null)
         throw new RuntimeError(
