@@ -27,7 +27,7 @@ import { bundle, operatorFlags, workersOf } from "./bundle.ts";
 /**
  * Builds the images of operator and node agent and pushes them:
  *
- *   node images/build.ts --registry HOST:PORT --tag T [--insecure] [--only operator|node-agent]
+ *   node images/build.ts --registry HOST:PORT --tag T [--release V] [--insecure] [--only operator|node-agent]
  *
  * An image is a list of layers, a layer a list of files, and nothing else decides its bytes: each layer is kept in
  * the cache by the hash of its files, so that a build where nothing changed writes nothing. The layers that never
@@ -46,12 +46,14 @@ const { values } = parseArgs({
     tag: { type: "string", default: "dev" },
     insecure: { type: "boolean", default: false },
     only: { type: "string" },
+    /** The version that the programs say; package.json's when left out. */
+    release: { type: "string" },
     cache: { type: "string", default: process.env.BULKHEAD_CACHE ?? join(homedir(), ".cache/bulkhead") },
     help: { type: "boolean", default: false },
   },
 });
 const usage =
-  "node images/build.ts --registry HOST:PORT [--tag T] [--insecure] [--only operator|node-agent] [--cache DIR]";
+  "node images/build.ts --registry HOST:PORT [--tag T] [--release V] [--insecure] [--only operator|node-agent] [--cache DIR]";
 
 /** Where the agent puts the bundle on a node: programs of ours name their loader by this path. */
 const home = "/opt/bulkhead/current";
@@ -369,9 +371,10 @@ async function main(): Promise<void> {
     return;
   }
   const { registry } = values;
-  const { version: release } = JSON.parse(await readFile(join(repository, "package.json"), "utf8")) as {
+  const manifest = JSON.parse(await readFile(join(repository, "package.json"), "utf8")) as {
     version: string;
   };
+  const release = values.release ?? manifest.version;
   const node = await realpath(process.execPath);
   const conmon = await which("conmon", "the package conmon");
   const crun = await which("crun", "the package crun");
@@ -391,7 +394,7 @@ async function main(): Promise<void> {
   const scratch = await mkdtemp(join(tmpdir(), "bulkhead-images-"));
   try {
     await timed("bundle programs", async () => {
-      const operator = bundle({ operator: "operator/src/main.ts" }, join(scratch, "operator"));
+      const operator = bundle({ operator: "operator/src/main.ts" }, join(scratch, "operator"), release);
       if (values.only === "operator") return operator;
       await Promise.all([
         operator,
@@ -402,10 +405,12 @@ async function main(): Promise<void> {
             uninstall: "node-agent/src/uninstall/main.ts",
           },
           join(scratch, "agent"),
+          release,
         ),
         bundle(
           { main: "runtime/src/main.ts", ...(await workersOf("runtime/src")) },
           join(scratch, "runtime"),
+          release,
         ),
       ]);
     });

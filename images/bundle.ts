@@ -1,6 +1,6 @@
-import { chmod, readdir } from "node:fs/promises";
+import { chmod, readdir, readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { type BuildOptions, build } from "esbuild";
+import { type BuildOptions, build, type Plugin } from "esbuild";
 
 const repository = dirname(import.meta.dirname);
 
@@ -27,10 +27,26 @@ const bundling: BuildOptions = {
 /** Node's own flags of the operator: watches of thousands of nodes are short-lived text, and need no 60 MB of nursery. */
 export const operatorFlags = ["--max-semi-space-size=8"];
 
-/** Bundles programs into one directory: output name → entry file. */
-export async function bundle(entries: Record<string, string>, directory: string): Promise<void> {
+/** Programs that print their package's version print this one. */
+const saying = (version: string): Plugin => ({
+  name: "version",
+  setup: ({ onLoad }) => {
+    onLoad({ filter: /\/(operator|node-agent|runtime)\/package\.json$/ }, async ({ path }) => ({
+      loader: "json",
+      contents: JSON.stringify({ ...JSON.parse(await readFile(path, "utf8")), version }),
+    }));
+  },
+});
+
+/** Bundles programs into one directory: output name → entry file. They print `release` as their version, or their package's. */
+export async function bundle(
+  entries: Record<string, string>,
+  directory: string,
+  release?: string,
+): Promise<void> {
   await build({
     ...bundling,
+    plugins: release === undefined ? [] : [saying(release)],
     entryPoints: Object.entries(entries).map(([out, file]) => ({ out, in: join(repository, file) })),
     outdir: directory,
     outExtension: { ".js": ".mjs" },

@@ -9,12 +9,18 @@ const repository = join(import.meta.dirname, "../..");
  * when nothing changed. Returns a tag that names their content, so that an upgrade to the same changes nothing and
  * one to other images starts new pods.
  */
-export async function pushImages(registry: string, signal?: AbortSignal): Promise<string> {
+export async function pushImages(
+  registry: string,
+  signal?: AbortSignal,
+  /** The version that they are to be; this tree's when left out. */
+  release?: string,
+): Promise<string> {
   await run(
     [
       process.execPath,
       join(repository, "images/build.ts"),
       ...["--registry", registry, "--tag", "dev", "--insecure"],
+      ...(release === undefined ? [] : ["--release", release]),
     ],
     { signal },
   );

@@ -3,9 +3,10 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { applyProfiles, namespace, profileReady } from "../cluster/bulkhead.ts";
 import { pushImages } from "../cluster/push-images.ts";
 import { first, podOf, ready } from "../pods/kube.ts";
+import type { Lives } from "../pods/lives.ts";
 import { tool } from "../tools/cache.ts";
 import { outcome } from "../tools/run.ts";
-import { eventually, type Life, type Lives, openLife, walls } from "./life.ts";
+import { eventually, type Life, openLife, walls } from "./life.ts";
 import { difference, nodeListing } from "./listing.ts";
 
 /**

@@ -1,10 +1,10 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { profileReady } from "../cluster/bulkhead.ts";
+import type { Lives } from "../pods/lives.ts";
 import {
   type Condition,
   eventually,
   type Life,
-  type Lives,
   type NodeProfile,
   openLife,
   profileOf,

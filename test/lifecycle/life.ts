@@ -1,11 +1,12 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "vitest";
 import { applyProfiles, installChart, namespace, profiles } from "../cluster/bulkhead.ts";
-import { type Cluster, type Node, startCluster } from "../cluster/cluster.ts";
+import { type Cluster, startCluster } from "../cluster/cluster.ts";
 import type { ClusterDescription } from "../cluster/description.ts";
 import { pushImages } from "../cluster/push-images.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { inNamespace, podOf } from "../pods/kube.ts";
+import { type Lives, livesOf } from "../pods/lives.ts";
 
 /** What the tests of Bulkhead's life on a node share: one cluster with one node, and how its life is told. */
 
@@ -17,9 +18,6 @@ export const description: ClusterDescription = {
 
 /** The profiles that serve throughout. */
 export const walls = profiles;
-
-/** Each container by pod: its id, how often it was restarted, its first process and when that began. */
-export type Lives = Record<string, { id: string; restarts: number; process: string }>;
 
 export type Condition = {
   type: string;
@@ -84,30 +82,6 @@ export const openLife = async (name: string) => {
     return status.conditions.find(({ type }) => type === "Ready");
   };
 
-  const lives = async (prefix = ""): Promise<Lives> => {
-    const { items } = JSON.parse(await ns.kubectl(["get", "pods", "-o", "json"])) as {
-      items: Awaited<ReturnType<typeof ns.get>>[];
-    };
-    const processes = await processesOf(node);
-    return Object.fromEntries(
-      items
-        .filter(({ metadata }) => metadata.name.startsWith(prefix))
-        .flatMap(({ metadata, status }) =>
-          (status.containerStatuses ?? []).map(({ name, containerID, restartCount }) => {
-            const id = containerID.replace(/^.*:\/\//, "");
-            // Behind gVisor a container has no process on the node: its sandbox has.
-            const process =
-              processes.find(({ cgroups }) => cgroups.includes(id)) ??
-              processes.find(({ cgroups }) => cgroups.includes(`pod${metadata.uid}`));
-            return [
-              `${metadata.name}/${name}`,
-              { id, restarts: restartCount, process: process?.identity ?? "" },
-            ] as const;
-          }),
-        ),
-    );
-  };
-
   /** How many numbers stand in a pod's log. They are in order; a gap is an error, a repeated one is none under shims. */
   const numbersIn = async (pod: string): Promise<number> => {
     const numbers = (await ns.kubectl(["logs", pod])).trim().split("\n").map(Number);
@@ -128,7 +102,7 @@ export const openLife = async (name: string) => {
     nodeProfile,
     condition,
     nodeReady,
-    lives,
+    lives: (prefix?: string): Promise<Lives> => livesOf(ns, [node], prefix),
     apply: (object: object) => cluster.kubectl(["apply", "-f", "-"], { input: JSON.stringify(object) }),
     crictl: (...argv: string[]) =>
       node.exec(["crictl", "--runtime-endpoint=unix:///run/bulkhead/cri.sock", ...argv]),
@@ -166,21 +140,6 @@ export const openLife = async (name: string) => {
       await ns.destroy();
     },
   };
-};
-
-/** The node's processes, oldest first. Nobody but the kernel can vouch for one: its pid and when it began. */
-const processesOf = async (node: Node): Promise<{ identity: string; cgroups: string }[]> => {
-  const script =
-    "for p in /proc/[0-9]*; do s=$(cat $p/stat) && c=$(tr '\\n' ' ' <$p/cgroup) && echo \"$s|$c\"; done 2>/dev/null; true";
-  return (await node.exec(["sh", "-c", script]))
-    .split("\n")
-    .flatMap((line) => {
-      const [, pid, fields, cgroups] = /^([0-9]+) \(.*\) ([^|]*)\|(.*)$/.exec(line) ?? [];
-      if (pid === undefined || fields === undefined || cgroups === undefined) return [];
-      return [{ pid: Number(pid), began: Number(fields.split(" ")[19]), cgroups }];
-    })
-    .sort((a, b) => a.began - b.began || a.pid - b.pid)
-    .map(({ pid, began, cgroups }) => ({ identity: `${pid} since ${began}`, cgroups }));
 };
 
 /** Where the chart's containers run, by the program that each runs: SIGKILL as the kernel gives it. */

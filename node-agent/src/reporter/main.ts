@@ -15,7 +15,7 @@ import { pino } from "pino";
 import { collectDefaultMetrics, Registry } from "prom-client";
 import { type Desired, type Report, socketPath } from "../protocol.ts";
 import { installerClient } from "./installer.ts";
-import { newHappenings, noteOf, statusToWrite } from "./status.ts";
+import { isSettled, newHappenings, noteOf, statusToWrite } from "./status.ts";
 
 /**
  * The reporter: the API token and no rights on the host. It hands the node's NodeRuntime.spec to the installer and
@@ -65,11 +65,12 @@ async function main(signal: AbortSignal): Promise<void> {
     log,
   });
   let reported: Report | undefined;
-  let heard = false;
+  /** Once for all: what fails later is told by the status. */
+  let settled = false;
   await using _server = await serve(
     Number(options.port),
     registry,
-    () => reflector.isSynced && heard,
+    () => reflector.isSynced && settled,
     () => installer.metrics(AbortSignal.timeout(2000)),
   );
 
@@ -140,7 +141,7 @@ async function main(signal: AbortSignal): Promise<void> {
     for (let failures = 0; !signal.aborted; ) {
       try {
         reported = await installer.report(reported, signal);
-        heard = true;
+        settled ||= isSettled(reported.status, own()?.metadata.generation ?? 0);
         await write(reported);
         failures = 0;
       } catch (error) {
@@ -183,7 +184,7 @@ async function serve(
     response
       .status(ready() ? 200 : 503)
       .type("text")
-      .send(ready() ? "ok" : "waiting for the API server and the installer");
+      .send(ready() ? "ok" : "waiting until what is wanted of this node is in place and proven");
   });
   app.get("/metrics", async (_, response) => {
     const theirs = await others().catch(() => "");

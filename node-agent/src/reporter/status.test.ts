@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { heartbeatMs, newHappenings, noteOf, statusToWrite } from "./status.ts";
+import { heartbeatMs, isSettled, newHappenings, noteOf, statusToWrite } from "./status.ts";
 
 const report = { kernel: "6.18", profiles: [] };
 const first = statusToWrite(report, "1", undefined, 0);
@@ -36,4 +36,45 @@ test("each happening becomes one Event, also when the installer starts counting 
 
 test("an Event's text names the profile first", () => {
   expect(noteOf({ profile: "sandboxed", message: "passed" })).toBe("sandboxed: passed");
+});
+
+type Seen = { observedGeneration?: number; fronted?: boolean; profiles?: string[] };
+const settled: [title: string, seen: Seen, generation: number, settled: boolean][] = [
+  ["before anything was wanted of it", {}, 0, false],
+  ["on a node of which nothing is wanted", { observedGeneration: 0 }, 0, true],
+  ["while it is at work on an older wish", { observedGeneration: 1, profiles: ["Ready b"] }, 2, false],
+  ["while a canary runs", { observedGeneration: 2, profiles: ["Ready b", "Verifying b"] }, 2, false],
+  ["when all are proven", { observedGeneration: 2, profiles: ["Ready b", "Ready c"] }, 2, true],
+  ["with a profile that never worked", { observedGeneration: 2, profiles: ["Ready b", "Failed"] }, 2, true],
+  ["with one that worked before", { observedGeneration: 2, profiles: ["Failed b"] }, 2, false],
+  ["with a revision that was put back", { observedGeneration: 2, profiles: ["RolledBack a"] }, 2, true],
+  [
+    "where its runtime does not come up",
+    { observedGeneration: 2, fronted: true, profiles: ["Failed"] },
+    2,
+    false,
+  ],
+  ["where none ever came up", { observedGeneration: 2, fronted: false, profiles: ["Failed"] }, 2, true],
+];
+test.each(settled)("whether the agent is settled %s", (_title, seen, generation, expected) => {
+  const { observedGeneration, fronted, profiles = [] } = seen;
+  const broken = { type: "RuntimeReady", status: "False", reason: "EngineFailed", message: "" } as const;
+  expect(
+    isSettled(
+      {
+        ...(observedGeneration === undefined ? {} : { observedGeneration }),
+        ...(fronted === undefined
+          ? {}
+          : {
+              engine: { name: "containerd", version: "2", socket: "", fronted },
+              conditions: [{ ...broken, lastTransitionTime: "" }],
+            }),
+        profiles: profiles.map((text) => {
+          const [phase, revision = ""] = text.split(" ");
+          return { name: "p", phase: phase as "Ready", revision, reason: "", message: "" };
+        }),
+      },
+      generation,
+    ),
+  ).toBe(expected);
 });

@@ -1,0 +1,141 @@
+import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
+import { dump, load } from "js-yaml";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { bulkheadCluster, namespace, profileReady, profiles } from "../cluster/bulkhead.ts";
+import type { Cluster } from "../cluster/cluster.ts";
+import { pushImages } from "../cluster/push-images.ts";
+import { agentsSettled } from "../cluster/settled.ts";
+import { inNamespace, type Namespace, podOf } from "../pods/kube.ts";
+import { type Lives, livesOf } from "../pods/lives.ts";
+import { chart } from "./values.ts";
+
+/**
+ * Bulkhead goes to its next version by Helm and back again, on a live cluster with pods behind every wall. The next
+ * version is this tree with a raised number: in the chart, in every program, in the bundle's bytes; and with one field
+ * more in its RuntimeProfile. The tests stand on each other in this order.
+ */
+
+let cluster: Cluster;
+let ns: Namespace;
+let directory: string;
+let before: Lives;
+let version: string;
+let next: string;
+let tag: string;
+let formerTag: string;
+
+const pods = () => cluster.nodes.flatMap((node) => [undefined, ...profiles].map((wall) => ({ node, wall })));
+const lives = () => livesOf(ns, cluster.nodes);
+const helm = (...argv: string[]) => cluster.helm([...argv, "--namespace", namespace]);
+const runtimes = async (): Promise<NodeRuntime[]> =>
+  (JSON.parse(await cluster.kubectl(["get", "noderuntimes", "-o", "json"])) as { items: NodeRuntime[] })
+    .items;
+/** As docs/install.md says it: Helm never upgrades definitions. */
+const applyDefinitions = (of: string) =>
+  cluster.kubectl(["apply", "--server-side", "--force-conflicts", "-f", join(of, "crds")]);
+
+/** This chart as its next version would be. */
+const writeNext = async (to: string): Promise<void> => {
+  await cp(chart, to, { recursive: true });
+  const manifest = join(to, "Chart.yaml");
+  const text = await readFile(manifest, "utf8");
+  await writeFile(manifest, text.replaceAll(version, next));
+  const definition = join(to, "crds/runtimeprofiles.yaml");
+  const crd = load(await readFile(definition, "utf8")) as {
+    spec: { versions: { schema: { openAPIV3Schema: { properties: { spec: { properties: object } } } } }[] };
+  };
+  Object.assign(crd.spec.versions[0]!.schema.openAPIV3Schema.properties.spec.properties, {
+    note: { type: "string" },
+  });
+  await writeFile(definition, dump(crd));
+};
+
+beforeAll(async () => {
+  cluster = await bulkheadCluster();
+  directory = await mkdtemp(join(tmpdir(), "bh-upgrade-"));
+  version = (load(await readFile(join(chart, "Chart.yaml"), "utf8")) as { version: string }).version;
+  next = version.replace(/\d+/, (major) => String(Number(major) + 1));
+  await writeNext(join(directory, "next"));
+  formerTag = JSON.parse(await helm("get", "values", "bulkhead", "-o", "json")).image.tag;
+  tag = await pushImages(cluster.registry, undefined, next);
+  ns = inNamespace(cluster, "upgrade");
+  await ns.create();
+  const image = `${cluster.registry}/bulkhead/test:1`;
+  for (const { node, wall } of pods())
+    await ns.apply(podOf(`${wall ?? "engine"}-${node.name}`, wall, image, {}, { nodeName: node.name }));
+  await ns.kubectl(["wait", "pods", "--all", "--for=condition=Ready", "--timeout=60s"]);
+  before = await lives();
+});
+afterAll(async () => {
+  if (cluster === undefined) return;
+  await applyDefinitions(chart);
+  await ns?.destroy();
+  if (directory !== undefined) await rm(directory, { recursive: true });
+});
+
+/**
+ * Everything is of this version, and came in turn: when the second node's agent first spoke, the first node had the
+ * runtime of its version, proven.
+ */
+const goesTo = async (release: string, agent: string, move: () => Promise<unknown>): Promise<void> => {
+  const isProven = ({ status }: NodeRuntime): boolean =>
+    status?.runtimeVersion?.includes(release) === true &&
+    profiles.every((name) => status.profiles?.find((each) => each.name === name)?.phase === "Ready");
+  const seen: NodeRuntime[][] = [];
+  const stop = new AbortController();
+  const watching = (async () => {
+    while (!stop.signal.aborted) {
+      seen.push(await runtimes());
+      await sleep(300);
+    }
+  })();
+  try {
+    await move();
+  } finally {
+    stop.abort();
+    await watching;
+  }
+  const isOf = ({ status }: NodeRuntime): boolean => status?.agentVersion === agent;
+  const first = seen.find((nodes) => nodes.some(isOf))?.find(isOf)?.metadata.name;
+  const both = seen.find((nodes) => nodes.every(isOf));
+  expect(first).toBeDefined();
+  expect(both?.find(({ metadata }) => metadata.name === first)).toSatisfy(isProven);
+
+  // Helm waited for all of it: an agent is ready when what it brought is proven.
+  for (const node of await runtimes()) expect(node).toSatisfy(isProven);
+  await agentsSettled(cluster, namespace, profiles, AbortSignal.timeout(30_000));
+  const said = ["--", "/bundle/bin/node", "/app/operator.mjs", "version"];
+  const exec = ["-n", namespace, "exec", "deployment/bulkhead-operator"];
+  expect(await cluster.kubectl([...exec, ...said])).toBe(`${release}\n`);
+  for (const name of profiles) await profileReady(cluster, name, undefined, 30);
+};
+
+test("An upgrade brings the next version to every node in turn, and no running container notices", async () => {
+  await applyDefinitions(join(directory, "next"));
+  await goesTo(next, tag, () =>
+    helm(
+      ...["upgrade", "bulkhead", join(directory, "next"), "--reset-then-reuse-values"],
+      ...["--set", `image.tag=${tag}`, "--wait", "--timeout", "3m"],
+    ),
+  );
+  expect(await lives()).toEqual(before);
+  // A field of the next version is kept, by an operator that does not know it, too.
+  await cluster.kubectl(["patch", "rtp", "standard", "--type=merge", "-p", '{"spec":{"note":"kept"}}']);
+  const image = `${cluster.registry}/bulkhead/test:1`;
+  await ns.run(podOf("newer", "sandboxed", image));
+});
+
+test("A rollback brings the former version back in the same way, and what the next one stored is kept", async () => {
+  before = await lives();
+  expect(Object.keys(before)).toContain("newer/main");
+  await goesTo(version, formerTag, () => helm("rollback", "bulkhead", "--wait", "--timeout", "3m"));
+  expect(await lives()).toEqual(before);
+  const note = async () => cluster.kubectl(["get", "rtp", "standard", "-o", "jsonpath={.spec.note}"]);
+  expect(await note()).toBe("kept");
+  await cluster.kubectl(["patch", "rtp", "standard", "--type=merge", "-p", '{"spec":{"note":null}}']);
+  await profileReady(cluster, "standard", undefined, 30);
+});
