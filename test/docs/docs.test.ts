@@ -35,6 +35,16 @@ test("every command of the pages is run on a cluster, or is listed with what run
   expect(unknown.map(({ file, text }) => `${file}: ${text}`)).toEqual([]);
 });
 
+test("every YAML of the pages is an object, a part of a RuntimeProfile, values, or listed", () => {
+  const unknown = blocks.filter(
+    ({ file, info, text }) =>
+      info === "yaml" &&
+      !/^(#.*\n)*(apiVersion|spec):/.test(text) &&
+      !otherYaml[`${file} ${text.split("\n")[0]}`],
+  );
+  expect(unknown.map(({ file, line }) => `${file}:${line}`)).toEqual([]);
+});
+
 test("every ./dev command of the pages is one that ./dev has", async () => {
   const help = await run([process.execPath, join(repository, "test/dev/main.ts"), "--help"]);
   const known = new Set([...help.matchAll(/^ {2}(\w[\w-]*) /gm)].map(([, name]) => name));

@@ -69,6 +69,7 @@ export const elsewhere: Record<string, Elsewhere> = {
 /** Blocks of YAML that are no object of the API and no values, by page and first line. */
 export const otherYaml: Record<string, Elsewhere> = {
   "docs/images.md images:": by("test/images/signature.host.test.ts", "of the runtime's own configuration"),
+  "docs/tracing.md # KubeletConfiguration": { why: "of the kubelet's configuration" },
 };
 
 /** Commands that the cluster test runs, by their beginning. */
