@@ -162,7 +162,7 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
   };
   const exec = async (script: string, containerId = main) => {
     const cmd = ["sh", "-c", script];
-    const answer = await cri.runtime.execSync({ containerId, cmd, timeout: 120n }, call());
+    const answer = await cri.runtime.execSync({ containerId, cmd, timeout: 300n }, call());
     return {
       stdout: Buffer.from(answer.stdout).toString(),
       stderr: Buffer.from(answer.stderr).toString(),
@@ -178,7 +178,7 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
       if (Date.now() > deadline) throw new Error(`Not in time: ${what}\n${await logTail()}`);
     }
   };
-  const ended = (containerId: string, seconds = 300) =>
+  const ended = (containerId: string, seconds = 900) =>
     until(`end of ${containerId}`, seconds, async () => {
       const { status } = await cri.runtime.containerStatus({ containerId }, call(60));
       return status?.state === ContainerState.CONTAINER_EXITED ? status : undefined;
@@ -220,7 +220,7 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
     "runs in a guest of its own kernel and boot, booted by this very configuration",
     async () => {
       const cmd = [shell, ...script];
-      const { stdout } = await cri.runtime.execSync({ containerId: main, cmd, timeout: 120n }, call());
+      const { stdout } = await cri.runtime.execSync({ containerId: main, cmd, timeout: 300n }, call());
       const view = parseView(Buffer.from(stdout).toString());
       const verdict = judge("vm", view, hostView, { parameter: revisionParameter(revision) });
       expect(verdict.broken).toEqual([]);
@@ -241,7 +241,7 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
       expect((await exec("hostname")).stdout.trim()).toBe("guest");
       expect((await exec("ip -4 addr show eth0")).stdout).toContain(`inet ${ip}/`);
       expect(await exec("ping -c 1 -W 30 10.97.0.1")).toMatchObject({ exitCode: 0 });
-      const pong = await until("an answer of the pod's server", 120, async () => await said(ip, 8080));
+      const pong = await until("an answer of the pod's server", 300, async () => await said(ip, 8080));
       expect(pong).toBe("pong\n");
     },
     15 * minutes,
@@ -273,7 +273,7 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
   test(
     "writes both streams to the log",
     async () => {
-      const text = await until("both lines of the log", 60, async () => {
+      const text = await until("both lines of the log", 300, async () => {
         const log = await logOf("main");
         return log.includes("to-stderr") && log.includes("to-stdout") ? log : undefined;
       });
@@ -400,7 +400,7 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
       await cri.runtime.stopPodSandbox({ podSandboxId: pod }, call());
       await cri.runtime.removePodSandbox({ podSandboxId: pod }, call());
       expect(await remains(daemon)).toEqual([]);
-      const left = await until("the end of the guest's processes", 60, async () => {
+      const left = await until("the end of the guest's processes", 300, async () => {
         const processes = await commandLinesNaming(pod);
         return processes.length === 0 ? processes : undefined;
       }).catch(() => commandLinesNaming(pod));
