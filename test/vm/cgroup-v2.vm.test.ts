@@ -232,7 +232,9 @@ describe("With the systemd driver", () => {
     const command = ["sh", "-c", script];
     const resources = { memory_limit_in_bytes: 64 << 20 };
     const first = await running(resources, { command });
-    expect(await exec(first.id, `sh -c 'sleep 3; ${tcp}'`)).toBe("2");
+    await machine.sh(
+      `for i in $(seq 60); do [ "$(crictl exec -s ${first.id} sh -c '${tcp}' 2>/dev/null)" = 2 ] && exit 0; sleep 1; done; exit 1`,
+    );
     await machine.sh(`crictl checkpoint --export /root/saved.tar ${first.id}`);
     const saved = Number(
       await machine.sh(
@@ -246,7 +248,9 @@ describe("With the systemd driver", () => {
     const cgroup = await cgroupOf(second.id);
     expect(cgroup).toContain(`${second.slice}/bulkhead-${second.id}.scope`);
     expect(await file(`${cgroup}/memory.max`)).toBe(`${64 << 20}`);
-    const numbers = (await machine.sh(`crictl logs ${second.id} 2>/dev/null`)).trim().split("\n").map(Number);
+    const log = `crictl logs ${second.id} 2>/dev/null`;
+    await machine.sh(`for i in $(seq 60); do [ $(${log} | wc -l) -gt 2 ] && break; sleep 1; done`);
+    const numbers = (await machine.sh(log)).trim().split("\n").map(Number);
     expect(Math.abs((numbers[0] ?? 0) - saved)).toBeLessThan(2);
     expect(numbers.length).toBeGreaterThan(2);
     expect(numbers).toEqual(numbers.map((_, n) => (numbers[0] ?? 0) + n));
