@@ -16,6 +16,8 @@ export const labels = {
   handlerReady: (profile: string) => `handler.${group}/${profile}`,
   /** Key of the taint that a node registers with, taken off once that profile's canary passed there. */
   startupTaint: (profile: string) => `handler.${group}/${profile}`,
+  /** Annotation of a NodeRuntime: the profiles whose pods are asked away from the node, and since when. */
+  drains: `${group}/drains`,
   /** On the agent's canary pods: the handler they prove. */
   canary: `${group}/canary`,
 } as const;

@@ -132,6 +132,7 @@ export type NodeRuntime = {
     resourceVersion?: string;
     ownerReferences?: { apiVersion: string; kind: string; name: string; uid: string }[];
     labels?: Record<string, string>;
+    annotations?: Record<string, string>;
   };
   spec: NodeRuntimeSpec;
   status?: NodeRuntimeStatus;

@@ -27,6 +27,10 @@ const duration = z
   .max(16)
   .regex(/^[1-9][0-9]*(s|m|h)$/, "must be a duration such as 60s, 5m or 1h");
 
+/** A duration of a spec in seconds. */
+export const secondsOf = (text: string): number =>
+  Number.parseInt(text, 10) * ({ s: 1, m: 60, h: 3600 }[text.at(-1) ?? "s"] ?? 1);
+
 const intOrPercent = z.union([z.int().min(1), z.string().regex(/^(100|[1-9]?[0-9])%$/)]).meta({
   "x-kubernetes-int-or-string": true,
   "x-kubernetes-validations": [
@@ -246,60 +250,74 @@ const artifact = z
     ],
   });
 
-export const RuntimeProfileSpec = z.object({
-  handler,
-  artifact: artifact.default({ bundled: true }),
-  /** bulkhead: our runtime runs it. node: the node's own engine is configured to. */
-  engine: z.enum(["bulkhead", "node"]).default("bulkhead"),
-  nodeSelector: nodeSelector.optional(),
-  tolerations: z.array(toleration).max(16).optional(),
-  runtimeClass: z
-    .object({
-      /** Name of the RuntimeClass; the profile's name when left out. Pods name it, so it cannot change. */
-      name: dnsLabel.optional(),
-      overhead: z.object({ memory: quantity.optional(), cpu: quantity.optional() }).optional(),
-      /**
-       * label: pods go only to nodes whose canary passed. startupTaint: to every node of nodeSelector that has lost the
-       * taint handler.bulkhead.dev/PROFILE, which it registered with. none: to every node of nodeSelector.
-       */
-      readiness: z.enum(["label", "startupTaint", "none"]).default("label"),
-    })
-    .meta({
-      "x-kubernetes-validations": [
-        {
-          rule: "has(self.name) == has(oldSelf.name) && (!has(self.name) || self.name == oldSelf.name)",
-          message: "name cannot be changed: pods use it",
-        },
-      ],
-    })
-    .default({ readiness: "label" }),
-  rollout: z
-    .object({
-      canaryNodes: z.int().min(0).max(100).default(1),
-      maxUnavailable: intOrPercent.default("25%"),
-      failureThreshold: z.int().min(1).default(2),
-      /** Halt: no further node gets the revision. Rollback: every node goes back to the last that all of them had. */
-      onFailure: z.enum(["Halt", "Rollback"]).default("Halt"),
-      paused: z.boolean().default(false),
-      /** Revisions kept beside those in use, to go back to. */
-      revisionHistoryLimit: z.int().min(0).max(50).default(10),
-      /** Another time than before makes a new revision of the same content: every node installs and proves it again. */
-      restartedAt: z.string().meta({ format: "date-time" }).optional(),
-    })
-    .default({
-      canaryNodes: 1,
-      maxUnavailable: "25%",
-      failureThreshold: 2,
-      onFailure: "Halt",
-      paused: false,
-      revisionHistoryLimit: 10,
-    }),
-  probe: z
-    .object({ interval: duration.default("60s"), assertIsolation: z.boolean().default(true) })
-    .default({ interval: "60s", assertIsolation: true }),
-  /** Which namespaces stand behind this wall; without it the wall is only for pods that ask. */
-  tenancy: Tenancy.optional(),
-});
+export const RuntimeProfileSpec = z
+  .object({
+    handler,
+    artifact: artifact.default({ bundled: true }),
+    /** bulkhead: our runtime runs it. node: the node's own engine is configured to. */
+    engine: z.enum(["bulkhead", "node"]).default("bulkhead"),
+    nodeSelector: nodeSelector.optional(),
+    tolerations: z.array(toleration).max(16).optional(),
+    runtimeClass: z
+      .object({
+        /** Name of the RuntimeClass; the profile's name when left out. Pods name it, so it cannot change. */
+        name: dnsLabel.optional(),
+        overhead: z.object({ memory: quantity.optional(), cpu: quantity.optional() }).optional(),
+        /**
+         * label: pods go only to nodes whose canary passed. startupTaint: to every node of nodeSelector that has lost the
+         * taint handler.bulkhead.dev/PROFILE, which it registered with. none: to every node of nodeSelector.
+         */
+        readiness: z.enum(["label", "startupTaint", "none"]).default("label"),
+      })
+      .meta({
+        "x-kubernetes-validations": [
+          {
+            rule: "has(self.name) == has(oldSelf.name) && (!has(self.name) || self.name == oldSelf.name)",
+            message: "name cannot be changed: pods use it",
+          },
+        ],
+      })
+      .default({ readiness: "label" }),
+    rollout: z
+      .object({
+        canaryNodes: z.int().min(0).max(100).default(1),
+        maxUnavailable: intOrPercent.default("25%"),
+        failureThreshold: z.int().min(1).default(2),
+        /** Halt: no further node gets the revision. Rollback: every node goes back to the last that all of them had. */
+        onFailure: z.enum(["Halt", "Rollback"]).default("Halt"),
+        paused: z.boolean().default(false),
+        /** Revisions kept beside those in use, to go back to. */
+        revisionHistoryLimit: z.int().min(0).max(50).default(10),
+        /** Another time than before makes a new revision of the same content: every node installs and proves it again. */
+        restartedAt: z.string().meta({ format: "date-time" }).optional(),
+        /**
+         * Pods of the profile are evicted from a node before it goes to another revision, within their budgets. What is
+         * left after the deadline stays, on the revision that it began with. Left out: no pod is evicted.
+         */
+        drain: z.object({ deadline: duration.default("15m") }).optional(),
+      })
+      .default({
+        canaryNodes: 1,
+        maxUnavailable: "25%",
+        failureThreshold: 2,
+        onFailure: "Halt",
+        paused: false,
+        revisionHistoryLimit: 10,
+      }),
+    probe: z
+      .object({ interval: duration.default("60s"), assertIsolation: z.boolean().default(true) })
+      .default({ interval: "60s", assertIsolation: true }),
+    /** Which namespaces stand behind this wall; without it the wall is only for pods that ask. */
+    tenancy: Tenancy.optional(),
+  })
+  .meta({
+    "x-kubernetes-validations": [
+      {
+        rule: "!has(self.rollout.drain) || self.runtimeClass.readiness == 'label'",
+        message: "rollout.drain needs runtimeClass.readiness: label, by which evicted pods stay away",
+      },
+    ],
+  });
 export type RuntimeProfileSpec = z.infer<typeof RuntimeProfileSpec>;
 
 /** A condition as in meta/v1. */

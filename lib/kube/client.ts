@@ -4,6 +4,7 @@ import { type ErrorCode, messageOf, RuntimeError } from "../std/errors.ts";
 import { annotate, span } from "../tracing/span.ts";
 import type { KubeConfig } from "./config.ts";
 import type { KubeObject, Resource } from "./object.ts";
+import { pods } from "./resources.ts";
 
 /** What the API server said of a failed request (meta/v1 Status), kept as the error's cause. */
 export type ApiStatus = {
@@ -95,6 +96,8 @@ export type Client = {
     name: string,
     options?: Place & Wait & { uid?: string; resourceVersion?: string },
   ): Promise<void>;
+  /** Asks a pod away by the eviction API; "resource-exhausted" while its PodDisruptionBudgets allow none. */
+  evict(pod: { name: string; namespace?: string; uid?: string }, options?: Wait): Promise<void>;
   /** The events after `resourceVersion`, until the server, the signal or a dead connection ends them. */
   watch<T extends KubeObject>(resource: Resource<T>, options: WatchOptions): AsyncIterable<WatchEvent<T>>;
   close(): Promise<void>;
@@ -421,6 +424,19 @@ export const createClient = (options: ClientOptions): Client => {
         method: "DELETE",
         path: one(resource, name, o.namespace),
         body: { apiVersion: "v1", kind: "DeleteOptions", preconditions },
+        signal: o.signal,
+      });
+    },
+    evict: async ({ name, namespace, uid }, o = {}) => {
+      await send(`evict Pod "${namespace}/${name}"`, {
+        method: "POST",
+        path: one(pods, name, namespace, "eviction"),
+        body: {
+          apiVersion: "policy/v1",
+          kind: "Eviction",
+          metadata: { name, namespace },
+          ...(uid ? { deleteOptions: { preconditions: { uid } } } : {}),
+        },
         signal: o.signal,
       });
     },

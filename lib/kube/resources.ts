@@ -53,6 +53,9 @@ export type Pod = KubeObject & {
   status?: { phase?: string };
 };
 
+export const hasEnded = ({ status }: Pod): boolean =>
+  status?.phase === "Succeeded" || status?.phase === "Failed";
+
 type SecurityContext = {
   privileged?: boolean;
   procMount?: string;

@@ -10,6 +10,8 @@ export const advice: Record<string, string> = {
   ArtifactFailed: "the artifact could not be fetched or its signature is not the policy's: read the message",
   CanaryFailed:
     "the handler is installed and its wall does not hold or does not start: read the message, then the installer's log on that node",
+  Draining:
+    "the profile's pods are evicted from the node within their budgets; rollout.drain.deadline bounds it",
   EngineFailed:
     "the node's runtime did not come up, or its own engine with new handlers: read the message, then that unit's journal",
   EngineNotFound:

@@ -124,11 +124,13 @@ export const createController = (options: ControllerOptions): Controller => {
     latest,
     slimRuntime,
     decisions,
+    drains: { decided: new Map(), over: new Set() },
     pace,
     untainted: new Map(),
     recorder,
     metrics: profileMetrics(registry),
     enqueueNode: (name) => nodeQueue.add(name),
+    enqueueProfile: (name) => profileQueue.add(name),
     clock,
     staleAfterMs,
     namespace: options.namespace,
@@ -252,6 +254,8 @@ export const createController = (options: ControllerOptions): Controller => {
       if (signal.aborted) return;
       // Another leader may have decided since: only what stands in the API counts.
       decisions.clear();
+      context.drains.decided.clear();
+      context.drains.over.clear();
       index.clear();
       for (const each of Object.values(latest)) each.clear();
       for (const profile of stores.profiles.list()) profileQueue.add(profile.metadata.name);

@@ -16,6 +16,8 @@ export type NodeFacts = {
   reported?: ProfileStatus;
   /** When the agent last reported, in ms; undefined when it never did. */
   heartbeat?: number;
+  /** Its pods of the profile are asked away for that revision; `over` when none is left, or the deadline has passed. */
+  drain?: { revision: string; since: number; over: boolean };
   /** The agent has seen the NodeRuntime as it is now. */
   observed: boolean;
 };

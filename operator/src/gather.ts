@@ -12,14 +12,14 @@ import {
   type ControllerRevision,
   mutatingBindings,
   mutatingPolicies,
-  type Pod,
   type RuntimeClass,
   validatingBindings,
   validatingPolicies,
 } from "@bulkhead/lib/kube/resources.ts";
 import type { Store } from "@bulkhead/lib/kube/store.ts";
 import { z } from "zod";
-import type { ProfileFacts } from "./facts.ts";
+import { annotatedDrains, type DrainState, drainKey, drainsOf } from "./drain.ts";
+import type { NodeFacts, ProfileFacts } from "./facts.ts";
 import type { Latest } from "./latest.ts";
 import { type NodeIndex, timeOf } from "./node-index.ts";
 import type { Decisions, NodeRuntimeFacts } from "./plan.ts";
@@ -49,21 +49,30 @@ export type Stores = {
 export const byRuntimeClass = "runtimeClass";
 export const byNamespace = "namespace";
 
-export const hasEnded = ({ status }: Pod): boolean =>
-  status?.phase === "Succeeded" || status?.phase === "Failed";
-
 export type Surroundings = {
   stores: Stores;
   index: Pick<NodeIndex, "nodesOf">;
   /** Nodes and their NodeRuntimes with what we wrote last. */
   latest: { nodes: Pick<Latest<KubeObject>, "get">; nodeRuntimes: Pick<Latest<NodeRuntime>, "get"> };
   decisions: Decisions;
+  drains: DrainState;
   now: number;
   staleAfterMs: number;
   /** Namespaces that no profile's tenancy takes in. */
   reserved: string[];
   /** The API server has MutatingAdmissionPolicies. */
   mutates: boolean;
+};
+
+/** With the drain of the node for the profile, where there is one. */
+const withDrain = (node: NodeFacts, profile: string, { latest, drains }: Surroundings): NodeFacts => {
+  const runtime = latest.nodeRuntimes.get(node.name);
+  // Most fleets have none, and are planned often.
+  if (runtime?.metadata.annotations === undefined && !drains.decided.has(node.name)) return node;
+  const drain = drainsOf(node.name, runtime, drains).get(profile);
+  if (drain === undefined) return node;
+  const over = drains.over.has(drainKey(node.name, profile, drain));
+  return { ...node, drain: { revision: drain.revision, since: Date.parse(drain.since), over } };
 };
 
 /** Policies and bindings that are the profile's by label, or have a name that is kept for its. */
@@ -152,7 +161,9 @@ export const gatherProfile = (profile: RuntimeProfile, from: Surroundings): Prof
     profile: known,
     ...(parsed.success ? {} : { invalid: z.prettifyError(parsed.error) }),
     ...(runtimeClass ? { runtimeClass } : {}),
-    nodes: from.index.nodesOf(name, parsed.success ? (known.spec.nodeSelector ?? {}) : undefined),
+    nodes: from.index
+      .nodesOf(name, parsed.success ? (known.spec.nodeSelector ?? {}) : undefined)
+      .map((node) => withDrain(node, name, from)),
     pods: countPods(using, profile.metadata.deletionTimestamp !== undefined),
     revisions: [...stores.controllerRevisions.list()].filter(
       ({ metadata }) => metadata.labels?.[labels.profile] === name,
@@ -175,6 +186,8 @@ export const gatherNode = (name: string, from: Surroundings): NodeRuntimeFacts =
     reported: new Map((runtime?.status?.profiles ?? []).map((status) => [status.name, status])),
     ...(heartbeat === undefined ? {} : { heartbeat }),
     decided: decisions.get(name) ?? new Map(),
+    drains: drainsOf(name, runtime, from.drains),
+    annotated: annotatedDrains(runtime),
     profiles: new Set([...stores.profiles.list()].map((profile) => profile.metadata.name)),
     startupTaints: new Set(
       [...stores.profiles.list()]

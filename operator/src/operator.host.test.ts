@@ -846,6 +846,114 @@ describe("The operator", () => {
     await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
   });
 
+  test("asks pods away before a node goes to another revision: within their budgets, until the deadline, and after a crash", async () => {
+    const budgets: Resource<KubeObject> = {
+      apiVersion: "policy/v1",
+      kind: "PodDisruptionBudget",
+      plural: "poddisruptionbudgets",
+      namespaced: true,
+    };
+    // No controller of disruptions is here: the test says how many are allowed.
+    const allow = (disruptionsAllowed: number) =>
+      client.patch(
+        budgets,
+        "held",
+        {
+          status: {
+            ...{ observedGeneration: 1, currentHealthy: 1, desiredHealthy: 1, expectedPods: 1 },
+            disruptionsAllowed,
+          },
+        },
+        { namespace, subresource: "status" },
+      );
+    const runPod = async (name: string, nodeName: string, more: object = {}) => {
+      await client.create(pods, {
+        metadata: { name, namespace, ...more },
+        spec: {
+          ...{ runtimeClassName: "sandboxed", nodeName, terminationGracePeriodSeconds: 0 },
+          containers: [{ name: "c", image: "example/none:1" }],
+        },
+      } as never);
+      // Budgets hold only what runs.
+      const status = { phase: "Running", conditions: [{ type: "Ready", status: "True" }] };
+      await client.patch(pods, name, { status }, { namespace, subresource: "status" });
+    };
+    const running = async () =>
+      (await client.list(pods, { namespace })).items.map(({ metadata }) => metadata.name).sort();
+    const drained = async (node: string) => (await runtimeOf(node)).metadata.annotations?.[labels.drains];
+    const restart = (at: string) =>
+      client.patch(runtimeProfiles, "sandboxed", { spec: { rollout: { restartedAt: at } } });
+    const revision = async (node: string) => (await runtimeOf(node)).spec.profiles[0]?.revision;
+    const isReady = (at: string | undefined) => (is: RuntimeProfile | undefined) =>
+      hasCondition("Ready", "True")(is) && is?.status?.updateRevision !== at;
+
+    for (const name of ["node-a", "node-b"]) {
+      await createNode(name);
+      startAgent(name);
+    }
+    await createProfile("sandboxed", {
+      rollout: { canaryNodes: 0, maxUnavailable: 1, drain: { deadline: "15m" } },
+    });
+    const first = await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    const old = first.status?.updateRevision;
+    const owner = { apiVersion: "apps/v1", kind: "DaemonSet", name: "d", uid: "d", controller: true };
+    await runPod("daemon", "node-a", { ownerReferences: [owner] });
+    await runPod("free", "node-a");
+    await runPod("held", "node-a", { labels: { app: "held" } });
+    await client.create(budgets, {
+      metadata: { name: "held", namespace },
+      spec: { minAvailable: 1, selector: { matchLabels: { app: "held" } } },
+    } as never);
+    await allow(0);
+
+    await restart("2026-01-01T00:00:00.000Z");
+    await eventually("the pod without a budget gone", running, (names) => names?.includes("free") === false);
+    const since = await drained("node-a");
+    expect(since).toContain('"sandboxed"');
+    const { labels: worn } = (await client.get(nodes, "node-a")).metadata;
+    expect(worn).not.toHaveProperty(labels.handlerReady("sandboxed"));
+    await operator.kill("SIGKILL");
+    operator = await startOperator("--no-leader-elect", "--stale-after", "6");
+    await sleep(3_000);
+    expect(await running()).toEqual(["daemon", "held"]);
+    expect(await drained("node-a")).toBe(since);
+    expect([await revision("node-a"), await revision("node-b")]).toEqual([old, old]);
+    expect(await drained("node-b")).toBeUndefined();
+    const waiting = await profile("sandboxed");
+    expect(conditionOf(waiting, "Ready")?.message).toContain("node-a");
+
+    await allow(1);
+    const second = await eventually("Ready", () => profile("sandboxed"), isReady(old));
+    expect(await running()).toEqual(["daemon"]);
+    for (const node of ["node-a", "node-b"]) {
+      await eventually(
+        `no drain of ${node}`,
+        () => drained(node),
+        (is) => is === undefined,
+      );
+      await eventually(
+        `the label of ${node}`,
+        () => client.get(nodes, node),
+        (is) => is?.metadata.labels?.[labels.handlerReady("sandboxed")] === "ready",
+      );
+    }
+
+    // Nobody lets this one go: it stays, and the rollout does not wait for ever.
+    await runPod("stuck", "node-b", { labels: { app: "held" } });
+    await allow(0);
+    await client.patch(runtimeProfiles, "sandboxed", { spec: { rollout: { drain: { deadline: "3s" } } } });
+    await restart("2026-01-02T00:00:00.000Z");
+    await eventually("Ready", () => profile("sandboxed"), isReady(second.status?.updateRevision), 30_000);
+    expect(await running()).toEqual(["daemon", "stuck"]);
+    const told = await eventually(
+      "the Event",
+      async () => (await client.list(events, { namespace })).items.find((e) => e.reason === "DrainDeadline"),
+      (is) => is !== undefined,
+    );
+    expect(told?.note).toBe("sandboxed: 1 pods stay on the former revision: default/stuck");
+    await client.delete(budgets, "held", { namespace });
+  });
+
   test("changes nothing when it is killed and started anew", async () => {
     await createNode("node-a");
     await createProfile("sandboxed");
@@ -870,7 +978,8 @@ describe("With the chart's permissions and no more, the operator", () => {
       "utf8",
     );
     const user = "operator-of-the-chart";
-    for (const object of loadAll(chart.replaceAll(/\{\{[^}]*\}\}/g, "x")) as (KubeObject & {
+    const plain = chart.replaceAll(/^ *\{\{- (if|end)[^}]*\}\}\n/gm, "").replaceAll(/\{\{[^}]*\}\}/g, "x");
+    for (const object of loadAll(plain) as (KubeObject & {
       subjects?: object;
     })[]) {
       const kind = object.kind ?? "";

@@ -312,13 +312,26 @@ describe("A node", () => {
     reported: new Map([["p", reported()]]),
     heartbeat: now,
     decided: new Map([["p", target]]),
+    drains: new Map(),
+    annotated: new Map(),
     profiles: new Set(["p"]),
     startupTaints: new Set(),
   };
+  const drain = { revision: target.revision, since: "2026-01-01T00:00:00.000Z" };
   const { nodeLabels: _, ...gone } = base;
   const { current: __, ...unwritten } = base;
   const table: [title: string, facts: NodeRuntimeFacts, expected: object][] = [
     ["gets its label when the canary passed", base, { labels: { [label]: "ready" } }],
+    [
+      "loses it while its pods are asked away, and says so in its NodeRuntime",
+      { ...base, nodeLabels: { [label]: "ready" }, drains: new Map([["p", drain]]) },
+      { labels: { [label]: null }, drains: new Map([["p", drain]]), drainsChanged: true },
+    ],
+    [
+      "says a drain once, and no more when it is over or its profile is gone",
+      { ...base, drains: new Map([["gone", drain]]), annotated: new Map([["p", drain]]) },
+      { labels: { [label]: "ready" }, drains: new Map(), drainsChanged: true },
+    ],
     ["keeps its label unwritten", { ...base, nodeLabels: { [label]: "ready" } }, { labels: {} }],
     [
       "loses it when the handler fails",

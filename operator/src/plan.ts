@@ -4,6 +4,7 @@ import type { Condition, RuntimeProfileStatus } from "@bulkhead/lib/api/runtime-
 import { transitions } from "@bulkhead/lib/kube/conditions.ts";
 import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
 import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
+import type { Drain } from "./drain.ts";
 import { isFresh, type ProfileFacts, serves } from "./facts.ts";
 import { effectiveRevision } from "./history.ts";
 import { type Rollout, rollOut } from "./rollout.ts";
@@ -52,6 +53,8 @@ export const planClass = (facts: ProfileFacts): ClassPlan => {
 export type ProfilePlan = {
   /** What each node shall hold; null takes it away. Nodes not named keep what they have. */
   assignments: Map<string, DesiredProfile | null>;
+  /** For which revision and since when nodes are drained. */
+  drains: { revision: string; nodes: Rollout["drains"] };
   status: RuntimeProfileStatus;
   /** The status differs from what is there. */
   statusChanged: boolean;
@@ -70,12 +73,12 @@ const holders = (facts: ProfileFacts): string[] =>
     .map((node) => node.name);
 
 const planRemoval = (facts: ProfileFacts): { removal: Removal; rollout: Rollout } => {
-  const keep: Rollout = { stage: "done", assignments: new Map() };
+  const keep: Rollout = { stage: "done", assignments: new Map(), drains: new Map() };
   if (facts.pods.total > 0) return { removal: { stage: "in-use" }, rollout: keep };
   const nodes = holders(facts);
   return {
     removal: nodes.length > 0 ? { stage: "nodes", nodes } : { stage: "done" },
-    rollout: { stage: "done", assignments: new Map(facts.nodes.map((node) => [node.name, null])) },
+    rollout: { ...keep, assignments: new Map(facts.nodes.map((node) => [node.name, null])) },
   };
 };
 
@@ -87,14 +90,15 @@ export const planProfile = (
   tenancyState: TenancyState,
 ): ProfilePlan => {
   const { profile } = facts;
-  const hold: Rollout = { stage: "done", assignments: new Map() };
+  const hold: Rollout = { stage: "done", assignments: new Map(), drains: new Map() };
   const removal = profile.metadata.deletionTimestamp ? planRemoval(facts) : undefined;
   // Without a class of ours no pod can come: nodes keep what they have.
   const held =
     facts.invalid !== undefined || classState.class === "foreign" || classState.class === "refused";
   const { target: wanted, rolledBack } = effectiveRevision(facts, target);
-  // Back to what every node had: it needs no canary, but its turn as any other change.
-  const policy = rolledBack ? { ...profile.spec.rollout, canaryNodes: 0 } : profile.spec.rollout;
+  // Back to what every node had: it needs no canary and no pod's going, but its turn as any other change.
+  const { drain, ...rest } = profile.spec.rollout;
+  const policy = rolledBack ? { ...rest, canaryNodes: 0 } : profile.spec.rollout;
   const proven = rolledBack ? undefined : profile.status?.currentRevision;
   const rollout = removal?.rollout ?? (held ? hold : rollOut(wanted, facts, policy, proven));
   const summary: Summary = summarize({
@@ -111,6 +115,7 @@ export const planProfile = (
   const known = new Set((before.failedNodes ?? []).map((node) => `${node.name} ${node.reason}`));
   return {
     assignments: rollout.assignments,
+    drains: { revision: wanted.revision, nodes: rollout.drains },
     status: summary.status,
     statusChanged: !sameJson(before, summary.status),
     states: summary.states,
@@ -148,6 +153,9 @@ export type NodeRuntimeFacts = Pick<ProfileFacts, "now" | "staleAfterMs"> & {
   reported: Map<string, Parameters<typeof serves>[0]>;
   heartbeat?: number;
   decided: ReadonlyMap<string, Decision>;
+  /** As decided, and as they stand in the NodeRuntime. */
+  drains: ReadonlyMap<string, Drain>;
+  annotated: ReadonlyMap<string, Drain>;
   /** Profiles that exist. */
   profiles: Set<string>;
   /** Those of them whose nodes begin with a taint. */
@@ -159,6 +167,9 @@ export type NodePlan = {
   deleteRuntime: boolean;
   /** NodeRuntime.spec.profiles as it shall be, when that is not as it is. */
   profiles?: DesiredProfile[];
+  /** Of profiles that exist; `drainsChanged` when the NodeRuntime does not say so yet. */
+  drains: Map<string, Drain>;
+  drainsChanged: boolean;
   /** Labels to set, or to remove with null. */
   labels: Record<string, string | null>;
   /** Startup taints that the node shall not have any more. */
@@ -172,7 +183,11 @@ const labelPrefix = labels.handlerReady("");
 /** What NodeRuntime.spec and the Node's labels shall be. */
 export const planNode = (facts: NodeRuntimeFacts): NodePlan => {
   const { nodeLabels, current, decided, profiles } = facts;
-  if (nodeLabels === undefined) return { deleteRuntime: current !== undefined, labels: {}, untaint: [] };
+  const drains = new Map([...facts.drains].filter(([name]) => profiles.has(name)));
+  if (nodeLabels === undefined) {
+    const nothing = { labels: {}, untaint: [], drains: new Map(), drainsChanged: false };
+    return { deleteRuntime: current !== undefined, ...nothing };
+  }
 
   const wanted = new Map<string, DesiredProfile>();
   for (const entry of current ?? []) {
@@ -193,6 +208,8 @@ export const planNode = (facts: NodeRuntimeFacts): NodePlan => {
       ? [...facts.reported].filter(([name, is]) => wanted.has(name) && serves(is)).map(([name]) => name)
       : [],
   );
+  // No new pod comes while those that are there are asked away.
+  for (const name of drains.keys()) ready.delete(name);
   const change: NodePlan["labels"] = {};
   for (const name of ready) {
     if (nodeLabels[labels.handlerReady(name)] !== "ready") change[labels.handlerReady(name)] = "ready";
@@ -203,6 +220,9 @@ export const planNode = (facts: NodeRuntimeFacts): NodePlan => {
   return {
     deleteRuntime: false,
     ...(changed ? { profiles: sorted } : {}),
+    drains,
+    drainsChanged:
+      current !== undefined && !sameJson(Object.fromEntries(drains), Object.fromEntries(facts.annotated)),
     labels: change,
     untaint: [...ready]
       .filter((name) => facts.startupTaints.has(name))

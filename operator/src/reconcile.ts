@@ -16,6 +16,8 @@ import type { Clock } from "@bulkhead/lib/std/clock.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { annotate } from "@bulkhead/lib/tracing/span.ts";
 import type { Logger } from "pino";
+import { askAway } from "./ask-away.ts";
+import { type DrainState, drainKey } from "./drain.ts";
 import type { ProfileFacts } from "./facts.ts";
 import { gatherNode, gatherProfile, policiesOf, type Stores, type Surroundings } from "./gather.ts";
 import { forgetHistory, type HistoryStep, planHistory } from "./history.ts";
@@ -50,11 +52,13 @@ export type Context = {
   slimRuntime: (runtime: NodeRuntime) => NodeRuntime;
   decisions: Decisions;
   pace: Pace;
+  drains: DrainState;
   /** Nodes whose startup taints were looked at, with what makes looking again worth it. */
   untainted: Map<string, string>;
   recorder: EventRecorder;
   metrics: ProfileMetrics;
   enqueueNode: (name: string) => void;
+  enqueueProfile: (name: string) => void;
   clock: Clock;
   staleAfterMs: number;
   /** Where histories are kept. */
@@ -69,12 +73,13 @@ export type Context = {
 const { operator } = fieldManager;
 
 const surroundings = (context: Context): Surroundings => {
-  const { stores, index, latest, decisions, clock, staleAfterMs, reserved, mutates } = context;
+  const { stores, index, latest, decisions, drains, clock, staleAfterMs, reserved, mutates } = context;
   return {
     stores,
     index,
     latest,
     decisions,
+    drains,
     now: clock.now(),
     staleAfterMs,
     reserved,
@@ -109,6 +114,7 @@ export const reconcileProfile = async (
   const plan = pace.timed(() => {
     const planned = planProfile(facts, target, classState, tenancyState);
     decide(facts, planned.assignments, context);
+    decideDrains(facts, planned.drains, context);
     return planned;
   });
 
@@ -393,6 +399,23 @@ const decide = (
   }
 };
 
+/** Which nodes are drained for which revision; those whose drain begins or ends are reconciled. */
+const decideDrains = (
+  { profile, nodes }: ProfileFacts,
+  { revision, nodes: since }: ReturnType<typeof planProfile>["drains"],
+  { drains: { decided, over }, enqueueNode }: Context,
+) => {
+  const { name } = profile.metadata;
+  for (const node of nodes) {
+    const begun = since.get(node.name);
+    if (begun === undefined && node.drain === undefined) continue;
+    const now = begun === undefined ? null : { revision, since: new Date(begun).toISOString() };
+    decided.set(node.name, (decided.get(node.name) ?? new Map()).set(name, now));
+    if (now === null && node.drain) over.delete(drainKey(node.name, name, node.drain));
+    if (node.drain?.revision !== now?.revision) enqueueNode(node.name);
+  }
+};
+
 const writeStatus = async (
   { profile }: ProfileFacts,
   status: NonNullable<RuntimeProfile["status"]>,
@@ -471,6 +494,7 @@ export const reconcileNode = async (
   const node = latest.nodes.get(name);
   if (!node) {
     decisions.delete(name);
+    context.drains.decided.delete(name);
     context.untainted.delete(name);
     return undefined;
   }
@@ -479,12 +503,20 @@ export const reconcileNode = async (
   const runtime = latest.nodeRuntimes.get(name);
   const owned = runtime?.metadata.ownerReferences?.some((ref) => ref.uid === owner.uid);
   // A node that came back under its old name is another node: its NodeRuntime must not go with the old one.
-  const profiles = plan.profiles ?? (owned === false ? runtime?.spec.profiles : undefined);
+  const again = owned === false || plan.drainsChanged;
+  const profiles = plan.profiles ?? (again ? runtime?.spec.profiles : undefined);
   if (profiles) {
     const written = await client.apply(
       nodeRuntimes,
       {
-        metadata: { name, labels: { [labels.managedBy]: managedBy }, ownerReferences: [owner] },
+        metadata: {
+          name,
+          labels: { [labels.managedBy]: managedBy },
+          ...(plan.drains.size > 0
+            ? { annotations: { [labels.drains]: JSON.stringify(Object.fromEntries(plan.drains)) } }
+            : {}),
+          ownerReferences: [owner],
+        },
         spec: { profiles },
       },
       { fieldManager: operator, force: true, signal },
@@ -507,6 +539,7 @@ export const reconcileNode = async (
     context.log.info({ node: name, labels: plan.labels }, "node labelled");
   }
   await untaint(node, plan.untaint, context, signal);
+  if (await askAway(name, plan.drains, context, signal)) return { requeueAfterMs: 2_000 };
   return plan.requeueAfterMs === undefined ? undefined : { requeueAfterMs: plan.requeueAfterMs };
 };
 

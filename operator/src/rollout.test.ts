@@ -177,6 +177,45 @@ describe("A rollout", () => {
     expect(roll(["failed", "failed", "new", "ready"], {}, target.revision).given).toEqual(["n002"]);
   });
 
+  describe("that drains", () => {
+    const drain = { drain: { deadline: "15m" } };
+    const begun = (over: boolean) => ({ revision: target.revision, since: now - 1000, over });
+    const rolled = (nodes: NodeFacts[], more: Partial<RuntimeProfileSpec["rollout"]> = {}) => {
+      const policy = { ...spec.rollout, ...drain, ...more };
+      const { assignments, drains } = rollOut(target, { now, staleAfterMs, nodes }, policy, undefined);
+      return { given: [...assignments.keys()], drains: [...drains] };
+    };
+    const [canary, ...rest] = nodesOf("ready", "old", "old", "old");
+
+    test("asks the pods of a node away before it gets the revision, canaries too", () => {
+      expect(rolled(rest)).toEqual({ given: [], drains: [["n001", now]] });
+      expect(rolled([canary!, ...rest])).toEqual({ given: [], drains: [["n001", now]] });
+    });
+    test("goes on with the node that it began with, and takes no more than maxUnavailable", () => {
+      const second = [canary!, rest[0]!, { ...rest[1]!, drain: begun(false) }, rest[2]!];
+      expect(rolled(second)).toEqual({ given: [], drains: [["n002", now - 1000]] });
+    });
+    test("gives the revision when no pod is left, and lets none come until it serves", () => {
+      const over = [canary!, { ...rest[0]!, drain: begun(true) }, rest[1]!];
+      expect(rolled(over)).toEqual({ given: ["n001"], drains: [["n001", now - 1000]] });
+      const [pending] = nodesOf("pending");
+      expect(rolled([canary!, { ...pending!, name: "n001", drain: begun(true) }, rest[1]!])).toEqual({
+        given: [],
+        drains: [["n001", now - 1000]],
+      });
+    });
+    test("needs none where nothing serves, and ends with the pause, the halt and another revision", () => {
+      expect(rolled([canary!, ...nodesOf("ready", "new").slice(1)])).toEqual({ given: ["n001"], drains: [] });
+      const draining = [canary!, { ...rest[0]!, drain: begun(false) }];
+      expect(rolled(draining, { paused: true }).drains).toEqual([]);
+      const other = { ...begun(true), revision: "1111111111" };
+      expect(rolled([canary!, { ...rest[0]!, drain: other }])).toEqual({
+        given: [],
+        drains: [["n001", now]],
+      });
+    });
+  });
+
   test("of any fleet never takes more from service than maxUnavailable, and ends", () => {
     fc.assert(
       fc.property(

@@ -13,6 +13,8 @@ export type Stage =
 export type Rollout = Stage & {
   /** What each node shall hold of the profile; null takes it away. Nodes not named stay as they are. */
   assignments: Map<string, DesiredProfile | null>;
+  /** Nodes whose pods of the profile are asked away before they get the revision, and since when. */
+  drains: Map<string, number>;
 };
 
 /** `25%` of 10 is 2; never less than one, or nothing would ever move. */
@@ -35,6 +37,7 @@ export const rollOut = (
   currentRevision: string | undefined,
 ): Rollout => {
   const assignments: Rollout["assignments"] = new Map();
+  const drains: Rollout["drains"] = new Map();
   for (const node of facts.nodes) if (!node.selected && node.assigned) assignments.set(node.name, null);
 
   const selected = facts.nodes.filter((node) => node.selected);
@@ -44,24 +47,40 @@ export const rollOut = (
   const healthy = updated.filter((node) => isHealthy(node, revision, facts));
   const settled = new Set([...failed, ...healthy]);
   const pending = updated.filter((node) => !settled.has(node));
-  const others = selected.filter((node) => node.assigned?.revision !== revision).sort(byPromise(facts));
+  const begun = ({ drain }: NodeFacts) =>
+    policy.drain !== undefined && drain?.revision === revision ? drain : undefined;
+  const promising = byPromise(facts);
+  const others = selected
+    .filter((node) => node.assigned?.revision !== revision)
+    .sort((one, other) => Number(!begun(one)) - Number(!begun(other)) || promising(one, other));
+  /** The revision; where pods of another are to go first, a drain until they have. */
   const give = (nodes: NodeFacts[]) => {
-    for (const node of nodes) assignments.set(node.name, target);
+    for (const node of nodes) {
+      const drain = begun(node);
+      const full = policy.drain !== undefined && serves(node.reported);
+      if (full) drains.set(node.name, drain?.since ?? facts.now);
+      if (!full || drain?.over) assignments.set(node.name, target);
+    }
     return nodes;
   };
+  for (const node of pending) {
+    const drain = begun(node);
+    // Until the new revision serves: pods that went would come back to the former one.
+    if (drain) drains.set(node.name, drain.since);
+  }
 
   if (others.length === 0) {
     return pending.length === 0 && failed.length === 0
-      ? { stage: "done", assignments }
-      : { stage: "waves", updating: pending.length, waiting: 0, assignments };
+      ? { stage: "done", assignments, drains }
+      : { stage: "waves", updating: pending.length, waiting: 0, assignments, drains };
   }
-  if (policy.paused) return { stage: "paused", waiting: others.length, assignments };
+  if (policy.paused) return { stage: "paused", waiting: others.length, assignments, drains };
   if (currentRevision === revision) {
     give(others);
-    return { stage: "waves", updating: pending.length + others.length, waiting: 0, assignments };
+    return { stage: "waves", updating: pending.length + others.length, waiting: 0, assignments, drains };
   }
   if (failed.length >= policy.failureThreshold) {
-    return { stage: "halted", failed: failed.map((node) => node.name), assignments };
+    return { stage: "halted", failed: failed.map((node) => node.name), assignments, drains };
   }
 
   const canaries = Math.min(policy.canaryNodes, selected.length);
@@ -69,7 +88,7 @@ export const rollOut = (
     // A canary whose agent fell silent tells nothing: another takes its place.
     const trying = pending.filter((node) => node.heartbeat === undefined || isFresh(node, facts));
     const chosen = give(others.slice(0, Math.max(0, canaries - healthy.length - trying.length)));
-    return { stage: "canary", nodes: [...trying, ...chosen].map((node) => node.name), assignments };
+    return { stage: "canary", nodes: [...trying, ...chosen].map((node) => node.name), assignments, drains };
   }
 
   const fresh = give(others.filter((node) => !serves(node.reported)));
@@ -85,6 +104,7 @@ export const rollOut = (
     updating: pending.length + fresh.length + next.length,
     waiting: replacing.length - next.length,
     assignments,
+    drains,
   };
 };
 

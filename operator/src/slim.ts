@@ -1,7 +1,7 @@
+import { labels } from "@bulkhead/lib/api/group.ts";
 import type { NodeRuntime, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
-import type { JudgedPod } from "@bulkhead/lib/kube/resources.ts";
-import { hasEnded } from "./gather.ts";
+import { hasEnded, type JudgedPod } from "@bulkhead/lib/kube/resources.ts";
 import { brokenBy, type WatchedPod } from "./tenancy/rules.ts";
 
 /** What the operator keeps of the objects that clusters have thousands of: only what planning and the page read. */
@@ -64,6 +64,7 @@ export const slimRuntimes = (): ((runtime: NodeRuntime) => NodeRuntime) => {
     ...(said.pods ? { pods: one(said.pods) } : {}),
   });
   return ({ apiVersion, kind, metadata, spec, status }) => {
+    const drains = metadata.annotations?.[labels.drains];
     const { gvisorPlatforms: _platforms, virtualization: _virtualization, ...kept } = status ?? {};
     return {
       apiVersion: one(apiVersion),
@@ -73,6 +74,7 @@ export const slimRuntimes = (): ((runtime: NodeRuntime) => NodeRuntime) => {
         ...(metadata.uid ? { uid: metadata.uid } : {}),
         ...(metadata.generation === undefined ? {} : { generation: metadata.generation }),
         ...(metadata.resourceVersion ? { resourceVersion: metadata.resourceVersion } : {}),
+        ...(drains === undefined ? {} : { annotations: { [labels.drains]: drains } }),
         ...(metadata.ownerReferences ? { ownerReferences: metadata.ownerReferences } : {}),
       },
       spec: { profiles: spec.profiles.map(one) },

@@ -59,6 +59,14 @@ export const verdictOf = (node: NodeFacts, target: string, facts: ProfileFacts):
     return { name, state: "failed", reason: reported.reason, message: reported.message };
   }
   if (isHealthy(node, target, facts)) return { name, state: "ready", reason: "Ready", message: "" };
+  if (node.drain?.revision === target && node.assigned?.revision !== target) {
+    return {
+      name,
+      state: "waiting",
+      reason: "Draining",
+      message: "the profile's pods are evicted before the node gets the revision",
+    };
+  }
   if (node.assigned?.revision !== target) {
     return { name, state: "waiting", reason: "Waiting", message: "its turn has not come" };
   }

@@ -158,6 +158,15 @@ test("extra labels are on every object and every pod, and never in a selector", 
   }
 });
 
+test("the operator may evict pods only where that is asked for", async () => {
+  const role = async (values: object) =>
+    JSON.stringify((await render(values)).filter(({ metadata }) => metadata.name === "bulkhead-operator"));
+  expect(await role({})).not.toContain("eviction");
+  expect(await role({ operator: { mayEvict: true } })).toContain(
+    '"resources":["pods/eviction"],"verbs":["create"]',
+  );
+});
+
 test("two replicas are spread over nodes and drained one at a time; one replica holds up no drain", async () => {
   const find = async (values: object, kind: string) =>
     (await render(values)).find((each) => each.kind === kind);

@@ -30,6 +30,7 @@ export const all = {
     replicas: 2,
     logLevel: "debug",
     staleAfterSeconds: 240,
+    mayEvict: true,
     resources: { requests: { cpu: "60m", memory: "97Mi" }, limits: { memory: "385Mi", cpu: 1 } },
     nodeSelector: { "kubernetes.io/os": "linux", role: "infra" },
     tolerations: [{ key: "role", operator: "Equal", value: "infra", effect: "NoSchedule" }],

@@ -1,6 +1,7 @@
 import { lstat, readFile, readlink } from "node:fs/promises";
 import { join } from "node:path";
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import { secondsOf } from "@bulkhead/lib/api/runtime-profile.ts";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { z } from "zod";
@@ -11,7 +12,7 @@ import { checkOf, programsOf, versionDirectory } from "../installer/files.ts";
 import type { RecordFile } from "../installer/ownership.ts";
 import type { Step } from "../installer/plan.ts";
 import { ProbeError, prove } from "../installer/prove.ts";
-import { type Canary, kubeletRetryDelay, retryDelay, secondsOf } from "../installer/state.ts";
+import { type Canary, kubeletRetryDelay, retryDelay } from "../installer/state.ts";
 import { execute } from "../installer/steps.ts";
 import { adapters } from "./adapters.ts";
 import { findEngine } from "./detect.ts";

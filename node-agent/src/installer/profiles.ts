@@ -1,4 +1,5 @@
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import { secondsOf } from "@bulkhead/lib/api/runtime-profile.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Artifacts } from "./artifact/artifacts.ts";
 import { hasArtifact } from "./artifact/gate.ts";
@@ -6,7 +7,7 @@ import { executorsOf, factsOf, goodOf, type Installer, servesNow } from "./conte
 import { checkOf, profileFiles, programsOf } from "./files.ts";
 import { type Facts, isFronted, type ProfilePlan, planProfile, planProfileRollback } from "./plan.ts";
 import { ProbeError, prove } from "./prove.ts";
-import { type Canary, retryDelay, secondsOf } from "./state.ts";
+import { type Canary, retryDelay } from "./state.ts";
 import { type Executors, execute } from "./steps.ts";
 
 /**

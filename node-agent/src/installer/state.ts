@@ -127,10 +127,6 @@ export const retryDelay = (failures: number): number => Math.min(5000 * 2 ** (fa
 export const kubeletRetryDelay = (failures: number): number =>
   Math.min(60_000 * 2 ** (failures - 1), 3_600_000);
 
-/** 60s, 5m, 1h in seconds. */
-export const secondsOf = (duration: string): number =>
-  Number.parseInt(duration, 10) * ({ s: 1, m: 60, h: 3600 }[duration.at(-1) ?? "s"] ?? 1);
-
 const clip = (text: string): string => (text.length > 1024 ? `${text.slice(0, 1021)}…` : text);
 
 /** The state as NodeRuntime.status shows it. */
