@@ -21,8 +21,11 @@ export const traced = (call: Called, work: () => Promise<void>): Promise<void> =
   return root === undefined ? work() : rootSpan(`${call.service}/${call.method}`, root, work);
 };
 
+/** Streams that last as long as their clients are no piece of work. */
+const endless = new Set(["GetContainerEvents"]);
+
 const spanOf = ({ service, method, request, traceparent }: Called): RootOptions | undefined =>
-  traceparent === undefined && isRoutine(method)
+  endless.has(method) || (traceparent === undefined && isRoutine(method))
     ? undefined
     : {
         kind: "server",
