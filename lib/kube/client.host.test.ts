@@ -232,6 +232,16 @@ describe("A reflector", () => {
     expect(proxy.requests.filter((line) => line.includes("limit=2")).length).toBeGreaterThan(1);
   });
 
+  test("takes a watch that carried nothing for one that ended, not for a failure", async () => {
+    const { resourceVersion } = await client.list(configMaps, { namespace });
+    const { signal } = new AbortController();
+    const events: unknown[] = [];
+    // Over HTTP/2, as in a cluster.
+    for await (const event of client.watch(configMaps, { namespace, resourceVersion, signal, idleMs: 700 }))
+      events.push(event);
+    expect(events).toEqual([]);
+  });
+
   test("sees by itself that a connection is dead and watches on from where it was", async () => {
     let freeze = true;
     proxy.fault = (_, path) => {

@@ -204,6 +204,13 @@ const noAnswer = (what: string, error: unknown, signal?: AbortSignal): unknown =
   });
 };
 
+/**
+ * A watch that carried nothing for long: the connection is dead, or the API server has not seen a change of the resource
+ * since it started, and sends no bookmarks. Either way one watches on from where one was. undici has no class for HTTP/2's.
+ */
+const wasIdle = (error: unknown): boolean =>
+  error instanceof undiciErrors.BodyTimeoutError || messageOf(error).includes("stream timeout after");
+
 /** undici looks at the signal only once a request has its connection: one that waits for it would wait for ever. */
 const orAborted = async <T>(sent: Promise<T>, signal: AbortSignal): Promise<T> => {
   const { promise: aborted, reject } = Promise.withResolvers<never>();
@@ -501,6 +508,7 @@ export const createClient = (options: ClientOptions): Client => {
         }
       } catch (error) {
         if (error instanceof RuntimeError) throw error;
+        if (!o.signal.aborted && wasIdle(error)) return;
         throw noAnswer(what, error, o.signal);
       } finally {
         stop.abort();

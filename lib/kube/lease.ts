@@ -143,9 +143,11 @@ export const runAsLeader = async (
     }
   };
 
-  const rest = (until: AbortSignal) => clock.sleep(retryPeriodMs * (1 + 0.2 * random()), until);
+  /** Until the next try is due: one that took long is followed at once. */
+  const rest = async (until: AbortSignal, since: number) =>
+    clock.sleep(Math.max(0, since + retryPeriodMs * (1 + 0.2 * random()) - clock.now()), until);
   try {
-    while (!(await attempt())) await rest(signal);
+    for (let started = clock.now(); !(await attempt()); started = clock.now()) await rest(signal, started);
   } catch (error) {
     if (signal.aborted) return;
     throw error;
@@ -162,8 +164,9 @@ export const runAsLeader = async (
     if (!over.aborted) lost.abort(error);
   };
   const renewing = (async () => {
-    while (!over.aborted) {
-      await rest(over);
+    for (let started = clock.now(); !over.aborted; ) {
+      await rest(over, started);
+      started = clock.now();
       await attempt();
     }
   })().catch(unlessOver);

@@ -12,7 +12,7 @@ import { type Fault, type FaultyProxy, startProxy } from "@bulkhead/test/apiserv
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
 import { eventually, type Operator, startOperator } from "@bulkhead/test/operator/start.ts";
 import { createAgents } from "@bulkhead/test/scale/agents.ts";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, onTestFailed, test } from "vitest";
 
 /**
  * The operator where the way to the API server is bad: a proxy between them hangs, cuts, forgets, refuses and
@@ -160,6 +160,16 @@ test("Of two operators one writes: not the one that is cut off, though it comes 
     await startOperator(ways[1].kubeconfig, namespace),
   ];
   for (const operator of [one, two]) undo.defer(() => operator.kill("SIGKILL"));
+  onTestFailed(() => {
+    for (const { child, lines } of [one, two])
+      console.error(
+        child.exitCode,
+        lines
+          .filter((line) => !line.includes('"level":20'))
+          .slice(-15)
+          .join("\n"),
+      );
+  });
   await eventually("a leader", async () => leads(one) || leads(two), Boolean);
   const [leader, standby] = leads(one) ? [one, two] : [two, one];
   const [theirs, others] = leads(one) ? ways : [ways[1], ways[0]];
