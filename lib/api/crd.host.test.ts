@@ -243,6 +243,11 @@ describe("The API server refuses, naming the field,", () => {
       { ...runc, runtimeClass: { overhead: { memory: "lots" } } },
     ],
     ["a class name with capitals", "spec.runtimeClass.name", { ...runc, runtimeClass: { name: "Walled" } }],
+    [
+      "a drain whose evicted pods would come back",
+      "spec",
+      { ...runc, rollout: { drain: {} }, runtimeClass: { readiness: "none" } },
+    ],
     ["an unknown readiness", "spec.runtimeClass.readiness", { ...runc, runtimeClass: { readiness: "hope" } }],
     [
       "a toleration with Exists and a value",
