@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { closeSync, existsSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer, type Socket } from "node:net";
+import { connect, createServer, type Socket } from "node:net";
 import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs, promisify } from "node:util";
@@ -94,6 +94,18 @@ const formOf = (stdin: Buffer): string => {
   }
 };
 
+/** The socket's file is there before anybody listens on it. */
+const listens = (): Promise<boolean> =>
+  new Promise((resolve) => {
+    // Relative: the bundle's path may be too long for a socket.
+    const socket = connect(basename(address));
+    socket.once("error", () => resolve(false));
+    socket.once("connect", () => {
+      socket.destroy();
+      resolve(true);
+    });
+  });
+
 const start = async (): Promise<void> => {
   const form = formOf(readFileSync(0));
   const takes = process.env.FAKE_TAKES ?? "bootstrap";
@@ -102,7 +114,7 @@ const start = async (): Promise<void> => {
   if (!has("no-server")) {
     const [node = "", script = ""] = process.argv;
     spawn(node, [script, ...process.argv.slice(2, -1), "serve"], { detached: true, stdio: "ignore" }).unref();
-    while (!existsSync(address)) await sleep(5);
+    while (!(await listens())) await sleep(5);
   }
   if (has("start-hangs")) setInterval(() => {}, 1e6);
   const reply = create(BootstrapResultSchema, {
