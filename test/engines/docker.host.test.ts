@@ -87,7 +87,6 @@ const tell = async (handlers: EngineHandler[]): Promise<void> => {
     killMode: "process",
     startedAt: 0,
     files: await readFiles(host, "docker", argv, ownership.record.engine),
-    missing: [],
   };
   const { record } = ownership;
   const { files, load } = planChange(

@@ -54,21 +54,40 @@ const compile = async (build: GoBuild, cwd: string, to: string, signal?: AbortSi
   const scratch = await mkdtemp(inCache("tools", ".new-"));
   try {
     await chmod(scratch, 0o755);
-    await run(
-      [
-        ...(build.test === true ? [go, "test", "-c"] : [go, "build"]),
-        ...(build.tags === undefined ? [] : ["-tags", build.tags]),
-        ...["-trimpath", "-ldflags", `-s -w ${build.ldflags ?? ""}`.trim()],
-        ...["-o", join(scratch, basename(to)), build.package],
-      ],
-      { cwd, signal, env: { ...flags, CGO_ENABLED: build.cgo === true ? "1" : "0" } },
-    );
+    if (build.c !== undefined)
+      await compileC(go, build.package, build.c, cwd, join(scratch, basename(to)), signal);
+    else
+      await run(
+        [
+          ...(build.test === true ? [go, "test", "-c"] : [go, "build"]),
+          ...(build.tags === undefined ? [] : ["-tags", build.tags]),
+          ...["-trimpath", "-ldflags", `-s -w ${build.ldflags ?? ""}`.trim()],
+          ...["-o", join(scratch, basename(to)), build.package],
+        ],
+        { cwd, signal, env: { ...flags, CGO_ENABLED: build.cgo === true ? "1" : "0" } },
+      );
     await rename(scratch, dirname(to)).catch((error: unknown) => {
       if (!existsSync(to)) throw error;
     });
   } finally {
     await rm(scratch, { recursive: true, force: true });
   }
+};
+
+/** A program in C that a Go module has beside its Go, as the module's own Makefile makes it. */
+const compileC = async (
+  go: string,
+  module: string,
+  folder: string,
+  cwd: string,
+  to: string,
+  signal?: AbortSignal,
+): Promise<void> => {
+  const list = [go, "mod", "download", "-json", module];
+  const { Dir } = JSON.parse(await run(list, { cwd, signal, env: flags })) as { Dir: string };
+  const sources = (await readdir(join(Dir, folder))).filter((name) => name.endsWith(".c")).sort();
+  const files = sources.map((name) => join(Dir, folder, name));
+  await run(["gcc", "-std=c99", "-Os", "-s", "-static", "-o", to, ...files], { signal });
 };
 
 /** Makes `path` name the same file as `kept`, at once, whatever ran from it before. */

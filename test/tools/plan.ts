@@ -28,6 +28,8 @@ export type GoBuild = {
   cgo?: boolean;
   tags?: string;
   ldflags?: string;
+  /** A program in C: `package` is the module, and gcc makes it of the sources in this folder of it. */
+  c?: string;
 };
 
 /** Debian packages and why each is needed. */
@@ -201,6 +203,27 @@ export const steps: readonly Step[] = [
   },
   // Of one test, and minutes of work: made by `./dev setup` alone, as cosign is.
   { id: "youki", do: "youki", after: ["packages"] },
+  {
+    // Of one test, like cosign.
+    id: "cri-o",
+    do: "go",
+    after: ["packages"],
+    module: "cri-o",
+    builds: [
+      {
+        output: "crio",
+        package: "github.com/cri-o/cri-o/cmd/crio",
+        cgo: true,
+        tags: [
+          ...["seccomp", "netgo", "osusergo", "containers_image_openpgp", "containers_image_ostree_stub"],
+          ...["exclude_graphdriver_btrfs", "btrfs_noversion"],
+        ].join(","),
+        ldflags: "-extldflags -static",
+      },
+      // Makes the namespaces of its pods.
+      { output: "pinns", package: "github.com/cri-o/cri-o", c: "pinns/src" },
+    ],
+  },
   {
     id: "cni",
     do: "go",

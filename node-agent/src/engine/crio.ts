@@ -12,8 +12,9 @@ import {
 } from "./engine.ts";
 
 /**
- * CRI-O: a file of ours in its directory of drop-ins. SIGHUP makes it read the table of runtimes again; no process
- * is restarted. Only a directory that was not there when it was started it never looks into again.
+ * CRI-O: a file of ours in its directory of drop-ins. It reads the table of runtimes again at SIGHUP and shows it, but
+ * starts pods by the table that it was started with (cri-o issue 10202): so it is restarted for handlers that it is to
+ * have, and sent SIGHUP when none is left. Its containers are their monitors' and run on.
  */
 
 type Table = Record<string, unknown>;
@@ -86,7 +87,7 @@ export const crio: Adapter = {
             },
       edits: [],
       reload:
-        handlers.length > 0 && engine.missing.includes(directory(engine.argv))
+        handlers.length > 0
           ? { by: "restart", unit: engine.unit }
           : { by: "hup", pid: engine.pid, unit: engine.unit },
       keeps: [],

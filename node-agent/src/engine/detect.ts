@@ -1,4 +1,3 @@
-import { existsSync } from "node:fs";
 import { readdir, readFile, readlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
@@ -64,16 +63,19 @@ export async function findEngine(
     killMode: shown.stdout.trim(),
     startedAt: await startOf(daemon.pid),
     files: await readFiles(host, kind, daemon.argv, record),
-    missing: missingDirectories(host, kind, daemon.argv),
   };
 }
 
-/** Directories of the engine's files that are not there. */
-const missingDirectories = (host: Host, kind: EngineKind, argv: string[]): string[] =>
-  adapters[kind]
-    .reads(argv)
-    .filter((path) => path.endsWith("/*") && !existsSync(host.at(host.real(dirname(path)))))
-    .map((path) => dirname(path));
+/** conmon's processes in the cgroup of a unit: a restart of it that ends all that is in there ends their containers. */
+export async function monitorsIn(unit: string): Promise<number> {
+  let found = 0;
+  for (const pid of await readdir("/proc")) {
+    if (!/^[0-9]+$/.test(pid) || !/^conmon/.test((await text(`/proc/${pid}/comm`)) ?? "")) continue;
+    const groups = (await text(`/proc/${pid}/cgroup`)) ?? "";
+    if (groups.split("\n").some((line) => line.split("/").includes(unit))) found++;
+  }
+  return found;
+}
 
 /** The process that has the host's socket open as its listener; systemd, which may hold it too, does not count. */
 async function listener(host: Host, socket: string): Promise<{ pid: number; argv: string[] } | undefined> {

@@ -25,8 +25,6 @@ export type Engine = {
   startedAt: number;
   /** Text of every file that its configuration may come from, by the host's path. */
   files: ReadonlyMap<string, string>;
-  /** Directories of such files that are not there. */
-  missing: readonly string[];
 };
 
 /** A handler as an engine is told of it; each adapter writes it in its engine's words. */

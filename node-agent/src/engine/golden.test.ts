@@ -135,7 +135,6 @@ const engineOf = async (kind: EngineKind, version: string, argv: string[]): Prom
   killMode: "process",
   startedAt: 0,
   files: await readFiles(host, kind, argv, ownership.record.engine),
-  missing: [],
 });
 
 /** Plans and does what changes files; says what else there was to do. */

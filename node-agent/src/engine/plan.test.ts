@@ -25,7 +25,6 @@ const engine = (files: Record<string, string>, rest: Partial<Engine> = {}): Engi
   killMode: "process",
   startedAt: 0,
   files: new Map(Object.entries(files)),
-  missing: [],
   ...rest,
 });
 const plan = (of: Engine, handlers = [handler], record?: EngineRecord) =>
@@ -191,12 +190,9 @@ describe("the steps", () => {
   });
 });
 
-test("CRI-O is restarted only for a directory of drop-ins that was not there when it was started", () => {
-  const reload = (missing: string[], handlers = [handler]) =>
-    plan(engine({}, { kind: "crio", missing }), handlers).reload.by;
-  expect(reload([])).toBe("hup");
-  expect(reload(["/etc/crio/crio.conf.d"])).toBe("restart");
-  expect(reload(["/etc/crio/crio.conf.d"], [])).toBe("hup");
+test("CRI-O is restarted for handlers that it is to have, and told by SIGHUP when none is left", () => {
+  const reload = (handlers: EngineHandler[]) => plan(engine({}, { kind: "crio" }), handlers).reload.by;
+  expect([reload([handler]), reload([])]).toEqual(["restart", "hup"]);
 });
 
 describe("an entry of imports", () => {

@@ -15,7 +15,7 @@ import { ProbeError, prove } from "../installer/prove.ts";
 import { type Canary, kubeletRetryDelay, retryDelay } from "../installer/state.ts";
 import { execute } from "../installer/steps.ts";
 import { adapters } from "./adapters.ts";
-import { findEngine } from "./detect.ts";
+import { findEngine, monitorsIn } from "./detect.ts";
 import type { Engine, EngineHandler } from "./engine.ts";
 import { nodeHandler } from "./handler.ts";
 import { planChange } from "./plan.ts";
@@ -270,7 +270,7 @@ export class NodeEngine {
           "Warning",
         );
     }
-    if (change.reload.by === "restart" && engine.killMode !== "process") {
+    if (change.reload.by === "restart" && (await endsContainers(engine))) {
       throw new RuntimeError(
         "failed-precondition",
         `Cannot restart ${engine.unit}: its KillMode is ${engine.killMode}, which would end its containers; set KillMode=process`,
@@ -317,6 +317,8 @@ export class NodeEngine {
     return prove(this.#installer, profile, signal, {
       socket: engine.socket,
       id: this.#image ?? idOf(engine, config),
+      name: `127.0.0.1/bulkhead/canary@${manifest}`,
+      awaitsLook: engine.kind === "crio",
       pull: async (cri, each) => {
         await using registry = await host.serveLayout(layout, each);
         const image = `127.0.0.1:${registry.port}/bulkhead/canary@${manifest}`;
@@ -418,6 +420,10 @@ export class NodeEngine {
       ledger.fail(name, reason, message, undefined, record.profiles[name]?.revision === revision);
   }
 }
+
+/** A restart of the engine's unit ends containers: it ends all that is in the unit, and they or their monitors are. */
+const endsContainers = async ({ kind, unit, killMode }: Engine): Promise<boolean> =>
+  killMode !== "process" && (kind !== "crio" || (await monitorsIn(unit)) > 0);
 
 /** An image's id in the engine's words: CRI-O takes what begins with sha256: for a name. */
 const idOf = ({ kind }: Engine, digest: string): string =>

@@ -70,7 +70,7 @@ export async function prove(
     const soon = AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineOf(profile))]);
     const result = await (at === undefined
       ? runCanary(cri, name, soon, { deadlines })
-      : runSeenCanary(cri, name, soon, { deadlines, elsewhere: at })
+      : runSeenCanary(cri, name, soon, { deadlines, elsewhere: at, tryMs: probeDeadlineOf(profile) / 6 })
     ).catch((error: unknown) => {
       signal.throwIfAborted();
       throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);

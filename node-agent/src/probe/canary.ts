@@ -1,4 +1,5 @@
 import { randomInt, randomUUID } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
 import { canaryImage, canaryNamespace, labels } from "@bulkhead/lib/api/group.ts";
 import type { CriClient } from "@bulkhead/lib/cri/client.ts";
 import { ContainerState, NamespaceMode, PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
@@ -23,6 +24,13 @@ export type CanaryResult = {
 export type Elsewhere = {
   /** The image's id: the digest of its configuration. */
   id: string;
+  /** What a pod's author would write for it: CRI-O takes nothing but a name there. */
+  name: string;
+  /**
+   * The engine is not to be told to stop a pod that it is just starting (CRI-O answers neither then): the canary waits
+   * until the kubelet has looked, and begins right after that.
+   */
+  awaitsLook: boolean;
   /** Makes the engine pull it; resolves to what a container names it by. */
   pull(cri: CriClient, signal: AbortSignal): Promise<string>;
 };
@@ -46,19 +54,22 @@ export class CanaryEnded extends RuntimeError {
 /**
  * Runs a canary on an engine whose kubelet sees it. A kubelet looks every two seconds (housekeepingPeriod) and ends
  * pods that it does not know, within a second for one that runs. A canary that starts right after such a look has
- * until the next one, so one that was ended is tried again at once.
+ * until the next one, so one that was ended is tried again at once. `tryMs`: what one try may take; CRI-O may never
+ * answer a StartContainer whose pod is being stopped.
  */
 export async function runSeenCanary(
   cri: CriClient,
   handler: string,
   signal: AbortSignal,
-  options: CanaryOptions & { elsewhere: Elsewhere },
+  { tryMs, ...options }: CanaryOptions & { elsewhere: Elsewhere; tryMs: number },
 ): Promise<CanaryResult> {
   for (let tries = 1; ; tries++) {
+    const late = AbortSignal.timeout(tryMs);
     try {
-      return await runCanary(cri, handler, signal, options);
+      return await runCanary(cri, handler, AbortSignal.any([signal, late]), options);
     } catch (error) {
-      if (!(error instanceof CanaryEnded) || tries === 6) throw error;
+      signal.throwIfAborted();
+      if (!(error instanceof CanaryEnded || late.aborted) || tries === 6) throw error;
     }
   }
 }
@@ -72,10 +83,9 @@ export async function runCanary(
 ): Promise<CanaryResult> {
   const { runtime, image: images } = cri;
   const name = elsewhere?.id ?? canaryImage;
-  const image = { image: name, userSpecifiedImage: name, runtimeHandler: handler };
-  const uid = randomUUID();
+  const image = { image: name, userSpecifiedImage: elsewhere?.name ?? name, runtimeHandler: handler };
   // By these the kubelet takes sandbox and container for one pod, and gives the container a second to end.
-  const kubelets =
+  const kubeletsOf = (uid: string) =>
     elsewhere === undefined
       ? {}
       : {
@@ -84,14 +94,16 @@ export async function runCanary(
           "io.kubernetes.pod.namespace": canaryNamespace,
           "io.kubernetes.container.name": "canary",
         };
-  const sandbox = {
+  const sandboxOf = (uid: string) => ({
     // The namespace's name cannot be that of a Kubernetes namespace: the runtime shows such pods only to a caller
     // that asks for their label, and the kubelet, which kills pods it does not know, never sees them.
     metadata: { name: `canary-${handler}`, namespace: canaryNamespace, uid, attempt: 0 },
     hostname: "canary",
-    labels: { ...kubelets, [labels.canary]: handler },
+    labels: { ...kubeletsOf(uid), [labels.canary]: handler },
     linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
-  };
+  });
+  const uid = randomUUID();
+  const [sandbox, kubelets] = [sandboxOf(uid), kubeletsOf(uid)];
   // No process of the node has this argument but the canary's own, if it is one.
   const token = `3600.${randomInt(2 ** 47)}`;
   await removeCanaries(cri, handler, signal);
@@ -103,6 +115,7 @@ export async function runCanary(
   await using undo = new AsyncDisposableStack();
   // Undo has its own deadline: it must run when the probe's own is over.
   undo.defer(() => removeCanaries(cri, handler, AbortSignal.timeout(deadlines.remove * 1000)));
+  if (elsewhere?.awaitsLook === true) await untilLook(cri, handler, sandboxOf(randomUUID()), signal);
   const startedAt = performance.now();
   const { podSandboxId } = await runtime.runPodSandbox({ config: sandbox, runtimeHandler: handler }, signal);
   try {
@@ -147,6 +160,20 @@ export async function runCanary(
   } catch (error) {
     throw elsewhere !== undefined && (await hasEnded(cri, podSandboxId)) ? new CanaryEnded(error) : error;
   }
+}
+
+/** Until the kubelet has ended a pod that it does not know. Where none looks, a few seconds. */
+async function untilLook(
+  cri: CriClient,
+  handler: string,
+  config: Parameters<CriClient["runtime"]["runPodSandbox"]>[0]["config"],
+  signal: AbortSignal,
+): Promise<void> {
+  const { podSandboxId } = await cri.runtime.runPodSandbox({ config }, signal);
+  const end = performance.now() + 5000;
+  while (performance.now() < end && !(await hasEnded(cri, podSandboxId)))
+    await sleep(50, undefined, { signal });
+  await removeCanaries(cri, handler, signal);
 }
 
 async function hasEnded({ runtime }: CriClient, podSandboxId: string): Promise<boolean> {
