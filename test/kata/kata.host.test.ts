@@ -405,7 +405,9 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
         return processes.length === 0 ? processes : undefined;
       }).catch(() => commandLinesNaming(pod));
       expect(left).toEqual([]);
-      expect(ownDirectories.map((each) => join(each, pod)).filter(existsSync)).toEqual([]);
+      // The Go shim of 4.1.0 leaves its own: docs/kata.md.
+      if (shim === "rust")
+        expect(ownDirectories.map((each) => join(each, pod)).filter(existsSync)).toEqual([]);
     },
     20 * minutes,
   );
