@@ -221,7 +221,7 @@ export const serve = async (
     pods,
     containers,
     starting: new SingleFlight<string>(),
-    turns: new Turns(availableParallelism() + 1, 250),
+    turns: new Turns(availableParallelism() * 5, 250),
     locks: new Locks(),
     activity: new Activity(),
     exits,
