@@ -186,7 +186,7 @@ export const steps: readonly Step[] = [
     ],
   },
   {
-    // Of one test, and as large as the control plane: made by `./dev setup` alone, and the test runs where it is.
+    // Of one test, and as large as the control plane: only what makes all makes it, and the test runs where it is.
     id: "cosign",
     do: "go",
     after: [],
@@ -201,7 +201,7 @@ export const steps: readonly Step[] = [
     module: "otlp",
     builds: [{ output: "otlp-receiver", package: "." }],
   },
-  // Of one test, and minutes of work: made by `./dev setup` alone, as cosign is.
+  // Of one test, and minutes of work, like cosign.
   { id: "youki", do: "youki", after: ["packages"] },
   {
     // Of one test, like cosign.
