@@ -20,7 +20,8 @@ beforeAll(async () => {
   await ns.create();
   const image = `${cluster.registry}/bulkhead/test:1`;
   const start = (name: string, profile: string) =>
-    ns.run(podOf(name, profile, image, {}, { nodeName: cluster.nodes[0]!.name }));
+    // A pull each, also of an image that other tests have pulled.
+    ns.run(podOf(name, profile, image, { imagePullPolicy: "Always" }, { nodeName: cluster.nodes[0]!.name }));
   // A rate wants a count that grew while somebody looked: one pod before the first scrape is not enough.
   await until(AbortSignal.timeout(60_000), 60_000, "the first scrapes", async () => {
     const up = await prometheus.query('up{job="bulkhead"} == 1');
