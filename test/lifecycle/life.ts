@@ -144,6 +144,6 @@ export const openLife = async (name: string) => {
 
 /** Where the chart's containers run, by the program that each runs: SIGKILL as the kernel gives it. */
 export const killProgram = async (cluster: Cluster, program: "operator" | "reporter" | "installer") => {
-  const script = `for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^/bundle/bin/node /app/${program}.mjs' && kill -KILL \${p#/proc/} && echo killed; done; true`;
+  const script = `for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -qE '^/bundle/bin/node (--[^ ]+ )*/app/${program}.mjs' && kill -KILL \${p#/proc/} && echo killed; done; true`;
   return cluster.node("node-1").exec(["bash", "-c", script]);
 };
