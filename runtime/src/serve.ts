@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { statSync } from "node:fs";
 import { chmod, mkdir } from "node:fs/promises";
-import { availableParallelism, hostname } from "node:os";
+import { hostname } from "node:os";
 import { join } from "node:path";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import { type CriServices, connectCri } from "@bulkhead/lib/cri/client.ts";
@@ -41,7 +41,6 @@ import { openPods } from "./pod/store.ts";
 import { ownPrograms } from "./programs.ts";
 import { Activity } from "./record/activity.ts";
 import { Locks } from "./record/lock.ts";
-import { Turns } from "./record/turns.ts";
 import { type Sandbox, sandboxMetrics } from "./sandbox-metrics.ts";
 import { createDisks } from "./snapshot/disks.ts";
 import { overlay } from "./snapshot/overlay.ts";
@@ -221,7 +220,6 @@ export const serve = async (
     pods,
     containers,
     starting: new SingleFlight<string>(),
-    turns: new Turns(availableParallelism() * 5, 250),
     locks: new Locks(),
     activity: new Activity(),
     exits,

@@ -15,7 +15,6 @@ import type { Pod } from "../pod/state.ts";
 import type { PodStore } from "../pod/store.ts";
 import type { Activity } from "../record/activity.ts";
 import type { Locks } from "../record/lock.ts";
-import type { Turns } from "../record/turns.ts";
 import type { Disks } from "../snapshot/disks.ts";
 import type { Snapshotter } from "../snapshot/snapshotter.ts";
 import type { HostFacts } from "../spec/host.ts";
@@ -41,8 +40,6 @@ export type Runtime = {
   containers: ContainerStore;
   /** RunPodSandbox and CreateContainer under way, by name: a retry joins. */
   starting: SingleFlight<string>;
-  /** Who may use the processors now, of what makes and starts pods and containers. */
-  turns: Turns;
   /** One change at a time per pod or container. */
   locks: Locks;
   /** CreateContainer and StartContainer under way, by pod. */

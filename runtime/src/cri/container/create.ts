@@ -23,7 +23,6 @@ import { timed } from "../../metrics.ts";
 import { emptyDirHints } from "../../pod/empty-dirs.ts";
 import { letThrough, podFiles } from "../../pod/files.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
-import { turn } from "../../record/turns.ts";
 import { apparmorOf, requireApparmor } from "../../spec/apparmor.ts";
 import { capabilitiesOf } from "../../spec/capabilities.ts";
 import { withEdits } from "../../spec/cdi.ts";
@@ -116,10 +115,8 @@ export const createIn = async (
     newContainer({ id, podId, createdAt: now(), config, imageId: image.id, logPath, stopSignal }),
   );
   try {
-    const made = await runtime.turns.run(turn.create, signal, () =>
-      timed(runtime.metrics, pod.handler.name, "create", () =>
-        make(runtime, { id, pod, config, image, handler, pid, logPath, saved }, signal),
-      ),
+    const made = await timed(runtime.metrics, pod.handler.name, "create", () =>
+      make(runtime, { id, pod, config, image, handler, pid, logPath, saved }, signal),
     );
     // Whoever gave up meanwhile would never learn the id.
     signal.throwIfAborted();

@@ -9,7 +9,6 @@ import { type Container, started, startFailed } from "../../container/state.ts";
 import type { HandlerState } from "../../handler/handler.ts";
 import { timed } from "../../metrics.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
-import { turn } from "../../record/turns.ts";
 import { notify } from "../notify.ts";
 import { cleanup, containerDir, containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
 import { podAttributes } from "../trace.ts";
@@ -50,26 +49,24 @@ export const startContainer =
       const handler = runtime.handlers.running(pod.handler);
       const ref = containerRef(runtime, pod, container);
       let state: HandlerState | undefined;
-      await runtime.turns.run(turn.start, signal, async () => {
-        // The caller's leaving does not end a start half-way: kubelet will look at the state.
-        const deadline = AbortSignal.timeout(pod.handler.deadlines.start * 1000);
-        try {
-          state = await timed(runtime.metrics, pod.handler.name, "start", () => handler.start(ref, deadline));
-        } catch (failure) {
-          const error = await explained(runtime, pod, container, failure);
-          runtime.containers.learn(id, (each) => startFailed(each, now(), messageOf(error)));
-          runtime.exits.happened(id);
-          notify(runtime, "stopped", id, podId);
-          await handler
-            .kill(ref, constants.signals.SIGKILL, true, cleanup())
-            .catch((err) =>
-              runtime.log.warn({ container: id, err }, "container that did not start could not be killed"),
-            );
-          throw error;
-        } finally {
-          await forgetRestore(runtime, id);
-        }
-      });
+      // The caller's leaving does not end a start half-way: kubelet will look at the state.
+      const deadline = AbortSignal.timeout(pod.handler.deadlines.start * 1000);
+      try {
+        state = await timed(runtime.metrics, pod.handler.name, "start", () => handler.start(ref, deadline));
+      } catch (failure) {
+        const error = await explained(runtime, pod, container, failure);
+        runtime.containers.learn(id, (each) => startFailed(each, now(), messageOf(error)));
+        runtime.exits.happened(id);
+        notify(runtime, "stopped", id, podId);
+        await handler
+          .kill(ref, constants.signals.SIGKILL, true, cleanup())
+          .catch((err) =>
+            runtime.log.warn({ container: id, err }, "container that did not start could not be killed"),
+          );
+        throw error;
+      } finally {
+        await forgetRestore(runtime, id);
+      }
       runtime.containers.learn(id, (each) => started(each, now(), state));
       notify(runtime, "started", id, podId);
     });

@@ -12,7 +12,6 @@ import { chooseEmptyDirs } from "../../pod/empty-dirs.ts";
 import { giveTo, mountShm, podFiles, writePodFiles } from "../../pod/files.ts";
 import { hold, lost, newPod, type Pod, ready } from "../../pod/state.ts";
 import { podName } from "../../pod/store.ts";
-import { turn } from "../../record/turns.ts";
 import { requireAllowed } from "../../spec/annotations.ts";
 import { holderProgram } from "../../spec/holder-program.ts";
 import { holderPath, holderSpec } from "../../spec/holder-spec.ts";
@@ -96,7 +95,7 @@ export const runPod = async (runtime: Runtime, plan: PodPlan, signal: AbortSigna
     newPod({ id, createdAt: now(), config, runtimeHandler, handler: loaded.config, hostname }),
   );
   try {
-    await runtime.turns.run(turn.sandbox, signal, () => build(runtime, id, plan, signal));
+    await build(runtime, id, plan, signal);
     runtime.pods.update(id, ready);
   } catch (error) {
     await rollBack(runtime, id, error);
