@@ -1,110 +1,49 @@
 import { existsSync } from "node:fs";
-import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { create, fromJson, type JsonValue } from "@bufbuild/protobuf";
-import { connectCri } from "@bulkhead/lib/cri/client.ts";
-import {
-  CheckpointContainerRequestSchema,
-  ContainerConfigSchema,
-  CreateContainerRequestSchema,
-  ExecSyncRequestSchema,
-  type PodSandboxConfig,
-  PodSandboxConfigSchema,
-  RemovePodSandboxRequestSchema,
-  RunPodSandboxRequestSchema,
-  StartContainerRequestSchema,
-} from "@bulkhead/lib/gen/cri_pb.js";
+import { create } from "@bufbuild/protobuf";
+import { CheckpointContainerRequestSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
-import { ensureTestImages } from "../images/build.ts";
 import { pushCheckpoint } from "../images/checkpoint.ts";
-import { type RunningRegistry, startRegistry } from "../images/registry.ts";
-import { inCache, tool } from "../tools/cache.ts";
+import type { RunningRegistry } from "../images/registry.ts";
+import { tool } from "../tools/cache.ts";
 import { criuHome } from "../tools/criu.ts";
 import { run } from "../tools/run.ts";
-import { createDaemon, type Daemon, remains } from "./daemon.ts";
+import { type Daemon, remains } from "./daemon.ts";
+import { busybox, containerConfig, criPods, type Opened } from "./pods.ts";
 
 /** Checkpoints of runc's containers by CRIU through the CRI, and what is made of them again. */
 
-const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 /** Counts in memory, on its output and on its root file system; ends by the signal that it is told to end by. */
 const counting =
   "rm /bin/vi; trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; echo $i >/var/count; sleep 0.05; done";
 
+const cri = criPods({
+  name: "criu",
+  subnet: 94,
+  handler: "trusted",
+  under: () => ["env", `PATH=${criuHome()}:${process.env.PATH}`],
+  prepare: async ({ handlersDir }) => {
+    for (const [name, more] of Object.entries({ trusted: { restoreCheckpoints: true }, plain: {} })) {
+      const handler = { kind: "oci", name, binary: tool("runc"), ...more };
+      await writeFile(join(handlersDir, `${name}.yaml`), JSON.stringify(handler));
+    }
+  },
+});
+const { runPod, createIn, start, startIn, removePod, execute } = cri;
 let scratch: string;
 let registry: RunningRegistry;
 let daemon: Daemon;
-let serial = 0;
-let engine: ReturnType<typeof connectCri>;
-let call: ReturnType<typeof connectCri>["runtime"];
+let call: Opened["call"];
+beforeAll(async () => {
+  ({ scratch, registry, daemon, call } = await cri.open());
+});
+afterAll(cri.close);
+/** As long as a busy machine may take. */
 const eventually = <T>(value: () => Promise<T> | T) => expect.poll(value, { timeout: 30_000 });
 const soon = () => AbortSignal.timeout(60_000);
 
-beforeAll(async () => {
-  scratch = await mkdtemp(join(tmpdir(), "bh-criu-"));
-  registry = await startRegistry({ dir: inCache("cri-registry") });
-  await ensureTestImages(registry.host, ["e2e-test-images/busybox:1.29-2"]);
-  const under = ["env", `PATH=${criuHome()}:${process.env.PATH}`];
-  daemon = await createDaemon({ registry: registry.host, subnet: 94, under });
-  for (const [name, more] of Object.entries({ trusted: { restoreCheckpoints: true }, plain: {} })) {
-    const handler = { kind: "oci", name, binary: tool("runc"), ...more };
-    await writeFile(join(daemon.handlersDir, `${name}.yaml`), JSON.stringify(handler));
-  }
-  await daemon.start();
-  engine = connectCri(daemon.socket);
-  call = engine.runtime;
-  await daemon.crictl("pull", busybox);
-});
-afterAll(async () => {
-  engine?.[Symbol.dispose]();
-  await daemon?.[Symbol.asyncDispose]();
-  await registry?.stop();
-  await rm(scratch, { recursive: true, force: true });
-});
-
-type Fields = Record<string, unknown>;
-type Pod = { id: string; config: PodSandboxConfig };
-
-const runPod = async (fields: Fields = {}, runtimeHandler = "trusted"): Promise<Pod> => {
-  const name = `pod-${++serial}`;
-  const config = fromJson(PodSandboxConfigSchema, {
-    metadata: { name, namespace: "test", uid: name, attempt: 0 },
-    log_directory: join(scratch, name),
-    linux: { security_context: { namespace_options: { pid: 1 } } },
-    ...fields,
-  } as JsonValue);
-  const request = create(RunPodSandboxRequestSchema, { config, runtimeHandler });
-  return { id: (await call.runPodSandbox(request, soon())).podSandboxId, config };
-};
-const createIn = async (pod: Pod, name: string, script: string, image = busybox, fields: Fields = {}) => {
-  const config = fromJson(ContainerConfigSchema, {
-    metadata: { name, attempt: 0 },
-    image: { image },
-    command: ["sh", "-c", script],
-    log_path: `${name}.log`,
-    ...fields,
-  } as JsonValue);
-  const request = create(CreateContainerRequestSchema, {
-    podSandboxId: pod.id,
-    config,
-    sandboxConfig: pod.config,
-  });
-  return (await call.createContainer(request, soon())).containerId;
-};
-const start = (containerId: string) =>
-  call.startContainer(create(StartContainerRequestSchema, { containerId }), soon());
-const startIn = async (...args: Parameters<typeof createIn>): Promise<string> => {
-  const id = await createIn(...args);
-  await start(id);
-  return id;
-};
-const removePod = (podSandboxId: string) =>
-  call.removePodSandbox(create(RemovePodSandboxRequestSchema, { podSandboxId }), soon());
-const execute = async (containerId: string, script: string): Promise<string> => {
-  const request = create(ExecSyncRequestSchema, { containerId, cmd: ["sh", "-c", script], timeout: 30n });
-  return Buffer.from((await call.execSync(request, soon())).stdout).toString();
-};
 const countOf = async (id: string) => Number(await execute(id, "cat /var/count"));
 const checkpoint = (containerId: string, location: string, signal = soon()) =>
   call.checkpointContainer(create(CheckpointContainerRequestSchema, { containerId, location }), signal);
@@ -119,7 +58,7 @@ let at: number;
 
 test("CheckpointContainer: the archive of CRI-O's layout, for root alone, of one moment; and it goes on", async () => {
   const pod = await runPod();
-  const id = await startIn(pod, "main", counting);
+  const id = await startIn(pod, containerConfig("main", counting));
   await vi.waitFor(async () => expect(await countOf(id)).toBeGreaterThan(3), { timeout: 30_000 });
   archive = join(scratch, "main.tar");
   await checkpoint(id, archive);
@@ -136,7 +75,7 @@ test("CheckpointContainer: the archive of CRI-O's layout, for root alone, of one
 
 test("a container made of it goes on in another pod: memory, files, log, exec and its exit code", async () => {
   const pod = await runPod();
-  const id = await createIn(pod, "main", counting, archive);
+  const id = await createIn(pod, containerConfig("main", counting, archive));
   expect(await statusOf(id)).toMatchObject({ state: "CONTAINER_CREATED", image: { image: busybox } });
   await start(id);
   await eventually(() => countOf(id)).toBeGreaterThan(at);
@@ -153,7 +92,7 @@ test("an image of it, by CRI-O's or containerd's annotation, does the same in a 
   const annotations = { "io.kubernetes.cri-o.annotations.checkpoint.name": "main" };
   const shared = { linux: { security_context: { namespace_options: { pid: 0 } } } };
   const from = await runPod(shared);
-  const saved = await startIn(from, "main", counting);
+  const saved = await startIn(from, containerConfig("main", counting));
   await eventually(() => countOf(saved)).toBeGreaterThan(3);
   const location = join(scratch, "shared.tar");
   await checkpoint(saved, location);
@@ -162,7 +101,7 @@ test("an image of it, by CRI-O's or containerd's annotation, does the same in a 
   const ref = "registry.k8s.io/saved/criu:1";
   await daemon.crictl("pull", ref);
   const pod = await runPod(shared);
-  const id = await startIn(pod, "main", counting, ref);
+  const id = await startIn(pod, containerConfig("main", counting, ref));
   await eventually(async () => (await logOf(id)).length).toBeGreaterThan(3);
   expect((await logOf(id))[0]).toBeGreaterThan(3);
   // What it is made from is gone with its start.
@@ -171,7 +110,7 @@ test("an image of it, by CRI-O's or containerd's annotation, does the same in a 
   await checkpoint(id, join(scratch, "again.tar"));
   await removePod(pod.id);
   const next = await runPod(shared);
-  const third = await startIn(next, "main", counting, join(scratch, "again.tar"));
+  const third = await startIn(next, containerConfig("main", counting, join(scratch, "again.tar")));
   await eventually(async () => (await logOf(third)).length).toBeGreaterThan(3);
   await removePod(next.id);
 });
@@ -180,19 +119,19 @@ test("locks and children are kept, and a terminal", async () => {
   const pod = await runPod();
   const withTerminal = { tty: true, stdin: true };
   const busy = `sleep 1234 & exec 9>/lock; flock 9; ${counting}`;
-  const id = await startIn(pod, "main", busy);
-  const terminal = await startIn(pod, "terminal", counting, busybox, withTerminal);
+  const id = await startIn(pod, containerConfig("main", busy));
+  const terminal = await startIn(pod, containerConfig("terminal", counting, busybox, withTerminal));
   for (const each of [id, terminal]) await eventually(() => countOf(each)).toBeGreaterThan(3);
   const locations = { main: join(scratch, "busy.tar"), terminal: join(scratch, "terminal.tar") };
   await checkpoint(id, locations.main);
   await checkpoint(terminal, locations.terminal);
   await removePod(pod.id);
   const other = await runPod();
-  const restored = await startIn(other, "main", busy, locations.main);
+  const restored = await startIn(other, containerConfig("main", busy, locations.main));
   await eventually(async () => (await logOf(restored)).length).toBeGreaterThan(3);
   expect(await execute(restored, "flock -n /lock echo free || echo held")).toBe("held\n");
   expect(await execute(restored, "ps -o args")).toContain("sleep 1234");
-  const again = await startIn(other, "terminal", counting, locations.terminal, withTerminal);
+  const again = await startIn(other, containerConfig("terminal", counting, locations.terminal, withTerminal));
   await eventually(async () => (await logOf(again)).length).toBeGreaterThan(3);
   expect((await logOf(again))[0]).toBeGreaterThan(3);
   expect(await execute(again, "readlink /proc/1/fd/0")).toMatch(/^\/dev\/(pts|console)/);
@@ -201,7 +140,7 @@ test("locks and children are kept, and a terminal", async () => {
 
 test("a daemon that is killed in the middle of a checkpoint lets the container go on when it is back", async () => {
   const pod = await runPod();
-  const id = await startIn(pod, "main", counting);
+  const id = await startIn(pod, containerConfig("main", counting));
   await eventually(() => countOf(id)).toBeGreaterThan(3);
   const paused = join(daemon.state, "containers", id, "paused");
   const saving = checkpoint(id, join(scratch, "killed.tar")).catch(() => {});
@@ -220,8 +159,8 @@ test("a daemon that is killed in the middle of a checkpoint lets the container g
 
 test("also when the daemon was killed between its making and its start; what never starts goes too", async () => {
   const pod = await runPod();
-  const id = await createIn(pod, "main", counting, archive);
-  const never = await createIn(pod, "never", counting, archive);
+  const id = await createIn(pod, containerConfig("main", counting, archive));
+  const never = await createIn(pod, containerConfig("never", counting, archive));
   await daemon.end("SIGKILL");
   await daemon.start();
   await start(id);
@@ -237,7 +176,7 @@ test("also when the daemon was killed between its making and its start; what nev
 
 test("nothing is restored where the node's administrator has not allowed it, and the words say how", async () => {
   const pod = await runPod({}, "plain");
-  await expect(createIn(pod, "main", counting, archive)).rejects.toThrow(
+  await expect(createIn(pod, containerConfig("main", counting, archive))).rejects.toThrow(
     /FailedPrecondition|failed-precondition|restoreCheckpoints: true/,
   );
   await removePod(pod.id);
@@ -259,7 +198,7 @@ test("of an archive come the memory image and the files, and nothing that is not
   const hostile = join(scratch, "hostile.tar");
   await run(["tar", "cf", hostile, "-C", files, "."]);
   const pod = await runPod();
-  const id = await startIn(pod, "main", counting, hostile);
+  const id = await startIn(pod, containerConfig("main", counting, hostile));
   await eventually(async () => (await logOf(id)).length).toBeGreaterThan(3);
   expect(await readdir(scratch)).not.toContain("escaped");
   const used = await readFile(join(daemon.state, "containers", id, "config.json"), "utf8");
@@ -280,7 +219,7 @@ test("a damaged memory image ends in StartError with CRIU's words", async () => 
   const damaged = join(scratch, "damaged.tar");
   await run(["tar", "cf", damaged, "-C", files, "."]);
   const pod = await runPod();
-  const id = await createIn(pod, "main", counting, damaged);
+  const id = await createIn(pod, containerConfig("main", counting, damaged));
   await expect(start(id)).rejects.toThrow(/Cannot restore container/);
   expect(await statusOf(id)).toMatchObject({ exitCode: 128, reason: "StartError" });
   await removePod(pod.id);

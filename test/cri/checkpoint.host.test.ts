@@ -1,113 +1,38 @@
-import { mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { create, fromJson, type JsonValue } from "@bufbuild/protobuf";
-import { connectCri } from "@bulkhead/lib/cri/client.ts";
+import { create } from "@bufbuild/protobuf";
 import {
   CheckpointContainerRequestSchema,
   CheckpointPodRequestSchema,
-  ContainerConfigSchema,
-  CreateContainerRequestSchema,
-  ExecSyncRequestSchema,
-  type PodSandboxConfig,
-  PodSandboxConfigSchema,
-  RemovePodSandboxRequestSchema,
   RestorePodRequestSchema,
-  RunPodSandboxRequestSchema,
-  StartContainerRequestSchema,
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
-import { ensureTestImages } from "../images/build.ts";
 import { pushCheckpoint } from "../images/checkpoint.ts";
 import { digestOf } from "../images/push.ts";
-import { type RunningRegistry, startRegistry } from "../images/registry.ts";
-import { inCache } from "../tools/cache.ts";
+import type { RunningRegistry } from "../images/registry.ts";
 import { run } from "../tools/run.ts";
-import { createDaemon, type Daemon, remains } from "./daemon.ts";
+import { type Daemon, remains } from "./daemon.ts";
+import { busybox, containerConfig, criPods, type Fields, type Opened } from "./pods.ts";
 
 /** Checkpoints of gVisor pods through the CRI, and what is made of them again. */
 
-const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 /** Counts in memory and on its root file system. */
 const counting = "i=0; while :; do i=$((i+1)); echo $i; echo $i >/var/count; sleep 0.05; done";
 
+const cri = criPods({ name: "checkpoint", subnet: 92, handler: "gvisor" });
+const { podConfig, runPod, createIn, start, startIn, removePod, execute } = cri;
 let scratch: string;
 let registry: RunningRegistry;
 let daemon: Daemon;
-let serial = 0;
-let engine: ReturnType<typeof connectCri>;
-let call: ReturnType<typeof connectCri>["runtime"];
+let call: Opened["call"];
+beforeAll(async () => {
+  ({ scratch, registry, daemon, call } = await cri.open());
+});
+afterAll(cri.close);
 /** As long as a busy machine may take. */
 const eventually = <T>(value: () => Promise<T> | T) => expect.poll(value, { timeout: 30_000 });
 const soon = () => AbortSignal.timeout(60_000);
 
-beforeAll(async () => {
-  scratch = await mkdtemp(join(tmpdir(), "bh-checkpoint-"));
-  registry = await startRegistry({ dir: inCache("cri-registry") });
-  await ensureTestImages(registry.host, ["e2e-test-images/busybox:1.29-2"]);
-  daemon = await createDaemon({ registry: registry.host, subnet: 92 });
-  await daemon.start();
-  engine = connectCri(daemon.socket);
-  call = engine.runtime;
-  await daemon.crictl("pull", busybox);
-});
-afterAll(async () => {
-  engine?.[Symbol.dispose]();
-  await daemon?.[Symbol.asyncDispose]();
-  await registry?.stop();
-  await rm(scratch, { recursive: true, force: true });
-});
-
-type Fields = Record<string, unknown>;
-type Pod = { id: string; config: PodSandboxConfig };
-
-const podConfig = (fields: Fields = {}): PodSandboxConfig => {
-  const name = `pod-${++serial}`;
-  return fromJson(PodSandboxConfigSchema, {
-    metadata: { name, namespace: "test", uid: name, attempt: 0 },
-    log_directory: join(scratch, name),
-    linux: { security_context: { namespace_options: { pid: 1 } } },
-    ...fields,
-  } as JsonValue);
-};
-
-const runPod = async (fields: Fields = {}, runtimeHandler = "gvisor"): Promise<Pod> => {
-  const config = podConfig(fields);
-  const request = create(RunPodSandboxRequestSchema, { config, runtimeHandler });
-  return { id: (await call.runPodSandbox(request, soon())).podSandboxId, config };
-};
-
-const containerConfig = (name: string, script: string, image = busybox, fields: Fields = {}) =>
-  fromJson(ContainerConfigSchema, {
-    metadata: { name, attempt: 0 },
-    image: { image },
-    command: ["sh", "-c", script],
-    log_path: `${name}.log`,
-    ...fields,
-  } as JsonValue);
-
-const createIn = async (pod: Pod, config: ReturnType<typeof containerConfig>): Promise<string> => {
-  const request = create(CreateContainerRequestSchema, {
-    podSandboxId: pod.id,
-    config,
-    sandboxConfig: pod.config,
-  });
-  return (await call.createContainer(request, soon())).containerId;
-};
-const start = (containerId: string) =>
-  call.startContainer(create(StartContainerRequestSchema, { containerId }), soon());
-const startIn = async (pod: Pod, config: ReturnType<typeof containerConfig>): Promise<string> => {
-  const id = await createIn(pod, config);
-  await start(id);
-  return id;
-};
-const removePod = (podSandboxId: string) =>
-  call.removePodSandbox(create(RemovePodSandboxRequestSchema, { podSandboxId }), soon());
-
-const execute = async (containerId: string, script: string): Promise<string> => {
-  const request = create(ExecSyncRequestSchema, { containerId, cmd: ["sh", "-c", script], timeout: 30n });
-  return Buffer.from((await call.execSync(request, soon())).stdout).toString();
-};
 const countOf = async (containerId: string): Promise<number> =>
   Number(await execute(containerId, "cat /var/count"));
 

@@ -1,103 +1,35 @@
 import { existsSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, rm, stat, symlink, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { mkdir, readdir, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { create, fromJson, type JsonValue } from "@bufbuild/protobuf";
-import { connectCri } from "@bulkhead/lib/cri/client.ts";
-import {
-  CheckpointContainerRequestSchema,
-  ContainerConfigSchema,
-  CreateContainerRequestSchema,
-  ExecSyncRequestSchema,
-  type PodSandboxConfig,
-  PodSandboxConfigSchema,
-  RemovePodSandboxRequestSchema,
-  RunPodSandboxRequestSchema,
-  StartContainerRequestSchema,
-} from "@bulkhead/lib/gen/cri_pb.js";
+import { create } from "@bufbuild/protobuf";
+import { CheckpointContainerRequestSchema, ExecSyncRequestSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { ensureTestImages, pushImage } from "../images/build.ts";
+import { pushImage } from "../images/build.ts";
 import { imageOf, mediaTypes, type RunConfig } from "../images/image.ts";
 import { blobOf, digestOf } from "../images/push.ts";
-import { type RunningRegistry, startRegistry } from "../images/registry.ts";
+import type { RunningRegistry } from "../images/registry.ts";
 import { tarOf } from "../images/tar.ts";
-import { inCache } from "../tools/cache.ts";
 import { run } from "../tools/run.ts";
-import { createDaemon, type Daemon, remains } from "./daemon.ts";
+import { type Daemon, remains } from "./daemon.ts";
+import { busybox, containerConfig, criPods, type Fields, type Opened, type Pod } from "./pods.ts";
 
-const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
-
+const cri = criPods({ name: "containers", subnet: 96, deadlineMs: 30_000 });
+const { removePod, execute } = cri;
 let scratch: string;
 let registry: RunningRegistry;
 let daemon: Daemon;
-let serial = 0;
-let engine: ReturnType<typeof connectCri>;
-let call: ReturnType<typeof connectCri>["runtime"];
-
+let call: Opened["call"];
 beforeAll(async () => {
-  scratch = await mkdtemp(join(tmpdir(), "bh-containers-"));
-  registry = await startRegistry({ dir: inCache("cri-registry") });
-  await ensureTestImages(registry.host, ["e2e-test-images/busybox:1.29-2"]);
-  daemon = await createDaemon({ registry: registry.host, subnet: 96 });
-  await daemon.start();
-  engine = connectCri(daemon.socket);
-  call = engine.runtime;
-  await daemon.crictl("pull", busybox);
+  ({ scratch, registry, daemon, call } = await cri.open());
 });
-afterAll(async () => {
-  engine?.[Symbol.dispose]();
-  await daemon?.[Symbol.asyncDispose]();
-  await registry?.stop();
-  await rm(scratch, { recursive: true, force: true });
-});
+afterAll(cri.close);
 
-type Fields = Record<string, unknown>;
-
-/** A pod sandbox of its own; messages are in CRI's own JSON. */
-const runPod = async (linux: Fields = {}): Promise<{ id: string; config: PodSandboxConfig }> => {
-  const name = `pod-${++serial}`;
-  const config = fromJson(PodSandboxConfigSchema, {
-    metadata: { name, namespace: "test", uid: name, attempt: 0 },
-    log_directory: join(scratch, name),
-    linux: { security_context: { namespace_options: { pid: 1 } }, ...linux },
-  } as JsonValue);
-  const request = create(RunPodSandboxRequestSchema, { config });
-  const { podSandboxId } = await call.runPodSandbox(request, AbortSignal.timeout(30_000));
-  return { id: podSandboxId, config };
-};
-
-const createIn = async (
-  pod: { id: string; config: PodSandboxConfig },
-  script: string,
-  fields: Fields,
-): Promise<string> => {
-  const config = fromJson(ContainerConfigSchema, {
-    metadata: { name: "main", attempt: 0 },
-    image: { image: busybox },
-    command: ["sh", "-c", script],
-    log_path: "main.log",
-    ...fields,
-  } as JsonValue);
-  const request = create(CreateContainerRequestSchema, {
-    podSandboxId: pod.id,
-    config,
-    sandboxConfig: pod.config,
-  });
-  return (await call.createContainer(request, AbortSignal.timeout(30_000))).containerId;
-};
-
-const removePod = async (id: string): Promise<void> => {
-  const request = create(RemovePodSandboxRequestSchema, { podSandboxId: id });
-  await call.removePodSandbox(request, AbortSignal.timeout(60_000));
-};
-
-/** What a command in the container says on its standard output. */
-const execute = async (containerId: string, script: string): Promise<string> => {
-  const request = create(ExecSyncRequestSchema, { containerId, cmd: ["sh", "-c", script], timeout: 30n });
-  const { stdout } = await call.execSync(request, AbortSignal.timeout(40_000));
-  return Buffer.from(stdout).toString();
-};
+/** A pod sandbox of its own. */
+const runPod = (linux: Fields = {}): Promise<Pod> =>
+  cri.runPod({ linux: { security_context: { namespace_options: { pid: 1 } }, ...linux } });
+const createIn = (pod: Pod, script: string, fields: Fields): Promise<string> =>
+  cri.createIn(pod, containerConfig("main", script, busybox, fields));
 
 /** A running container of its own pod; `use` gets its id, then everything goes. */
 const withContainer = async <T>(
@@ -109,10 +41,7 @@ const withContainer = async <T>(
   const pod = await runPod(linux);
   try {
     const id = await createIn(pod, script, container);
-    await call.startContainer(
-      create(StartContainerRequestSchema, { containerId: id }),
-      AbortSignal.timeout(30_000),
-    );
+    await cri.start(id);
     return await use(id);
   } finally {
     await removePod(pod.id);
