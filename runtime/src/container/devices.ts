@@ -2,16 +2,13 @@ import { lstat, readdir, realpath, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Device } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { deviceNumbers } from "../linux/device-numbers.ts";
 import type { HostDevice } from "../spec/container-spec.ts";
 
 /** Directories of /dev that belong to the container's own mounts. */
 const notDevices = new Set(["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"]);
 /** Made anew in every container by the runtime (config-linux.md, "Default Devices"), or not to be shared. */
 const made = new Set(["console", "null", "zero", "full", "random", "urandom", "tty", "ptmx"]);
-
-/** Linux' encoding of st_rdev. */
-const major = (rdev: bigint): number => Number(((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n));
-const minor = (rdev: bigint): number => Number((rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n));
 
 /** The device node at `path`, to be at `as` in the container; undefined when it is something else. */
 export const deviceAt = async (
@@ -24,8 +21,7 @@ export const deviceAt = async (
   return {
     path: as,
     type: node.isBlockDevice() ? "b" : "c",
-    major: major(node.rdev),
-    minor: minor(node.rdev),
+    ...deviceNumbers(node.rdev),
     mode: Number(node.mode & 0o777n),
     uid: Number(node.uid),
     gid: Number(node.gid),

@@ -1,5 +1,6 @@
 import { open } from "node:fs/promises";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { paddingOf, tarEnd, tarHeader, type WrittenEntry } from "../snapshot/tar-header.ts";
 import type { Descriptor } from "./manifest.ts";
 
 /**
@@ -28,61 +29,23 @@ export const artifactPath = (descriptor: Descriptor): string => {
   );
 };
 
-const block = 512;
-const octalMax = 0o77777777777;
-
-/** A POSIX tar with one file, owned by root, and the folders above it. */
+/** A tar with one file, owned by root, and the folders above it. */
 export async function* fileAsTar(file: string, path: string, size: number): AsyncGenerator<Uint8Array> {
+  const entry = (name: string, rest: Pick<WrittenEntry, "type" | "mode" | "size">): Buffer =>
+    tarHeader({
+      name: Buffer.from(name).toString("latin1"),
+      uid: 0,
+      gid: 0,
+      mtime: 0n,
+      xattrs: new Map(),
+      ...rest,
+    });
   const folders = path.split("/").slice(0, -1);
   for (let n = 1; n <= folders.length; n++)
-    yield* entryOf(`${folders.slice(0, n).join("/")}/`, 0, "5", 0o755);
-  yield* entryOf(path, size, "0", 0o644);
+    yield entry(`${folders.slice(0, n).join("/")}/`, { type: "directory", mode: 0o755, size: 0 });
+  yield entry(path, { type: "file", mode: 0o644, size });
   await using source = await open(file);
   for await (const chunk of source.createReadStream({ highWaterMark: 512 << 10, autoClose: false }))
     yield chunk as Buffer;
-  yield Buffer.alloc(((block - (size % block)) % block) + 2 * block);
+  yield Buffer.alloc(paddingOf(size) + tarEnd.length);
 }
-
-/** Headers of an entry; what does not fit the old header stands in an extended one (pax). */
-function* entryOf(path: string, size: number, type: string, mode: number): Generator<Uint8Array> {
-  const records = [
-    ...(Buffer.byteLength(path) > 100 ? [paxRecord("path", path)] : []),
-    ...(size > octalMax ? [paxRecord("size", String(size))] : []),
-  ].join("");
-  if (records !== "") {
-    const content = Buffer.from(records);
-    yield headerOf("pax", content.length, "x", 0o644);
-    yield content;
-    yield Buffer.alloc((block - (content.length % block)) % block);
-  }
-  yield headerOf(Buffer.byteLength(path) > 100 ? "long" : path, size > octalMax ? 0 : size, type, mode);
-}
-
-const paxRecord = (key: string, value: string): string => {
-  const rest = Buffer.byteLength(` ${key}=${value}\n`);
-  let length = rest + String(rest).length;
-  if (String(length).length !== String(rest).length) length = rest + String(length).length;
-  return `${length} ${key}=${value}\n`;
-};
-
-const headerOf = (path: string, size: number, type: string, mode: number): Uint8Array => {
-  const header = Buffer.alloc(block);
-  const octal = (value: number, at: number, width: number): void => {
-    header.write(`${value.toString(8).padStart(width - 1, "0")}\0`, at, "latin1");
-  };
-  header.write(path, 0);
-  octal(mode, 100, 8);
-  octal(0, 108, 8);
-  octal(0, 116, 8);
-  octal(size, 124, 12);
-  octal(0, 136, 12);
-  header.write("        ", 148, "latin1");
-  header.write(type, 156, "latin1");
-  header.write("ustar\x0000", 257, "latin1");
-  octal(
-    header.reduce((sum, byte) => sum + byte, 0),
-    148,
-    7,
-  );
-  return header;
-};

@@ -1,8 +1,9 @@
 import { constants } from "node:fs";
 import { type FileHandle, lstat, open, readdir, readlink, statfs } from "node:fs/promises";
 import { type ErrorCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { deviceNumbers } from "../linux/device-numbers.ts";
 import { isOpaque, isRedirected, readXattrs } from "../linux/file-attributes.ts";
-import { paddingOf, tarHeader, type WrittenEntry } from "./tar-header.ts";
+import { paddingOf, tarEnd, tarHeader, type WrittenEntry } from "./tar-header.ts";
 
 /* Paths are byte strings, as of a layer's tree. */
 
@@ -44,7 +45,7 @@ export const writeChanges = async (upper: string, file: string, signal: AbortSig
       mtime: stat.mtimeNs,
       xattrs: noXattrs,
     };
-    const [major, minor] = deviceOf(stat.rdev);
+    const { major, minor } = deviceNumbers(stat.rdev);
     if (stat.isCharacterDevice() && major === 0 && minor === 0) {
       await target.writeFile(tarHeader({ ...entry, name: whiteoutOf(path), mode: 0o600 }));
       continue;
@@ -81,7 +82,7 @@ export const writeChanges = async (upper: string, file: string, signal: AbortSig
     for (const name of await readdir(at, { encoding: "buffer" }))
       todo.push(path === "" ? name.toString("latin1") : `${path}/${name.toString("latin1")}`);
   }
-  await target.writeFile(Buffer.alloc(1024));
+  await target.writeFile(tarEnd);
 };
 
 const refused = (code: ErrorCode, why: string): RuntimeError =>
@@ -91,12 +92,6 @@ const whiteoutOf = (path: string): string => {
   const slash = path.lastIndexOf("/") + 1;
   return `${path.slice(0, slash)}.wh.${path.slice(slash)}`;
 };
-
-/** Major and minor number as glibc takes them apart. */
-const deviceOf = (rdev: bigint): [number, number] => [
-  Number(((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n)),
-  Number((rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n)),
-];
 
 const typeOf = (stat: Awaited<ReturnType<typeof lstat>>): Types | undefined => {
   if (stat.isFile()) return "file";

@@ -25,6 +25,9 @@ const flags: Record<WrittenEntry["type"], string> = {
   fifo: "6",
 };
 
+/** What ends an archive. */
+export const tarEnd: Uint8Array = Buffer.alloc(2 * block);
+
 /** The bytes that stand behind a body of `size`. */
 export const paddingOf = (size: number): number => (block - (size % block)) % block;
 
