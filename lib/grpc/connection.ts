@@ -3,7 +3,7 @@ import { messageOf, RuntimeError } from "../std/errors.ts";
 import type { CallOptions, TtrpcConnection } from "../ttrpc/client.ts";
 import { maxData } from "../ttrpc/frame.ts";
 import { connectSocket } from "../ttrpc/socket.ts";
-import { errorOfStatus } from "../ttrpc/status.ts";
+import { cancelled, errorOfStatus } from "../ttrpc/status.ts";
 
 /** The length of a message and whether it is compressed stand before it. */
 const prefix = 5;
@@ -80,16 +80,7 @@ export class GrpcConnection
     try {
       return await answerOf(method, stream);
     } catch (error) {
-      if (signal?.aborted)
-        throw signal.reason instanceof RuntimeError
-          ? signal.reason
-          : new RuntimeError(
-              signal.reason instanceof Error && signal.reason.name === "TimeoutError"
-                ? "deadline-exceeded"
-                : "cancelled",
-              `${method}: no answer in time`,
-              { cause: signal.reason },
-            );
+      if (signal?.aborted) throw cancelled(method, signal);
       if (deadline?.aborted)
         throw new RuntimeError("deadline-exceeded", `${method}: no answer within ${timeoutMs} ms`);
       throw error instanceof RuntimeError ? error : this.#gone(error);

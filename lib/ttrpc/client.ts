@@ -18,7 +18,7 @@ import { messageOf, RuntimeError } from "../std/errors.ts";
 import { span } from "../tracing/span.ts";
 import { encodeFrame, type Frame, frameDecoder, MessageFlag, MessageType, maxData } from "./frame.ts";
 import { connectSocket } from "./socket.ts";
-import { errorOfStatus } from "./status.ts";
+import { cancelled, errorOfStatus } from "./status.ts";
 
 export type CallOptions = {
   signal?: AbortSignal;
@@ -287,13 +287,6 @@ export class TtrpcConnection implements Disposable {
     };
   }
 }
-
-const cancelled = (method: string, signal: AbortSignal): RuntimeError =>
-  signal.reason instanceof RuntimeError
-    ? signal.reason
-    : signal.reason instanceof Error && signal.reason.name === "TimeoutError"
-      ? new RuntimeError("deadline-exceeded", `${method}: no answer in time`, { cause: signal.reason })
-      : new RuntimeError("cancelled", `${method}: cancelled`, { cause: signal.reason });
 
 function payloadOf(method: string, frame: Frame): Uint8Array {
   let response: MessageShape<typeof ResponseSchema>;

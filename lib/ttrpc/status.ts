@@ -27,3 +27,11 @@ export const statusOfError = (error: unknown): { code: number; message: string }
   code: error instanceof RuntimeError ? (numbers.get(error.code) ?? 2) : 2,
   message: messageOf(error),
 });
+
+/** The error of a call whose signal came before its answer. */
+export const cancelled = (method: string, signal: AbortSignal): RuntimeError =>
+  signal.reason instanceof RuntimeError
+    ? signal.reason
+    : signal.reason instanceof Error && signal.reason.name === "TimeoutError"
+      ? new RuntimeError("deadline-exceeded", `${method}: no answer in time`, { cause: signal.reason })
+      : new RuntimeError("cancelled", `${method}: cancelled`, { cause: signal.reason });
