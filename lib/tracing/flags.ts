@@ -1,11 +1,12 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
+import { endpointPattern } from "./settings.ts";
 
 /** What {@link tracingFlags} gives. */
 export type TracingFlags = { traceEndpoint: string; traceSampling: number };
 
 /** Parses the flag of an endpoint: an http or https URL, or nothing. */
 export const endpointFlag = (value: string): string => {
-  if (value !== "" && !/^https?:\/\/[^\s/]+\S*$/.test(value))
+  if (value !== "" && !endpointPattern.test(value))
     throw new InvalidArgumentError("an http or https URL is expected");
   return value;
 };

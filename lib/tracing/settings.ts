@@ -8,6 +8,9 @@ export type TracingConfig = {
   samplingRatio: number;
 };
 
+/** What an endpoint looks like. */
+export const endpointPattern = /^https?:\/\/[^\s/]+\S*$/;
+
 /** Whether a trace that begins here is told, and whether a caller's word goes before that. */
 export type Sampling = { ratio: number; followsCaller: boolean };
 

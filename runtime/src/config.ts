@@ -2,6 +2,7 @@ import { readFile } from "node:fs/promises";
 import { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { endpointPattern } from "@bulkhead/lib/tracing/settings.ts";
 import { loadAll } from "js-yaml";
 import * as z from "zod";
 
@@ -14,7 +15,7 @@ const url = z
     "must be an http or https URL, or oci:/DIRECTORY of an image layout",
   );
 
-const httpUrl = z.string().regex(/^https?:\/\/[^\s/]+\S*$/, "must be an http or https URL");
+const httpUrl = z.string().regex(endpointPattern, "must be an http or https URL");
 
 const signatureRule = z
   .object({
