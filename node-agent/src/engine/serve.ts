@@ -400,11 +400,9 @@ export class NodeEngine {
         );
       }
     }
-    const after = ledger.states.get(name);
-    const failures = after !== undefined && "failures" in after ? after.failures : 1;
     // A canary needs the engine restarted before it and, when it fails, after it: such a try comes less often.
     const delay = canary !== undefined && this.#restarts ? kubeletRetryDelay : retryDelay;
-    this.#due.set(name, performance.now() + delay(failures));
+    this.#due.set(name, performance.now() + delay(ledger.failures(name)));
     return !served;
   }
 

@@ -88,6 +88,12 @@ export class Ledger {
     this.publish();
   }
 
+  /** How often in a row a profile has failed by now, at least once. */
+  failures(name: string): number {
+    const state = this.#states.get(name);
+    return state !== undefined && "failures" in state ? state.failures : 1;
+  }
+
   /** A profile failed. `serving`: its revision served well once, and its handler is still loaded. */
   fail(name: string, reason: string, message: string, canary?: Canary, serving = false): void {
     const before = this.#states.get(name);

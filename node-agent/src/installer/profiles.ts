@@ -158,9 +158,7 @@ export class Profiles {
         );
       }
     }
-    const after = ledger.states.get(name);
-    const failures = after !== undefined && "failures" in after ? after.failures : 1;
-    this.#due.set(name, performance.now() + retryDelay(failures));
+    this.#due.set(name, performance.now() + retryDelay(ledger.failures(name)));
     metrics.ready.set({ profile: name }, 0);
   }
 
