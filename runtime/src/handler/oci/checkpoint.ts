@@ -65,8 +65,8 @@ const criuCheck = (signal: AbortSignal): Promise<{ code: number | undefined; sai
 /** There while a container stands still for us: who finds it after a crash lets the container go on. */
 const paused = (stateDir: string): string => join(stateDir, "paused");
 
-/** Lets a container go on that a daemon which ended in the middle of a checkpoint left standing still. */
-export const resumeAfterCrash = async (
+/** Lets a container go on that stands still for us, or did for a daemon which ended in the middle of a checkpoint. */
+export const resume = async (
   command: RuntimeCommand,
   { id, stateDir }: Pick<ContainerRef, "id" | "stateDir">,
 ): Promise<void> => {
@@ -94,11 +94,8 @@ export const checkpointTo = async (
   await mkdir(work, { mode: 0o700 });
   undo.defer(() => rm(work, { recursive: true, force: true }));
   const images = join(directory, "checkpoint");
-  undo.defer(() => rm(paused(stateDir), { force: true }));
+  undo.defer(() => resume(command, { id, stateDir }));
   await writeFile(paused(stateDir), "");
-  undo.defer(async () => {
-    await run(command, ["resume", id], AbortSignal.timeout(10_000));
-  });
   await mustRun(command, ["pause", id], `let container "${id}" stand still`, signal);
   const options = ["--leave-running", "--tcp-established", "--file-locks"];
   const { code, stderr } = await run(

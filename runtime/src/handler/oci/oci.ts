@@ -17,14 +17,7 @@ import { killCgroup, oomKillsAbove, processesOf, readUsage, wasOomKilled } from 
 import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
 import { type CgroupLayout, type CgroupPaths, cgroupAt, parentOf, readCgroups } from "../../stats/layout.ts";
 import type { ContainerRef, Exit, Handler, HandlerEvents, Recovered } from "../handler.ts";
-import {
-  checkpointTo,
-  refusal,
-  requireCriu,
-  restoreFiles,
-  resumeAfterCrash,
-  specToRestore,
-} from "./checkpoint.ts";
+import { checkpointTo, refusal, requireCriu, restoreFiles, resume, specToRestore } from "./checkpoint.ts";
 import {
   failureInLog,
   failureOf,
@@ -513,7 +506,7 @@ export const createOciHandler = async (
       return { state: "exited", exit: { ...exit, oomKilled: wasOom(known, exit.code) } };
     if (!monitorAlive) return { state: "exited", exit: await lostMonitor(id, known) };
     watch(id, known);
-    await resumeAfterCrash(command, container);
+    await resume(command, container);
     return { state: (await isWaiting(id)) ? "created" : "running" };
   }
 
