@@ -9,6 +9,7 @@ import { discardContainer, releaseMounts } from "./container/remove.ts";
 import { forgetRestore } from "./container/restore.ts";
 import { containerDir, containerRef, now, podDir, type Runtime, sandboxRef } from "./runtime.ts";
 
+const { SIGKILL } = constants.signals;
 const perPod = 30_000;
 
 /**
@@ -79,12 +80,7 @@ const recoverPod = async (runtime: Runtime, pod: Pod): Promise<void> => {
     for (const container of containers.list())
       if (container.podId === pod.id && container.state === "exited" && container.reason === "StartError")
         await handler
-          .kill(
-            containerRef(runtime, pod, container),
-            constants.signals.SIGKILL,
-            true,
-            AbortSignal.timeout(perPod),
-          )
+          .kill(containerRef(runtime, pod, container), SIGKILL, true, AbortSignal.timeout(perPod))
           .catch((err) =>
             log.warn({ container: container.id, err }, "remains of a start could not be killed"),
           );

@@ -4,13 +4,14 @@ import { hasCode } from "@bulkhead/lib/std/errors.ts";
 import type { Container } from "../../container/state.ts";
 import { containerRef, findContainer, type Runtime } from "../runtime.ts";
 
+const { SIGKILL } = constants.signals;
 /** A process that forks faster than it is killed, or a lost kill: asked again. */
 const again = 2_000;
 
 const ended = (container: Container | undefined): boolean =>
   container === undefined || container.state === "exited" || container.state === "creating";
 
-/** constants.signals.SIGKILL to everything in the container, until its exit was reported. */
+/** SIGKILL to everything in the container, until its exit was reported. */
 export const killContainer = async (runtime: Runtime, id: string, signal: AbortSignal): Promise<void> => {
   for (;;) {
     const found = findContainer(runtime, id);
@@ -18,7 +19,7 @@ export const killContainer = async (runtime: Runtime, id: string, signal: AbortS
     const exit = runtime.exits.wait(id, signal);
     exit.catch(() => {});
     await found.handler
-      .kill(containerRef(runtime, found.pod, found.container), constants.signals.SIGKILL, true, signal)
+      .kill(containerRef(runtime, found.pod, found.container), SIGKILL, true, signal)
       .catch((error: unknown) => {
         if (!hasCode(error, "not-found")) throw error;
       });

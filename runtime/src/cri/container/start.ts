@@ -14,6 +14,8 @@ import { cleanup, containerDir, containerRef, now, type Runtime, type RuntimeMet
 import { podAttributes } from "../trace.ts";
 import { forgetRestore } from "./restore.ts";
 
+const { SIGKILL } = constants.signals;
+
 /** runsc says of a mount that cannot be made only that its helper gave up: the place is found here. */
 const explained = async (
   runtime: Runtime,
@@ -59,7 +61,7 @@ export const startContainer =
         runtime.exits.happened(id);
         notify(runtime, "stopped", id, podId);
         await handler
-          .kill(ref, constants.signals.SIGKILL, true, cleanup())
+          .kill(ref, SIGKILL, true, cleanup())
           .catch((err) =>
             runtime.log.warn({ container: id, err }, "container that did not start could not be killed"),
           );

@@ -1,4 +1,5 @@
 import { rmSync } from "node:fs";
+import { constants } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Any } from "@bufbuild/protobuf/wkt";
@@ -52,7 +53,7 @@ export type ShimHandlerDeps = {
 
 /** Unix nanoseconds. */
 export const now = (): bigint => BigInt(Date.now()) * 1_000_000n;
-export const SIGKILL = 9;
+export const { SIGKILL } = constants.signals;
 /** How long a shim may take to end after Shutdown. */
 const shutdownMs = 3_000;
 const connectMs = 5_000;
