@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { lstatSync, readlinkSync } from "node:fs";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
+import { startProgram } from "./start-program.ts";
 
 /** The host as the installer reaches it: its files below a root, its programs in its namespaces. */
 export type Host = {

@@ -1,6 +1,6 @@
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import * as z from "zod";
+import { startProgram } from "../linux/start-program.ts";
 import type { Credentials } from "./auth.ts";
 import { parseJson } from "./response.ts";
 
@@ -63,7 +63,7 @@ export const askHelper = async (
     clearTimeout(late);
     signal.removeEventListener("abort", stop);
     child.stdout.destroy();
-    if (child.pid !== undefined && child.exitCode === null && child.signalCode === null) {
+    if (child.pid !== undefined && !child.hasEnded) {
       try {
         process.kill(-child.pid, "SIGKILL");
       } catch {

@@ -2,8 +2,8 @@ import { mkdir, readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { Readable } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import * as z from "zod";
+import { startProgram } from "../linux/start-program.ts";
 import { identify, type ProcessId } from "./process.ts";
 
 /** One container as conmon (2.1.6) shall watch it. */

@@ -2,8 +2,8 @@ import { constants } from "node:fs";
 import { access } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import { span } from "@bulkhead/lib/tracing/span.ts";
+import { startProgram } from "../linux/start-program.ts";
 import { failureOf } from "./plan.ts";
 
 const STDOUT_MAX = 1024 * 1024;

@@ -3,9 +3,9 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import type { Namespaces } from "../handler/handler.ts";
 import { type Linux, MountFlags } from "../linux/linux.ts";
+import { startProgram } from "../linux/start-program.ts";
 import type { IdMapping } from "../spec/oci.ts";
 
 /** Which ids of the node the ids of a user namespace are (user_namespaces(7)). */

@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { copyFile, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
+import { startProgram } from "../../linux/start-program.ts";
 import type { Spec } from "../../spec/oci.ts";
 import type { ContainerRef } from "../handler.ts";
 import { failureOf, mustRun, type RuntimeCommand, run } from "./command.ts";

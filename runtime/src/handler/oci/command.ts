@@ -2,8 +2,8 @@ import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import { span } from "@bulkhead/lib/tracing/span.ts";
+import { startProgram } from "../../linux/start-program.ts";
 
 /** An OCI runtime's command line: the binary with its global options. */
 export type RuntimeCommand = { path: string; options: string[]; stateRoot: string };
@@ -117,10 +117,15 @@ export const failureInLog = async (path: string): Promise<string> => {
   }
 };
 
-/** `delete --force`; a container that is not there any more is no failure. */
+/**
+ * `delete`, and `delete --force` where the container is not stopped; one that is not there any more is no failure. Not
+ * by force at once: runc then waits 100 ms between its kill and its first look, even where nothing is left to kill.
+ */
 export const runDelete = async (command: RuntimeCommand, id: string, signal: AbortSignal): Promise<void> => {
-  if (!existsSync(join(command.stateRoot, id))) return;
+  const isThere = () => existsSync(join(command.stateRoot, id));
+  if (!isThere()) return;
+  if ((await run(command, ["delete", id], signal)).code === 0 || !isThere()) return;
   const { code, stderr } = await run(command, ["delete", "--force", id], signal);
-  if (code !== 0 && existsSync(join(command.stateRoot, id)))
+  if (code !== 0 && isThere())
     throw new RuntimeError("unknown", `Cannot remove container "${id}": ${failureOf(stderr)}`);
 };

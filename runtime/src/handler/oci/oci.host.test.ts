@@ -316,7 +316,8 @@ describe("a container", () => {
     expect(usage?.memoryLimit).toBe(64n << 20n);
     expect(usage?.cpuNanos).toBeGreaterThan(0n);
     expect(usage?.memoryUsage).toBeGreaterThan(0n);
-    expect(usage?.pids).toBe(1n);
+    // Until the program is executed, runc's threads are there.
+    await expect.poll(async () => (await handler.stats(ref, signal()))?.pids).toBe(1n);
     await handler.update(ref, { memory: { limit: 32 << 20 } }, signal());
     expect((await handler.stats(ref, signal()))?.memoryLimit).toBe(32n << 20n);
   });

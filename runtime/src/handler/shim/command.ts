@@ -1,8 +1,7 @@
-import type { ChildProcess } from "node:child_process";
 import { dirname, join } from "node:path";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
+import { type Program, startProgram } from "../../linux/start-program.ts";
 import { identify } from "../../monitor/process.ts";
 
 /** Shims keep what they own apart by namespace; Bulkhead has one. */
@@ -86,13 +85,13 @@ export async function runShim(
   });
   const since = (child.pid === undefined ? undefined : identify(child.pid)?.startTime) ?? 0n;
   child.stdin.on("error", () => {});
-  child.stdin.end(stdin);
+  child.stdin.end(stdin ?? "");
   const [stdout, stderr] = [bounded(child.stdout), bounded(child.stderr)];
   const code = await exitOf(child, `"${context.config.binary} … ${command.at(-1)}"`, signal);
   return { code, stdout: stdout(), stderr: stderr().toString().trim(), since };
 }
 
-const exitOf = (child: ChildProcess, what: string, signal: AbortSignal): Promise<number> =>
+const exitOf = (child: Program, what: string, signal: AbortSignal): Promise<number> =>
   new Promise((resolve, reject) => {
     const abort = () => {
       try {

@@ -4,8 +4,8 @@ import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import { withShortPath } from "@bulkhead/lib/ttrpc/socket.ts";
+import { startProgram } from "../../linux/start-program.ts";
 import { namespace } from "./command.ts";
 
 /**

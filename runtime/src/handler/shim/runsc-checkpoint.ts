@@ -1,7 +1,7 @@
 import { copyFile, mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { hasCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
+import { startProgram } from "../../linux/start-program.ts";
 import type { ContainerRef } from "../handler.ts";
 import { bundleOf } from "./bundle.ts";
 import { namespace } from "./command.ts";

@@ -2,8 +2,8 @@ import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import { connectSocket } from "@bulkhead/lib/ttrpc/socket.ts";
+import { startProgram } from "../../linux/start-program.ts";
 import type { Bootstrap } from "./bootstrap.ts";
 import { argumentsOf, environment, type LaunchContext } from "./command.ts";
 

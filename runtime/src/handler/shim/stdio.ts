@@ -1,8 +1,8 @@
 import { closeSync, constants, existsSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { startProgram } from "@bulkhead/lib/std/start-program.ts";
 import type { Linux } from "../../linux/linux.ts";
+import { startProgram } from "../../linux/start-program.ts";
 import { identify, type ProcessId } from "../../monitor/process.ts";
 
 /** FIFOs of one process. An absent one is "", as the shim wants it. */

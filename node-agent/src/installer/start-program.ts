@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { closeSync, openSync } from "node:fs";
-import { RuntimeError } from "./errors.ts";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 
 /** More than any program of ours needs for its pipes and for its start. */
 const needed = 12;
