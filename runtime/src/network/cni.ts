@@ -19,6 +19,7 @@ import {
   executionConfig,
   executionEnv,
   hasStatus,
+  isIdle,
   keptResult,
   POD_INTERFACE,
   parseNetwork,
@@ -123,6 +124,7 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
       linux.linkUp(pod.netns, "lo");
       let raw: ReturnType<typeof parseResult> | undefined;
       for (const plugin of network.plugins) {
+        if (isIdle(plugin, pod, raw)) continue;
         const output = await execute("ADD", network, plugin, pod, raw, signal);
         try {
           raw = parseResult(output);
@@ -153,10 +155,12 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
       if (netns !== "") restoreInterface(netns, await cidrsToUndo(pod, netns, kept, linux), linux);
       const failures: unknown[] = [];
       // One plugin's failure keeps no other from giving back what it holds; the caller tries all again.
-      for (const plugin of network.plugins.toReversed())
+      for (const plugin of network.plugins.toReversed()) {
+        if (isIdle(plugin, pod, kept.raw)) continue;
         await execute("DEL", network, plugin, { ...pod, netns }, kept.raw, signal).catch((error) =>
           failures.push(error),
         );
+      }
       if (failures.length > 0) throw failures[0];
       await rm(join(pod.dir, KEPT), { force: true });
     },

