@@ -139,7 +139,7 @@ const ofVersions = ({ nodeRuntimes }: Examined): Finding[] => {
       where: "DaemonSet/node-agent",
       reason: "MixedVersions",
       what: `agents of ${versions.size} versions: ${[...versions].map(([v, n]) => `${v} on ${n}`).join(", ")}`,
-      mend: "kubectl -n bulkhead-system rollout status daemonset -l app.kubernetes.io/component=node-agent",
+      mend: "kubectl bulkhead rollout status",
     },
   ];
 };

@@ -3,7 +3,14 @@ import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
 import { kubeconfigFile } from "@bulkhead/lib/kube/config.ts";
-import { controllerRevisions, nodeRuntimes, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
+import {
+  agentPods,
+  controllerRevisions,
+  daemonSets,
+  nodeRuntimes,
+  runtimeProfiles,
+  templateRevisions,
+} from "@bulkhead/lib/kube/resources.ts";
 import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
 import { writePlugin } from "@bulkhead/test/dev/plugin.ts";
@@ -257,6 +264,83 @@ describe("With a profile on a node", () => {
     const { code, stderr } = await bulkhead("rollout", "restart", "sandboxed");
     expect([code, stderr]).toEqual([1, expect.stringContaining("its rollout is paused")]);
     await bulkhead("rollout", "resume", "sandboxed");
+  });
+
+  test("rollout without a profile tells of Bulkhead's own version, and holds it", async () => {
+    const namespace = "bulkhead-system";
+    const { code, stderr } = await bulkhead("rollout", "status");
+    expect([code, stderr]).toEqual([
+      1,
+      expect.stringContaining("Cannot find the DaemonSet of Bulkhead's agents"),
+    ]);
+    const agent = { "app.kubernetes.io/component": "node-agent" };
+    const made = await client.create(daemonSets, {
+      metadata: {
+        name: "bulkhead-node-agent",
+        namespace,
+        annotations: { "bulkhead.dev/rollout": JSON.stringify({ deadlineSeconds: 10 }) },
+      },
+      spec: {
+        updateStrategy: { type: "OnDelete" },
+        selector: { matchLabels: agent },
+        template: {
+          metadata: { labels: agent },
+          spec: {
+            containers: [{ name: "c", image: "none", env: [{ name: "AGENT_VERSION", value: "2.0" }] }],
+          },
+        },
+      },
+    } as never);
+    expect((await bulkhead("rollout", "status", "--no-watch")).stdout).toContain(
+      "Waiting for the DaemonSet's",
+    );
+    // Nobody works here: what the DaemonSet's controller and kubelets do, the test does.
+    const { uid, generation } = made.metadata;
+    await client.replace(
+      daemonSets,
+      {
+        ...made,
+        status: {
+          ...{ currentNumberScheduled: 1, numberMisscheduled: 0, numberReady: 0 },
+          ...{ desiredNumberScheduled: 1, observedGeneration: generation },
+        },
+      } as never,
+      { subresource: "status" },
+    );
+    const of = (hash: string) => ({
+      namespace,
+      labels: { ...agent, "controller-revision-hash": hash },
+      ownerReferences: [
+        { apiVersion: "apps/v1", kind: "DaemonSet", name: "bulkhead-node-agent", uid, controller: true },
+      ],
+    });
+    for (const [revision, hash] of ["old", "new"].entries())
+      await client.create(templateRevisions, {
+        metadata: { name: `r-${hash}`, ...of(hash) },
+        revision,
+        data: {},
+      } as never);
+    await client.create(agentPods, {
+      metadata: { name: "agent", ...of("old") },
+      spec: { nodeName: "node-1", containers: [{ name: "c", image: "none" }] },
+    } as never);
+    expect((await bulkhead("rollout", "status", "--no-watch")).stdout).toBe(
+      "Bulkhead 2.0: RollingOut: 0 of 1 nodes have it, 0 updating, 1 waiting\n",
+    );
+    expect((await bulkhead("rollout", "pause")).stdout).toBe("daemonset.apps/bulkhead-node-agent paused\n");
+    expect((await bulkhead("rollout", "status", "--no-watch")).stdout).toContain("Bulkhead 2.0: Paused");
+    expect((await bulkhead("rollout", "pause")).stdout).toContain("is paused already");
+    expect((await bulkhead("rollout", "resume")).stdout).toContain("bulkhead-node-agent resumed");
+    await client.delete(agentPods, "agent", { namespace });
+    await client.create(agentPods, {
+      metadata: { name: "agent-2", ...of("new") },
+      spec: { nodeName: "node-1", containers: [{ name: "c", image: "none" }] },
+    } as never);
+    const stopped = await bulkhead("rollout", "status", "--timeout", "30");
+    expect(stopped.code).toBe(1);
+    expect(stopped.stderr).toMatch(
+      /Bulkhead 2\.0: FailureThreshold: .*node-1: AgentNotReady: its pod agent-2/,
+    );
   });
 
   test("kubectl completes subcommands, profiles and flags", async () => {

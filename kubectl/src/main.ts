@@ -7,13 +7,14 @@ import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { detailView, statusView } from "@bulkhead/lib/view/profile.ts";
 import { Argument, Command, Option } from "commander";
 import manifest from "../package.json" with { type: "json" };
+import { agentsProgress, readAgents, setAgentsPaused } from "./agents.ts";
 import { isInstalled, listAll, look, nodes, pods } from "./cluster.ts";
 import { candidates, completionScript } from "./completion.ts";
 import { diagnose, diagnosisText, type Finding, notInstalled } from "./doctor.ts";
 import { type Explanation, explain, explanationText, profileOf } from "./explain.ts";
 import { historyTable, readHistory, undo } from "./history.ts";
 import { type Format, format, formats } from "./output.ts";
-import { restart, setPaused, waitForRollout } from "./rollout.ts";
+import { progressOf, restart, setPaused, waitForRollout } from "./rollout.ts";
 import { detailText, statusTable } from "./status.ts";
 import { painter } from "./table.ts";
 import { tenantsTable, tenantsView } from "./tenants.ts";
@@ -171,16 +172,25 @@ program
     }),
   );
 
-const rollout = program.command("rollout").description("how a profile's change reaches the nodes");
+const rollout = program
+  .command("rollout")
+  .description("how a change of a profile, or of Bulkhead's own version, reaches the nodes");
 rollout
   .command("status")
-  .description("wait until the newest spec is on every node; exits with 1 when the rollout fails")
-  .argument("<profile>", "a RuntimeProfile")
+  .description("wait until the newest spec or version is on every node; exits with 1 when the rollout fails")
+  .argument("[profile]", "a RuntimeProfile; Bulkhead's own version when left out")
   .option("--timeout <seconds>", "give up after so long", Number, 600)
   .option("--no-watch", "tell how it stands now, and end")
-  .action((name: string, { timeout, watch }: { timeout: number; watch: boolean }) =>
+  .action((name: string | undefined, { timeout, watch }: { timeout: number; watch: boolean }) =>
     onCluster((client) =>
-      waitForRollout(client, name, { timeoutMs: timeout * 1000, watch, say: (text) => print(`${text}\n`) }),
+      waitForRollout(
+        name ?? "Bulkhead",
+        async () =>
+          name === undefined
+            ? agentsProgress(await readAgents(client, flags().bulkheadNamespace))
+            : progressOf(await client.get(runtimeProfiles, name)),
+        { timeoutMs: timeout * 1000, watch, say: (text) => print(`${text}\n`) },
+      ),
     ),
   );
 for (const [verb, paused, done] of [
@@ -189,14 +199,16 @@ for (const [verb, paused, done] of [
 ] as const)
   rollout
     .command(verb)
-    .description(paused ? "give the newest spec to no further node" : "go on giving the newest spec to nodes")
-    .argument("<profile>", "a RuntimeProfile")
-    .action((name: string) =>
+    .description(paused ? "give the newest spec or version to no further node" : "go on giving it to nodes")
+    .argument("[profile]", "a RuntimeProfile; Bulkhead's own version when left out")
+    .action((profile: string | undefined) =>
       onCluster(async (client) => {
-        const changed = await setPaused(client, name, paused);
-        print(
-          `runtimeprofile.bulkhead.dev/${name} ${changed ? done : `is ${paused ? "" : "not "}paused already`}\n`,
-        );
+        const { name, changed } =
+          profile === undefined
+            ? await setAgentsPaused(client, flags().bulkheadNamespace, paused)
+            : { name: profile, changed: await setPaused(client, profile, paused) };
+        const kind = profile === undefined ? "daemonset.apps" : "runtimeprofile.bulkhead.dev";
+        print(`${kind}/${name} ${changed ? done : `is ${paused ? "" : "not "}paused already`}\n`);
       }),
     );
 

@@ -4,6 +4,7 @@ import type { Client } from "@bulkhead/lib/kube/client.ts";
 import { runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { conditionOf } from "@bulkhead/lib/view/profile.ts";
+import { harmless } from "./table.ts";
 
 /** `kubectl bulkhead rollout …`: a profile's way to its nodes, as kubectl rollout is a Deployment's. */
 
@@ -46,15 +47,15 @@ export const progressOf = (profile: RuntimeProfile): Progress => {
 
 /** Tells each change of the progress until it ends; rejects when the rollout failed or the time is over. */
 export const waitForRollout = async (
-  client: Client,
   name: string,
+  look: () => Promise<Progress>,
   options: { timeoutMs: number; watch: boolean; say: (text: string) => void; signal?: AbortSignal },
 ): Promise<void> => {
   const deadline = Date.now() + options.timeoutMs;
   let last = "";
   for (;;) {
-    const wait = options.signal ? { signal: options.signal } : {};
-    const { done, failed, text } = progressOf(await client.get(runtimeProfiles, name, wait));
+    const { done, failed, text: said } = await look();
+    const text = harmless(said);
     if (text !== last) {
       if (failed) throw new RuntimeError("failed-precondition", text);
       options.say(text);

@@ -13,7 +13,7 @@ import { describe, expect, test } from "vitest";
 import type { Pod, Seen } from "./cluster.ts";
 import { diagnose } from "./doctor.ts";
 import { explain } from "./explain.ts";
-import { progressOf } from "./rollout.ts";
+import { progressOf, waitForRollout } from "./rollout.ts";
 import { statusTable } from "./status.ts";
 import { painter, table } from "./table.ts";
 import { tenantsView } from "./tenants.ts";
@@ -353,5 +353,15 @@ describe("rollout", () => {
       },
     });
     expect(progressOf(is)).toMatchObject({ failed: true, text: expect.stringContaining("2 nodes failed") });
+  });
+  test("lets no control character of a node's words reach the terminal", async () => {
+    const say = (failed: boolean) => {
+      const said: string[] = [];
+      const look = async () => ({ done: true, failed, text: "n1: \u001b[2J gone" });
+      const options = { timeoutMs: 1, watch: true, say: (text: string) => void said.push(text) };
+      return waitForRollout("p", look, options).then(() => said);
+    };
+    expect(await say(false)).toEqual(["n1:  [2J gone"]);
+    await expect(say(true)).rejects.toThrow(/^n1: {2}\[2J gone$/);
   });
 });

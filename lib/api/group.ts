@@ -18,6 +18,10 @@ export const labels = {
   startupTaint: (profile: string) => `handler.${group}/${profile}`,
   /** Annotation of a NodeRuntime: the profiles whose pods are asked away from the node, and since when. */
   drains: `${group}/drains`,
+  /** Annotation of the agents' DaemonSet: how a version of Bulkhead's own goes over the nodes ({@link AgentRollout}). */
+  agentRollout: `${group}/rollout`,
+  /** Annotation of the agents' DaemonSet: "true" while no further node gets the version. */
+  agentRolloutPaused: `${group}/rollout-paused`,
   /** On the agent's canary pods: the handler they prove. */
   canary: `${group}/canary`,
 } as const;

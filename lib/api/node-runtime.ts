@@ -137,3 +137,19 @@ export type NodeRuntime = {
   spec: NodeRuntimeSpec;
   status?: NodeRuntimeStatus;
 };
+
+/** What is broken of what served there before: the runtime in front of the kubelet, or a profile. */
+export const faultOf = ({
+  conditions = [],
+  engine,
+  profiles = [],
+}: Pick<NodeRuntimeStatus, "conditions" | "engine" | "profiles">):
+  | { reason: string; message: string }
+  | undefined => {
+  const runtime = conditions.find(({ type, status }) => type === "RuntimeReady" && status === "False");
+  // Where our runtime never served, nothing is lost.
+  if (runtime && engine?.fronted) return { reason: runtime.reason, message: runtime.message };
+  // A profile that fails and has no revision did not work before either.
+  const failed = profiles.find(({ phase, revision }) => phase === "Failed" && revision !== "");
+  return failed && { reason: failed.reason, message: `${failed.name}: ${failed.message}` };
+};

@@ -31,7 +31,7 @@ const duration = z
 export const secondsOf = (text: string): number =>
   Number.parseInt(text, 10) * ({ s: 1, m: 60, h: 3600 }[text.at(-1) ?? "s"] ?? 1);
 
-const intOrPercent = z.union([z.int().min(1), z.string().regex(/^(100|[1-9]?[0-9])%$/)]).meta({
+export const intOrPercent = z.union([z.int().min(1), z.string().regex(/^(100|[1-9]?[0-9])%$/)]).meta({
   "x-kubernetes-int-or-string": true,
   "x-kubernetes-validations": [
     {

@@ -132,6 +132,43 @@ export const controllerRevisions: Resource<ControllerRevision> = {
   namespaced: true,
 };
 
+/** apps/v1 DaemonSet, as much of it as tells how its pods are replaced. */
+export type DaemonSet = KubeObject & {
+  spec?: {
+    updateStrategy?: { type?: string };
+    template?: { spec?: { containers?: { name: string; env?: { name: string; value?: string }[] }[] } };
+  };
+  status?: { observedGeneration?: number; desiredNumberScheduled?: number };
+};
+
+export const daemonSets: Resource<DaemonSet> = {
+  apiVersion: "apps/v1",
+  kind: "DaemonSet",
+  plural: "daemonsets",
+  namespaced: true,
+};
+
+/** apps/v1 ControllerRevision of a DaemonSet: a template that its pods had or shall have. */
+export const templateRevisions: Resource<KubeObject & { revision: number }> = {
+  apiVersion: controllerRevisions.apiVersion,
+  kind: controllerRevisions.kind,
+  plural: controllerRevisions.plural,
+  namespaced: true,
+};
+
+/** A pod of the node agents' DaemonSet. */
+export type AgentPod = Pod & {
+  status?: {
+    conditions?: { type: string; status: string }[];
+    containerStatuses?: { ready: boolean }[];
+  };
+};
+
+export const agentPods: Resource<AgentPod> = { ...pods } as Resource<AgentPod>;
+
+/** By which the pods of the node agents are found, and the revisions of their DaemonSet. */
+export const agentSelector = "app.kubernetes.io/component=node-agent";
+
 export const customResourceDefinitions: Resource<CustomResourceDefinition & KubeObject> = {
   apiVersion: "apiextensions.k8s.io/v1",
   kind: "CustomResourceDefinition",

@@ -3,6 +3,8 @@
  * docs/runbook.md says more of each, under a heading of the reason's name; a test holds the two together.
  */
 export const advice: Record<string, string> = {
+  AgentNotReady:
+    "the newest version does not come up there: kubectl -n bulkhead-system describe the pod, and read its logs",
   AgentSilent: "look at the node and at its node-agent pod: kubectl -n bulkhead-system get pods -o wide",
   AgentsSilent: "look at the nodes and their node-agent pods: kubectl -n bulkhead-system get pods -o wide",
   ArtifactChanged:

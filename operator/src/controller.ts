@@ -6,7 +6,10 @@ import { queueMetrics } from "@bulkhead/lib/kube/metrics.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import { createReflector, type Reflector, type ReflectorOptions } from "@bulkhead/lib/kube/reflector.ts";
 import {
+  agentPods,
+  agentSelector,
   controllerRevisions,
+  daemonSets,
   mutatingBindings,
   mutatingPolicies,
   namespaces,
@@ -15,6 +18,7 @@ import {
   pods,
   runtimeClasses,
   runtimeProfiles,
+  templateRevisions,
   validatingBindings,
   validatingPolicies,
 } from "@bulkhead/lib/kube/resources.ts";
@@ -23,18 +27,20 @@ import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 import { type Clock, systemClock } from "@bulkhead/lib/std/clock.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { rootSpan } from "@bulkhead/lib/tracing/span.ts";
+import { agentsView } from "@bulkhead/lib/view/agents.ts";
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
+import { createAgentsRollout } from "./agents/roll.ts";
 import { byNamespace, byRuntimeClass } from "./gather.ts";
 import { createLatest } from "./latest.ts";
 import { fleetMetrics, profileMetrics } from "./metrics.ts";
-import { createNodeIndex } from "./node-index.ts";
+import { createNodeIndex, timeOf } from "./node-index.ts";
 import { createPace } from "./pace.ts";
 import type { Fleet } from "./page/views.ts";
 import type { Decisions } from "./plan.ts";
 import { type Context, reconcileNode, reconcileProfile } from "./reconcile.ts";
 import { managedBy } from "./runtime-class.ts";
-import { slimNode, slimPod, slimRuntimes } from "./slim.ts";
+import { slimAgentPod, slimNode, slimPod, slimRuntimes } from "./slim.ts";
 import { profileOf } from "./tenancy/policies.ts";
 import type { WatchedPod } from "./tenancy/rules.ts";
 import { selects } from "./tenancy/selector.ts";
@@ -91,6 +97,17 @@ export const createController = (options: ControllerOptions): Controller => {
       namespace: options.namespace,
       labelSelector: `${labels.managedBy}=${managedBy}`,
     }),
+    daemonSets: follow(daemonSets, { namespace: options.namespace }),
+    templateRevisions: follow(templateRevisions, {
+      namespace: options.namespace,
+      labelSelector: agentSelector,
+      transform: ({ metadata, revision }) => ({ metadata, revision }),
+    }),
+    agentPods: follow(agentPods, {
+      namespace: options.namespace,
+      labelSelector: agentSelector,
+      transform: slimAgentPod,
+    }),
   };
   const stores = {
     profiles: reflectors.profiles.store,
@@ -109,6 +126,35 @@ export const createController = (options: ControllerOptions): Controller => {
   const observe = queueMetrics(registry);
   const profileQueue = createQueue({ clock, observer: observe("runtimeprofile") });
   const nodeQueue = createQueue({ clock, observer: observe("noderuntime") });
+  const agentsQueue = createQueue({ clock, observer: observe("nodeagent") });
+  const asked = new Set<string>();
+  const seeAgents = () =>
+    agentsView({
+      now: clock.now(),
+      daemonSets: reflectors.daemonSets.store.list(),
+      revisions: reflectors.templateRevisions.store.list(),
+      pods: reflectors.agentPods.store.list(),
+      nodeRuntimes: stores.nodeRuntimes,
+      asked,
+    });
+  const agents = createAgentsRollout({
+    ...{ client, recorder, registry, log, asked, view: seeAgents },
+    around: () => ({
+      now: clock.now(),
+      staleAfterMs,
+      labelsOf: (node) => stores.nodes.get(node)?.metadata.labels ?? {},
+      reportOf: (node) => {
+        const runtime = stores.nodeRuntimes.get(node);
+        const heartbeat = timeOf(runtime?.status?.heartbeat);
+        return (
+          runtime && {
+            profiles: runtime.spec.profiles.length,
+            ...(heartbeat === undefined ? {} : { heartbeat }),
+          }
+        );
+      },
+    }),
+  });
   const decisions: Decisions = new Map();
   const index = createNodeIndex({ ...stores, decisions, staleAfterMs });
   const pace = createPace();
@@ -229,6 +275,15 @@ export const createController = (options: ControllerOptions): Controller => {
     }
   });
 
+  // A new template comes with its revision and the settings of its rollout: all three are there within the moment.
+  const lookAtAgents = () => agentsQueue.addAfter("agents", 500);
+  reflectors.daemonSets.on(lookAtAgents);
+  reflectors.templateRevisions.on(lookAtAgents);
+  reflectors.agentPods.on(({ type, object }) => {
+    if (type === "deleted") asked.delete(object.metadata.uid ?? "");
+    lookAtAgents();
+  });
+
   const all = Object.entries(reflectors) as [
     string,
     Pick<Reflector<KubeObject>, "run" | "isSynced" | "synced">,
@@ -243,6 +298,7 @@ export const createController = (options: ControllerOptions): Controller => {
       staleAfterMs,
       profiles: stores.profiles,
       nodeRuntimes: stores.nodeRuntimes,
+      agents: seeAgents(),
     }),
     work: async (signal) => {
       const stopped = new Promise<void>((resolve) => {
@@ -258,6 +314,8 @@ export const createController = (options: ControllerOptions): Controller => {
       context.drains.over.clear();
       index.clear();
       for (const each of Object.values(latest)) each.clear();
+      agents.clear();
+      agentsQueue.add("agents");
       for (const profile of stores.profiles.list()) profileQueue.add(profile.metadata.name);
       for (const node of stores.nodes.list()) nodeQueue.add(node.metadata.name);
       for (const runtime of stores.nodeRuntimes.list()) nodeQueue.add(runtime.metadata.name);
@@ -287,6 +345,13 @@ export const createController = (options: ControllerOptions): Controller => {
               reconcileNode(key, context, until),
             ),
           onError: onError("noderuntime"),
+        }),
+        agentsQueue.run({
+          concurrency: 1,
+          signal,
+          handle: (_key, until) =>
+            rootSpan("reconcile node agents", { quiet: true }, () => agents.reconcile(until)),
+          onError: onError("nodeagent"),
         }),
       ]);
     },

@@ -6,12 +6,12 @@ import type { TenancyFacts } from "./tenancy/facts.ts";
 /** All that a plan is made of. Gathered in one place, so that planning does no I/O and a test is a table. */
 
 /** One node as one profile sees it. */
-export type NodeFacts = {
+export type NodeFacts<T extends { revision: string } = DesiredProfile> = {
   name: string;
   /** The profile's nodeSelector matches. */
   selected: boolean;
   /** What NodeRuntime.spec holds of the profile, or will once what was decided is written. */
-  assigned?: DesiredProfile;
+  assigned?: T;
   /** What the node's agent says of the profile. */
   reported?: ProfileStatus;
   /** When the agent last reported, in ms; undefined when it never did. */
@@ -97,7 +97,7 @@ export const failedOn = (reported: ProfileStatus | undefined, revision: string):
 
 /** The node serves this revision, and says so now. */
 export const isHealthy = (
-  node: NodeFacts,
+  node: Pick<NodeFacts, "reported" | "heartbeat">,
   revision: string,
   time: Pick<ProfileFacts, "now" | "staleAfterMs">,
 ): boolean =>

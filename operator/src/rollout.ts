@@ -10,9 +10,12 @@ export type Stage =
   | { stage: "canary"; nodes: string[] }
   | { stage: "waves"; updating: number; waiting: number };
 
-export type Rollout = Stage & {
+/** What is rolled out: a profile's revision, or a version of Bulkhead's own. */
+type Revision = { revision: string };
+
+export type Rollout<T extends Revision = DesiredProfile> = Stage & {
   /** What each node shall hold of the profile; null takes it away. Nodes not named stay as they are. */
-  assignments: Map<string, DesiredProfile | null>;
+  assignments: Map<string, T | null>;
   /** Nodes whose pods of the profile are asked away before they get the revision, and since when. */
   drains: Map<string, number>;
 };
@@ -24,20 +27,28 @@ export const maxUnavailableOf = (
 ): number =>
   typeof value === "number" ? value : Math.max(1, Math.floor((Number.parseInt(value, 10) * total) / 100));
 
+type Policy = Pick<
+  RuntimeProfileSpec["rollout"],
+  "canaryNodes" | "maxUnavailable" | "failureThreshold" | "paused" | "drain"
+> & {
+  /** Names of the nodes that canaries are taken from; all of them when left out. */
+  canaryAmong?: ReadonlySet<string>;
+};
+
 /**
  * Which nodes get the revision now. Canary nodes first; when they are healthy, the others, of which those where an
  * earlier revision serves only as many at a time as maxUnavailable lets (a node where nothing serves yet loses
  * nothing by trying). Too many failures stop it. Pure: the same facts give the same nodes.
  */
-export const rollOut = (
-  target: DesiredProfile,
-  facts: Pick<ProfileFacts, "now" | "staleAfterMs" | "nodes">,
-  policy: RuntimeProfileSpec["rollout"],
+export const rollOut = <T extends Revision>(
+  target: T,
+  facts: Pick<ProfileFacts, "now" | "staleAfterMs"> & { nodes: NodeFacts<T>[] },
+  policy: Policy,
   /** The revision that was on every node before, from status: nodes that join get it without ceremony. */
   currentRevision: string | undefined,
-): Rollout => {
-  const assignments: Rollout["assignments"] = new Map();
-  const drains: Rollout["drains"] = new Map();
+): Rollout<T> => {
+  const assignments: Rollout<T>["assignments"] = new Map();
+  const drains: Rollout<T>["drains"] = new Map();
   for (const node of facts.nodes) if (!node.selected && node.assigned) assignments.set(node.name, null);
 
   const selected = facts.nodes.filter((node) => node.selected);
@@ -47,14 +58,14 @@ export const rollOut = (
   const healthy = updated.filter((node) => isHealthy(node, revision, facts));
   const settled = new Set([...failed, ...healthy]);
   const pending = updated.filter((node) => !settled.has(node));
-  const begun = ({ drain }: NodeFacts) =>
+  const begun = ({ drain }: NodeFacts<T>) =>
     policy.drain !== undefined && drain?.revision === revision ? drain : undefined;
   const promising = byPromise(facts);
   const others = selected
     .filter((node) => node.assigned?.revision !== revision)
     .sort((one, other) => Number(!begun(one)) - Number(!begun(other)) || promising(one, other));
   /** The revision; where pods of another are to go first, a drain until they have. */
-  const give = (nodes: NodeFacts[]) => {
+  const give = (nodes: NodeFacts<T>[]) => {
     for (const node of nodes) {
       const drain = begun(node);
       const full = policy.drain !== undefined && serves(node.reported);
@@ -83,11 +94,15 @@ export const rollOut = (
     return { stage: "halted", failed: failed.map((node) => node.name), assignments, drains };
   }
 
-  const canaries = Math.min(policy.canaryNodes, selected.length);
-  if (healthy.length < canaries) {
+  const mayTry = ({ name }: NodeFacts<T>): boolean => policy.canaryAmong?.has(name) ?? true;
+  const canaries = Math.min(policy.canaryNodes, selected.filter(mayTry).length);
+  const missing = canaries - healthy.filter(mayTry).length;
+  if (missing > 0) {
     // A canary whose agent fell silent tells nothing: another takes its place.
-    const trying = pending.filter((node) => node.heartbeat === undefined || isFresh(node, facts));
-    const chosen = give(others.slice(0, Math.max(0, canaries - healthy.length - trying.length)));
+    const trying = pending.filter(
+      (node) => mayTry(node) && (node.heartbeat === undefined || isFresh(node, facts)),
+    );
+    const chosen = give(others.filter(mayTry).slice(0, Math.max(0, missing - trying.length)));
     return { stage: "canary", nodes: [...trying, ...chosen].map((node) => node.name), assignments, drains };
   }
 
@@ -108,9 +123,9 @@ export const rollOut = (
   };
 };
 
-/** Nodes whose agent answers first, then those that never said anything, then the silent; by name among equals. */
-const byPromise =
-  (time: Pick<ProfileFacts, "now" | "staleAfterMs">) => (one: NodeFacts, other: NodeFacts) => {
-    const rank = (node: NodeFacts) => (isFresh(node, time) ? 0 : node.heartbeat === undefined ? 1 : 2);
-    return rank(one) - rank(other) || (one.name < other.name ? -1 : 1);
-  };
+/** Nodes whose agent answers first, then those that never said anything, then the silent; in their order among equals. */
+const byPromise = (time: Pick<ProfileFacts, "now" | "staleAfterMs">) => {
+  const rank = (node: Pick<NodeFacts, "heartbeat">) =>
+    isFresh(node, time) ? 0 : node.heartbeat === undefined ? 1 : 2;
+  return (one: Pick<NodeFacts, "heartbeat">, other: Pick<NodeFacts, "heartbeat">) => rank(one) - rank(other);
+};

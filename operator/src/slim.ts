@@ -1,7 +1,8 @@
 import { labels } from "@bulkhead/lib/api/group.ts";
 import type { NodeRuntime, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
-import { hasEnded, type JudgedPod } from "@bulkhead/lib/kube/resources.ts";
+import { type AgentPod, hasEnded, type JudgedPod } from "@bulkhead/lib/kube/resources.ts";
+import { templateHash } from "@bulkhead/lib/view/agents.ts";
 import { brokenBy, type WatchedPod } from "./tenancy/rules.ts";
 
 /** What the operator keeps of the objects that clusters have thousands of: only what planning and the page read. */
@@ -19,6 +20,22 @@ export const slimPod = (pod: JudgedPod): WatchedPod | undefined => {
     },
     ...(pod.spec?.runtimeClassName ? { spec: { runtimeClassName: pod.spec.runtimeClassName } } : {}),
     ...(broken.length > 0 ? { broken } : {}),
+  };
+};
+
+/** Of an agent's pod what tells which version stands on its node, and whether it works. */
+export const slimAgentPod = ({ metadata, spec, status }: AgentPod): AgentPod => {
+  const { labels: _labels, annotations: _annotations, ...kept } = metadata;
+  const hash = metadata.labels?.[templateHash];
+  return {
+    metadata: { ...kept, ...(hash === undefined ? {} : { labels: { [templateHash]: hash } }) },
+    ...(spec?.nodeName ? { spec: { nodeName: spec.nodeName } } : {}),
+    status: {
+      conditions: (status?.conditions ?? [])
+        .filter(({ type }) => type === "Ready")
+        .map(({ type, status }) => ({ type, status })),
+      containerStatuses: (status?.containerStatuses ?? []).map(({ ready }) => ({ ready })),
+    },
   };
 };
 

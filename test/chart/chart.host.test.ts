@@ -1,6 +1,8 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { labels } from "@bulkhead/lib/api/group.ts";
+import { AgentRollout } from "@bulkhead/lib/view/agents.ts";
 import { loadAll } from "js-yaml";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { inCache } from "../tools/cache.ts";
@@ -27,7 +29,7 @@ const template = async (values: object = {}) => {
 
 type Manifest = {
   kind: string;
-  metadata: { name: string; namespace?: string };
+  metadata: { name: string; namespace?: string; annotations?: Record<string, string> };
   spec?: Record<string, unknown>;
 };
 const render = async (values: object = {}): Promise<Manifest[]> => {
@@ -167,6 +169,18 @@ test("the operator may evict pods only where that is asked for", async () => {
   );
 });
 
+test("the agents' rollout stands with their template, as the operator reads it", async () => {
+  const annotations = async (values: object) => {
+    const found = (await render(values)).find(({ kind }) => kind === "DaemonSet");
+    expect(found?.spec).toMatchObject({ updateStrategy: { type: "OnDelete" } });
+    const { [labels.agentRollout]: settings = "", ...rest } = found?.metadata.annotations ?? {};
+    return { settings: AgentRollout.strict().parse(JSON.parse(settings)), rest };
+  };
+  expect(await annotations({})).toEqual({ settings: AgentRollout.parse({}), rest: {} });
+  const { paused: _, ...settings } = all.agent.rollout;
+  expect(await annotations(all)).toEqual({ settings, rest: { [labels.agentRolloutPaused]: "true" } });
+});
+
 test("two replicas are spread over nodes and drained one at a time; one replica holds up no drain", async () => {
   const find = async (values: object, kind: string) =>
     (await render(values)).find((each) => each.kind === kind);
@@ -221,7 +235,12 @@ describe("values.schema.json refuses, naming the key,", () => {
     ["a URL for a registry", { artifacts: { registry: "https://mirror" } }, /artifacts.registry/],
     ["a pull policy that is none", { image: { pullPolicy: "Sometimes" } }, /image.pullPolicy/],
     ["a pull secret without a name", { image: { pullSecrets: [{}] } }, /image.pullSecrets.0/],
-    ["a percentage over 100", { agent: { maxUnavailable: "120%" } }, /agent.maxUnavailable/],
+    [
+      "a percentage over 100",
+      { agent: { rollout: { maxUnavailable: "120%" } } },
+      /agent.rollout.maxUnavailable/,
+    ],
+    ["a rollout without a deadline", { agent: { rollout: { deadlineSeconds: 0 } } }, /deadlineSeconds/],
     [
       "a toleration of no effect that exists",
       { agent: { tolerations: [{ effect: "Never" }] } },

@@ -1,15 +1,19 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { labels } from "@bulkhead/lib/api/group.ts";
 import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
 import { type KubeConfig, kubeconfigFile } from "@bulkhead/lib/kube/config.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import {
+  agentPods,
+  daemonSets,
   namespaces,
   nodeRuntimes,
   nodes,
   pods,
   runtimeClasses,
   runtimeProfiles,
+  templateRevisions,
   validatingPolicies,
 } from "@bulkhead/lib/kube/resources.ts";
 import { dump, load, loadAll } from "js-yaml";
@@ -170,9 +174,10 @@ const operator = [
 ];
 const leader = [
   "controllerrevisions.apps: list watch create patch delete",
+  "daemonsets.apps: list watch",
   "leases.coordination.k8s.io (bulkhead-operator): get update",
   "leases.coordination.k8s.io: create",
-  "pods: get",
+  "pods: get delete",
 ];
 const uninstall = ["noderuntimes.bulkhead.dev: list", "runtimeprofiles.bulkhead.dev: list delete"];
 
@@ -361,11 +366,55 @@ describe("The agent of node-a", () => {
   });
 });
 
+/** An agent of node-a that the DaemonSet has a newer template for: what its controller would have made. */
+const earlierAgent = async () => {
+  const agent = { "app.kubernetes.io/component": "node-agent" };
+  const made = await client.create(daemonSets, {
+    metadata: {
+      ...{ name: "bulkhead-node-agent", namespace: home },
+      annotations: { [labels.agentRollout]: "{}" },
+    },
+    spec: {
+      updateStrategy: { type: "OnDelete" },
+      selector: { matchLabels: agent },
+      template: { metadata: { labels: agent }, spec: { containers: [{ name: "c", image: "none" }] } },
+    },
+  } as never);
+  const { name, uid = "", generation } = made.metadata;
+  const counts = {
+    currentNumberScheduled: 1,
+    numberMisscheduled: 0,
+    numberReady: 1,
+    desiredNumberScheduled: 1,
+  };
+  await client.replace(
+    daemonSets,
+    { ...made, status: { ...counts, observedGeneration: generation } } as never,
+    { subresource: "status" },
+  );
+  const of = (hash: string) => ({
+    namespace: home,
+    labels: { ...agent, "controller-revision-hash": hash },
+    ownerReferences: [{ apiVersion: "apps/v1", kind: "DaemonSet", name, uid, controller: true }],
+  });
+  for (const [revision, hash] of ["old", "new"].entries())
+    await client.create(templateRevisions, {
+      metadata: { name: hash, ...of(hash) },
+      revision,
+      data: {},
+    } as never);
+  await client.create(agentPods, {
+    metadata: { name: "old-agent", ...of("old") },
+    spec: { nodeName: "node-a", containers: [{ name: "c", image: "none" }] },
+  } as never);
+};
+
 test("With these rights alone the operator does all its work, from a profile's coming to its going", async () => {
   const file = load(await readFile(server.kubeconfig, "utf8")) as { users: { user: object }[] };
   file.users[0]!.user = { token: await tokenOf("bulkhead-operator", { node: "node-a", pod: "operator-1" }) };
   const kubeconfig = join(server.directory, "operator.kubeconfig");
   await writeFile(kubeconfig, dump(file), { mode: 0o600 });
+  await earlierAgent();
   const running = await startOperator(kubeconfig, home);
   try {
     await client.create(whole(namespaces), { metadata: { name: "tenant", labels: { tier: "tenant" } } });
@@ -404,6 +453,11 @@ test("With these rights alone the operator does all its work, from a profile's c
       "the policy mended",
       () => client.get(validatingPolicies, "sandboxed.tenancy.bulkhead.dev"),
       (is) => is?.spec.failurePolicy === "Fail",
+    );
+    await eventually(
+      "the agent of an earlier version asked to end",
+      () => client.get(agentPods, "old-agent", { namespace: home }),
+      (is) => is === undefined || is.metadata.deletionTimestamp !== undefined,
     );
     await client.delete(nodes, "node-b");
     await eventually(

@@ -9,14 +9,16 @@ import { bulkheadCluster, namespace, profileReady, profiles } from "../cluster/b
 import type { Cluster } from "../cluster/cluster.ts";
 import { pushImages } from "../cluster/push-images.ts";
 import { agentsSettled } from "../cluster/settled.ts";
-import { inNamespace, type Namespace, podOf } from "../pods/kube.ts";
+import { inNamespace, type Namespace, type Pod, podOf } from "../pods/kube.ts";
 import { type Lives, livesOf } from "../pods/lives.ts";
+import { outcome } from "../tools/run.ts";
+import { pushFailing } from "./failing.ts";
 import { chart } from "./values.ts";
 
 /**
  * Bulkhead goes to its next version by Helm and back again, on a live cluster with pods behind every wall. The next
  * version is this tree with a raised number: in the chart, in every program, in the bundle's bytes; and with one field
- * more in its RuntimeProfile. The tests stand on each other in this order.
+ * more in its RuntimeProfile. First comes one whose runtime does not start. The tests stand on each other in this order.
  */
 
 let cluster: Cluster;
@@ -105,6 +107,10 @@ const goesTo = async (release: string, agent: string, move: () => Promise<unknow
   expect(first).toBeDefined();
   expect(both?.find(({ metadata }) => metadata.name === first)).toSatisfy(isProven);
 
+  expect(await rolloutStatus("--no-watch")).toMatchObject({
+    code: 0,
+    stdout: expect.stringContaining("RolledOut"),
+  });
   // Helm waited for all of it: an agent is ready when what it brought is proven.
   for (const node of await runtimes()) expect(node).toSatisfy(isProven);
   await agentsSettled(cluster, namespace, profiles, AbortSignal.timeout(30_000));
@@ -113,6 +119,57 @@ const goesTo = async (release: string, agent: string, move: () => Promise<unknow
   expect(await cluster.kubectl([...exec, ...said])).toBe(`${release}\n`);
   for (const name of profiles) await profileReady(cluster, name, undefined, 30);
 };
+
+/** The uid of each node's agent. */
+const agents = async (): Promise<Record<string, string>> => {
+  const get = ["get", "pods", "-n", namespace, "-l", "app.kubernetes.io/component=node-agent", "-o", "json"];
+  const { items } = JSON.parse(await cluster.kubectl(get)) as { items: Pod[] };
+  return Object.fromEntries(items.map(({ metadata, spec }) => [spec.nodeName, metadata.uid]));
+};
+/** As `kubectl bulkhead rollout status` has it. */
+const rolloutStatus = (...flags: string[]) => {
+  const plugin = join(import.meta.dirname, "../../kubectl/src/main.ts");
+  const argv = [process.execPath, plugin, "--kubeconfig", cluster.kubeconfig, "rollout", "status"];
+  return outcome([...argv, "--timeout", "90", ...flags]);
+};
+
+test("A version that fails stops at its first node, and a rollback begins with that node", async () => {
+  const digest = await pushFailing(cluster.registry, tag, directory);
+  const agentsBefore = await agents();
+  await applyDefinitions(join(directory, "next"));
+  await helm(
+    ...["upgrade", "bulkhead", join(directory, "next"), "--reset-then-reuse-values"],
+    ...["--set", `image.tag=${tag}`, "--set", `image.digests.nodeAgent=${digest}`],
+  );
+  const { code, stderr } = await rolloutStatus();
+  expect(stderr).toMatch(
+    /FailureThreshold: stopped: 1 nodes failed: node-\d: EngineFailed: The runtime did not become ready/,
+  );
+  expect(code).toBe(1);
+  const failed = /failed: (node-\d): /.exec(stderr)?.[1] ?? "";
+  const other = cluster.nodes.map(({ name }) => name).find((name) => name !== failed) ?? "";
+  // Time enough for a wave that nobody held.
+  await sleep(5_000);
+  expect((await agents())[other]).toBe(agentsBefore[other]);
+  const versions = Object.fromEntries(
+    (await runtimes()).map(({ metadata, status }) => [metadata.name, status?.agentVersion]),
+  );
+  expect(versions).toEqual({ [failed]: tag, [other]: formerTag });
+  const events = ["get", "events", "-n", namespace, "--field-selector", "reason=FailureThreshold"];
+  expect(await cluster.kubectl([...events, "-o", "wide"])).toMatch(/daemonset\/bulkhead-node-agent/i);
+  expect(await lives()).toEqual(before);
+
+  await helm("rollback", "bulkhead", "--wait", "--timeout", "3m");
+  expect(await rolloutStatus("--no-watch")).toMatchObject({
+    code: 0,
+    stdout: expect.stringContaining("RolledOut"),
+  });
+  await agentsSettled(cluster, namespace, profiles, AbortSignal.timeout(30_000));
+  for (const name of profiles) await profileReady(cluster, name, undefined, 30);
+  // The node that never had another version kept its agent throughout.
+  expect((await agents())[other]).toBe(agentsBefore[other]);
+  expect(await lives()).toEqual(before);
+});
 
 test("An upgrade brings the next version to every node in turn, and no running container notices", async () => {
   await applyDefinitions(join(directory, "next"));

@@ -1,4 +1,4 @@
-import type { NodeRuntimeStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import { faultOf, type NodeRuntimeStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import type { Happening, Report } from "../protocol.ts";
 
 /** From the installer's report to NodeRuntime.status. Pure. */
@@ -25,18 +25,12 @@ export function statusToWrite(
 
 /**
  * The agent has done what was wanted when it began, and what served before serves under it. Until then its pod is not
- * ready, so that a DaemonSet whose new version fails gives it to no further node.
+ * ready, so that a version that fails comes to no further node.
  */
 export function isSettled(status: Report["status"], generation: number): boolean {
-  const { observedGeneration = -1, conditions = [], engine, profiles = [] } = status;
-  if (observedGeneration < generation) return false;
-  const broken = conditions.some((is) => is.type === "RuntimeReady" && is.status === "False");
-  // Where our runtime never served, nothing is lost.
-  if (broken && engine?.fronted) return false;
-  return profiles.every(({ phase, revision }) =>
-    // One that fails and has no revision did not work before either.
-    phase === "Failed" ? revision === "" : ["Ready", "RolledBack", "Removing"].includes(phase),
-  );
+  const { observedGeneration = -1, profiles = [] } = status;
+  if (observedGeneration < generation || faultOf(status)) return false;
+  return profiles.every(({ phase }) => ["Ready", "RolledBack", "Removing", "Failed"].includes(phase));
 }
 
 /** What happened since `seen`, for Events. Another life of the installer starts counting anew. */

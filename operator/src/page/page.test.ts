@@ -3,6 +3,7 @@ import type { Server } from "node:http";
 import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import { type RuntimeProfile, RuntimeProfileSpec } from "@bulkhead/lib/api/runtime-profile.ts";
 import { storeOf } from "@bulkhead/lib/kube/store.ts";
+import { AgentRollout } from "@bulkhead/lib/view/agents.ts";
 import express from "express";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { html } from "./html.ts";
@@ -106,6 +107,22 @@ test("a failed node tells its reason and what to do", async () => {
   expect(text).toContain("CanaryFailed");
   expect(text).toContain("What to do: the handler is installed");
   expect((await get("/profiles/sandboxed", all)).text).toContain("What to do: the handler is installed");
+});
+
+test("Bulkhead's own version is told with how far it came, and where it failed", async () => {
+  const failed = { name: "n1", state: "failed", reason: "EngineFailed", message: evil } as const;
+  const agents: NonNullable<Fleet["agents"]> = {
+    daemonSet: { name: "d", namespace: "home", uid: "u" },
+    ...{ version: "2.0", settings: AgentRollout.parse({}), reason: "FailureThreshold", message: evil },
+    nodes: [failed],
+    count: { ready: 3, updating: 0, waiting: 2, failed: 1, unreachable: 0 },
+  };
+  const { text } = await get("/", { ...all, agents });
+  expect(text).toContain("own version <code>2.0</code>");
+  expect(text).toContain("<b>2</b> waiting");
+  expect(text).toContain("EngineFailed</span>");
+  expect(text).not.toContain(evil);
+  expect((await get("/", all)).text).not.toContain("own version");
 });
 
 test("a tenant's pods on a node whose canary failed are not proven", async () => {

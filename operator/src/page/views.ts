@@ -3,6 +3,7 @@ import { type Condition, type RuntimeProfile, runtimeClassName } from "@bulkhead
 import type { Store } from "@bulkhead/lib/kube/store.ts";
 import { adviceOn } from "@bulkhead/lib/view/advice.ts";
 import { age } from "@bulkhead/lib/view/age.ts";
+import { type AgentsView, agentStates } from "@bulkhead/lib/view/agents.ts";
 import { detailView, type NodeView, type ProfileView, statusView } from "@bulkhead/lib/view/profile.ts";
 import { wallOf } from "@bulkhead/lib/view/wall.ts";
 import { type Html, html } from "./html.ts";
@@ -15,6 +16,8 @@ export type Fleet = {
   staleAfterMs: number;
   profiles: Pick<Store<RuntimeProfile>, "get" | "list">;
   nodeRuntimes: Pick<Store<NodeRuntime>, "get" | "list">;
+  /** How Bulkhead's own version stands; undefined where no agents of the chart's are. */
+  agents?: AgentsView | undefined;
 };
 
 /** A view: what stands in the title, and the page's main part. Undefined when there is nothing of that name. */
@@ -71,6 +74,31 @@ const toneOf = (view: ProfileView): Tone => (view.healthy ? "good" : view.nodes.
 const progress = ({ nodes }: ProfileView): Html =>
   html`<progress max="${Math.max(1, nodes.desired)}" value="${nodes.ready}" aria-label="${nodes.ready} of ${nodes.desired} nodes ready"></progress> ${nodes.ready}/${nodes.desired}`;
 
+const agentTones = {
+  ready: "good",
+  updating: "warn",
+  waiting: "idle",
+  failed: "bad",
+  unreachable: "warn",
+} as const;
+
+/** Bulkhead's own version on its way over the nodes. */
+const ownVersion = ({ version, reason, message, nodes, count }: AgentsView): Html =>
+  html`<h2>Bulkhead's own version <code>${version}</code> ${badge(reason, reason === "RolledOut" ? "good" : reason === "FailureThreshold" || reason === "InvalidSpec" ? "bad" : "warn")}</h2>
+<p>${message}</p>
+<ol class="steps">${agentStates.map((state) => html`<li class="${count[state] > 0 ? agentTones[state] : "idle"}"><b>${count[state]}</b> ${state}</li>`)}</ol>
+${
+  count.failed > 0
+    ? html`<ul class="failed">${nodes
+        .filter(({ state }) => state === "failed")
+        .slice(0, 20)
+        .map(
+          (node) =>
+            html`<li>${link("nodes", node.name)} ${badge(node.reason, "bad")} ${node.message}<br>What to do: ${adviceOn(node.reason)}</li>`,
+        )}</ul>`
+    : undefined
+}`;
+
 /** The fleet: every profile, and every node with how its profiles stand. */
 export const fleetView = (fleet: Fleet, asked: Asked): View => {
   const profiles = statusView({ profiles: fleet.profiles.list(), now: fleet.now });
@@ -99,6 +127,7 @@ ${table(
   ),
   "No RuntimeProfile yet: kubectl apply one.",
 )}
+${fleet.agents && ownVersion(fleet.agents)}
 <h2>Nodes</h2>
 ${long(
   names,

@@ -1,0 +1,81 @@
+import type { Client } from "@bulkhead/lib/kube/client.ts";
+import type { EventRecorder } from "@bulkhead/lib/kube/events.ts";
+import { daemonSets, pods } from "@bulkhead/lib/kube/resources.ts";
+import { hasCode } from "@bulkhead/lib/std/errors.ts";
+import { type AgentsView, agentStates } from "@bulkhead/lib/view/agents.ts";
+import type { Logger } from "pino";
+import { Gauge, type Registry } from "prom-client";
+import { planAgents, type Surroundings } from "./plan.ts";
+
+/**
+ * A version of Bulkhead's own goes over the nodes by its agents, which bring the runtime: their DaemonSet replaces no pod
+ * by itself (OnDelete), the operator deletes those whose turn has come. It keeps nothing: what is next follows from the
+ * pods that are there (docs/adr/0011-own-version-in-waves.md).
+ */
+export type AgentsRollout = {
+  /** Looks, and replaces the pods whose turn has come. */
+  reconcile(signal: AbortSignal): Promise<{ requeueAfterMs: number } | undefined>;
+  /** Another may have led meanwhile. */
+  clear(): void;
+};
+
+/** Deadlines and reports send no event of the pod. */
+const againMs = 2_000;
+
+export const createAgentsRollout = (options: {
+  client: Client;
+  recorder: EventRecorder;
+  registry: Registry;
+  log: Logger;
+  /** Uids of pods whose end was asked for, though no watch has told of it yet: {@link view} knows of them. */
+  asked: Set<string>;
+  view: () => AgentsView | undefined;
+  around: () => Surroundings;
+}): AgentsRollout => {
+  const { client, recorder, log, asked, view: look, around } = options;
+  const gauge = new Gauge({
+    name: "bulkhead_agents",
+    help: "Nodes by how they stand with the newest version of Bulkhead's own: ready, updating, waiting, failed, unreachable",
+    labelNames: ["state"] as const,
+    registers: [options.registry],
+  });
+  let told = "";
+
+  const tell = ({ daemonSet, version, reason, message, count }: AgentsView) => {
+    for (const state of agentStates) gauge.set({ state }, count[state]);
+    // That nothing goes on is no news to an operator that has just begun.
+    const isNews = told !== "" || reason !== "RolledOut";
+    const key = `${version} ${reason} ${reason === "FailureThreshold" ? count.failed : ""}`;
+    if (key === told) return;
+    told = key;
+    if (!isNews) return;
+    log.info({ version, reason, message }, "agents");
+    recorder.emit({
+      regarding: { apiVersion: daemonSets.apiVersion, kind: daemonSets.kind, ...daemonSet },
+      type: reason === "FailureThreshold" || reason === "InvalidSpec" ? "Warning" : "Normal",
+      reason,
+      action: "RollOut",
+      note: `version ${version}: ${message}`,
+    });
+  };
+
+  return {
+    clear: () => {
+      asked.clear();
+      told = "";
+    },
+    reconcile: async (signal) => {
+      const view = look();
+      if (view === undefined) return undefined;
+      tell(view);
+      for (const { name, namespace, uid } of planAgents(view, around())) {
+        await client.delete(pods, name, { namespace, uid, signal }).catch((error: unknown) => {
+          if (!hasCode(error, "not-found")) throw error;
+        });
+        asked.add(uid);
+        log.info({ pod: name, version: view.version }, "agent replaced");
+      }
+      return view.reason === "RolledOut" ? undefined : { requeueAfterMs: againMs };
+    },
+  };
+};
