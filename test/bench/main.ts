@@ -3,6 +3,7 @@ import { cpus, release, totalmem } from "node:os";
 import { parseArgs } from "node:util";
 import { tool } from "../tools/cache.ts";
 import { outcome } from "../tools/run.ts";
+import { critest } from "./critest.ts";
 import { exec } from "./exec.ts";
 import { chartOf, type Row, ratioOf, tableOf } from "./figures.ts";
 import { type Bench, prepare } from "./machine.ts";
@@ -14,7 +15,7 @@ import { start } from "./start.ts";
  * `./dev bench [NAME…]`: Bulkhead and containerd, same runc, images and CNI, in turns in one run. Figures of one
  * machine say nothing to another: what counts are the ratios.
  */
-const benches: Record<string, (bench: Bench) => Promise<Row[]>> = { start, exec, many, pull };
+const benches: Record<string, (bench: Bench) => Promise<Row[]>> = { start, exec, many, pull, critest };
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

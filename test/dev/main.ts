@@ -260,7 +260,7 @@ for (const [name, file, description] of [
   [
     "bench",
     "bench/main.ts",
-    "Bulkhead beside containerd: start, exec, many, pull, or all of them: [NAME…] [--rounds N] [--pods 0,40,100] [--json F] [--svg F]",
+    "Bulkhead beside containerd: start, exec, many, pull, critest, or all of them: [NAME…] [--rounds N] [--pods 0,40,100] [--json F] [--svg F]",
   ],
   [
     "faults",

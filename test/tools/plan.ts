@@ -260,7 +260,7 @@ export const needs = {
   /** The registry of the test images, and the programs that build them. */
   images: ["packages", "runc", "cni", "gvisor", "crictl", "programs"],
   critest: ["packages", "runc", "cni", "gvisor", "containerd", "crictl", "critest", "programs"],
-  bench: [...cluster, "gvisor"],
+  bench: [...cluster, "gvisor", "critest"],
   "e2e-upstream": [...cluster, "gvisor", "e2e"],
   /** Unit tests and checks run on Node.js alone. */
   unit: [],
