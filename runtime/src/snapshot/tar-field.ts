@@ -73,6 +73,11 @@ export const paxTime = (pax: Pax, key: string): bigint | undefined => {
   return sign === "-" ? -nanoseconds : nanoseconds;
 };
 
+/** Keys that somebody reads; of whatever else stands there nothing is kept. */
+const READ = new Set(["path", "linkpath", "size", "uid", "gid", "mtime"]);
+const isRead = (key: string) =>
+  READ.has(key) || key.startsWith("SCHILY.xattr.") || key.startsWith("GNU.sparse.");
+
 const SPARSE_PAIR = /^GNU\.sparse\.(offset|numbytes)$/;
 
 /** Records "LENGTH KEY=VALUE\n". */
@@ -99,7 +104,7 @@ export const paxRecords = (bytes: Buffer): Pax => {
     if (SPARSE_PAIR.test(key)) {
       if (key.endsWith("offset") !== (pairs.length % 2 === 0)) throw invalid("a sparse map out of order");
       pairs.push(value);
-    } else records.set(key, value);
+    } else if (isRead(key)) records.set(key, value);
     at = end;
   }
   if (pairs.length > 0)

@@ -1,3 +1,5 @@
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import fc from "fast-check";
 import { pack } from "tar-stream";
 import { describe, expect, test } from "vitest";
@@ -50,7 +52,12 @@ const padded = (text: string) => {
   const bytes = Buffer.from(text, "latin1");
   return Buffer.concat([bytes, Buffer.alloc((512 - (bytes.length % 512)) % 512)]);
 };
-const pax = (text: string) => [header({ flag: "x", size: text.length.toString(8) }), padded(text)];
+const pax = (text: string, flag = "x") => [header({ flag, size: text.length.toString(8) }), padded(text)];
+/** "LENGTH KEY=VALUE\n" of `length` bytes. */
+const record = (key: string, length: number) => {
+  const head = `${length} ${key}=`;
+  return `${head}${"a".repeat(length - head.length - 1)}\n`;
+};
 
 describe("createTarReader()", () => {
   test("reads the same whatever pieces the tar comes in", async () => {
@@ -112,9 +119,36 @@ describe("createTarReader()", () => {
     ["a PAX record that runs over", [...pax("99 path=x\n"), header({})], /PAX record/],
     ["a PAX name with a NUL", [...pax("12 path=a\0b\n"), header({})], /NUL/],
     ["a file that breaks off", [header({ size: "2000" }), padded("x")], /middle/],
+    [
+      "extended headers that go on and on",
+      Array.from({ length: 17 }, (_, n) => pax(record("path", 500), n % 2 === 0 ? "x" : "g")).flat(),
+      /more than 16 extended headers/,
+    ],
+    [
+      "global headers of more than 64 KiB together",
+      Array.from({ length: 3 }, (_, n) => [
+        ...pax(record(`SCHILY.xattr.user.${n}`, 30_000), "g"),
+        header({}),
+      ]).flat(),
+      /global headers/,
+    ],
     ["an extended header without an entry", pax("9 a=bcd\n"), /extended header|PAX record/],
   ])("refuses %s", (_, blocks, message) => {
     expect(() => read(Buffer.concat(blocks))).toThrow(message);
+  });
+
+  test("of a global header nothing stays but what is read of it", () => {
+    setFlagsFromString("--expose-gc");
+    const gc = runInNewContext("gc") as () => void;
+    const reader = createTarReader({ entry: () => {}, data: () => {}, end: () => {} });
+    gc();
+    const before = process.memoryUsage().external;
+    for (let n = 0; n < 100; n++) {
+      const said = record(`comment.${n}`, 900_000) + record(`SCHILY.xattr.user.${n}`, 200);
+      reader.push(Buffer.concat([...pax(said, "g"), header({})]));
+    }
+    gc();
+    expect(process.memoryUsage().external - before).toBeLessThan(5_000_000);
   });
 
   test("any bytes give entries or a RuntimeError", () => {

@@ -52,11 +52,15 @@ export type TarSink = {
   end(): void;
 };
 
-/** Takes the tar in pieces of any size; synchronous, holds at most one header and its extension. */
+/** Takes the tar in pieces of any size; synchronous, holds at most one header, its extensions and the global ones. */
 export type TarReader = { push(chunk: Uint8Array): void; finish(): void };
 
 const BLOCK = 512;
 const EXTENSION_MAX = 1024 * 1024;
+/** Of all global headers together: each entry is given it again. */
+const GLOBALS_MAX = 64 * 1024;
+/** Extended headers in a row. An entry has four at most: global, own, long name, long link. */
+const EXTENSIONS_MAX = 16;
 const PATH_MAX = 4096;
 const ID_MAX = 2 ** 32 - 2;
 const DEVICE_MAX = 2 ** 32 - 1;
@@ -71,6 +75,8 @@ export const createTarReader = (sink: TarSink): TarReader => {
   let padding = 0;
   let target: Target = "none";
   let extension: { flag: string; parts: Uint8Array[] } | undefined;
+  /** Extended headers since the last entry. */
+  let extensions = 0;
   let globals: Pax = new Map();
   let locals: Pax = new Map();
   let longName: string | undefined;
@@ -91,6 +97,8 @@ export const createTarReader = (sink: TarSink): TarReader => {
     const size = number(header, 124, 12, "size");
     if ("xgLK".includes(flag)) {
       if (size > EXTENSION_MAX) throw invalid(`an extended header of ${size} bytes`);
+      if (++extensions > EXTENSIONS_MAX)
+        throw invalid(`more than ${EXTENSIONS_MAX} extended headers without an entry`);
       extension = { flag, parts: [] };
       [target, body] = ["extension", size];
       padding = paddingOf(body);
@@ -99,7 +107,7 @@ export const createTarReader = (sink: TarSink): TarReader => {
     }
     const pax: Pax = globals.size === 0 ? locals : new Map([...globals, ...locals]);
     const { entry, stored, map } = entryOf(header, flag, size, pax, longName, longLink);
-    [locals, longName, longLink] = [new Map(), undefined, undefined];
+    [locals, longName, longLink, extensions] = [new Map(), undefined, undefined, 0];
     sink.entry(entry);
     // Only files have a body; the size of a link is that of what it links to.
     [target, body] = entry.type === "file" ? ["file", stored] : ["none", 0];
@@ -170,7 +178,7 @@ export const createTarReader = (sink: TarSink): TarReader => {
     const bytes = Buffer.concat(parts);
     if (flag === "L") longName = text(bytes, 0, bytes.length);
     else if (flag === "K") longLink = text(bytes, 0, bytes.length);
-    else if (flag === "g") globals = new Map([...globals, ...paxRecords(bytes)]);
+    else if (flag === "g") globals = withGlobals(globals, bytes);
     else locals = paxRecords(bytes);
   };
 
@@ -217,6 +225,18 @@ export const createTarReader = (sink: TarSink): TarReader => {
         throw invalid("it ends after an extended header");
     },
   };
+};
+
+/** Copies, as a value is a view of its whole header: what stays until the end is no more than what is counted. */
+const withGlobals = (before: Pax, bytes: Buffer): Pax => {
+  const globals: Pax = new Map([
+    ...before,
+    ...[...paxRecords(bytes)].map(([key, value]): [string, Buffer] => [key, Buffer.from(value)]),
+  ]);
+  let sum = 0;
+  for (const [key, value] of globals) sum += key.length + value.length;
+  if (sum > GLOBALS_MAX) throw invalid(`global headers of more than ${GLOBALS_MAX} bytes`);
+  return globals;
 };
 
 const paddingOf = (body: number) => (BLOCK - (body % BLOCK)) % BLOCK;
