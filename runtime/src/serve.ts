@@ -279,7 +279,7 @@ const sandboxesOf = (pods: readonly Pod[]): Sandbox[] =>
 const guestsOf = (pods: readonly Pod[]) =>
   pods.flatMap(({ id, state, handler, config: { metadata } }) => {
     const kata = handler.kind === "shim" ? handler.kata : undefined;
-    if (kata === undefined || state !== "ready" || metadata?.namespace === canaryNamespace) return [];
+    if (!kata?.metrics || state !== "ready" || metadata?.namespace === canaryNamespace) return [];
     const labels = { pod: metadata?.name ?? "", namespace: metadata?.namespace ?? "", handler: handler.name };
     return [{ labels, socket: monitorSocket(kata, id) }];
   });
