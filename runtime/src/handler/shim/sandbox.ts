@@ -157,6 +157,7 @@ export async function stopSandbox(shims: Shims, ref: SandboxRef, signal: AbortSi
   } else {
     await shims.gone(ref.id);
     shims.killShim(ref, shimStateOf(ref));
+    await shims.endMachine(ref.id, ref.stateDir);
     await shims.deleteLeftovers(ref.id, bundle, signal);
   }
   await shims.removeCgroup(ref.id, bundle);
