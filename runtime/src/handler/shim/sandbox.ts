@@ -98,7 +98,8 @@ export async function runSandbox(
         });
       hold(pid);
       if (!launch.awaitsRestore)
-        await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs });
+        // Before its start some name the shim.
+        hold((await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs })).pid);
     }
     const { shimPid } = holder
       ? await probe.task.connect({ id: launch.id }, { signal: deadline, timeoutMs: shims.answerMs })
