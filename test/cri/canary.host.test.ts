@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { mkdtemp, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -14,7 +15,8 @@ import {
 } from "../../node-agent/src/probe/wall.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
-import { inCache } from "../tools/cache.ts";
+import { inCache, tool } from "../tools/cache.ts";
+import { built } from "../tools/cargo.ts";
 import { createDaemon, type Daemon, remains } from "./daemon.ts";
 import { gvisorHandler, shimHandler } from "./handlers.ts";
 
@@ -59,9 +61,12 @@ const prove = async (
   handler: string,
   wall: Wall,
   mark?: Mark,
+  output?: string,
 ): Promise<Verdict & { overheadBytes: number }> => {
   using cri = connectCri(daemon.socket);
-  const { view, outside } = await runCanary(cri, handler, AbortSignal.timeout(60_000));
+  const { view, outside } = await runCanary(cri, handler, AbortSignal.timeout(60_000), {
+    ...(output !== undefined && { output: { node: output, here: output } }),
+  });
   return { ...judge(wall, view, await host(), mark, outside), overheadBytes: outside.overheadBytes };
 };
 
@@ -90,6 +95,21 @@ describe("the canary", () => {
     expect(overheadBytes).toBeLessThan(150_000_000);
   });
 });
+
+test.runIf(built("containerd-shim-wasmi-v1"))(
+  "the canary tells what it sees by its output where nothing can be executed, and leaves none of it",
+  async () => {
+    const shim = { kind: "shim", binary: tool("containerd-shim-wasmi-v1"), wall: "namespaces" };
+    const handler = await serve("wasm", shim);
+    await expect(prove(handler, "namespaces")).rejects.toThrow(/Exec is not supported/);
+    const here = join(scratch, "canary");
+    const { broken, assertions, overheadBytes } = await prove(handler, "namespaces", undefined, here);
+    expect(broken).toEqual([]);
+    expect(assertions).toContain("own-pid-namespace");
+    expect(overheadBytes).toBeGreaterThan(1_000_000);
+    expect(existsSync(here)).toBe(false);
+  },
+);
 
 describe("a wall that is less than its profile says is found broken:", () => {
   test("a handler called gVisor whose program is really runc", async () => {

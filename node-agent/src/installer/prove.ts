@@ -67,10 +67,17 @@ export async function prove(
         ...rest,
       });
     const deadlines = canaryDeadlinesOf(profile);
+    const logs = `/run/bulkhead-canary/${name}`;
+    const output = { node: logs, here: host.at(logs) };
     const soon = AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineOf(profile))]);
     const result = await (at === undefined
-      ? runCanary(cri, name, soon, { deadlines })
-      : runSeenCanary(cri, name, soon, { deadlines, elsewhere: at, tryMs: probeDeadlineOf(profile) / 6 })
+      ? runCanary(cri, name, soon, { deadlines, output })
+      : runSeenCanary(cri, name, soon, {
+          deadlines,
+          output,
+          elsewhere: at,
+          tryMs: probeDeadlineOf(profile) / 6,
+        })
     ).catch((error: unknown) => {
       signal.throwIfAborted();
       throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);
