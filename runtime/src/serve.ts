@@ -33,7 +33,7 @@ import { Handlers } from "./handlers/handlers.ts";
 import { SingleFlight } from "./image/single-flight.ts";
 import { openImages } from "./image/store.ts";
 import { createLinux } from "./linux/linux-ffi.ts";
-import { trimWhenQuiet } from "./memory.ts";
+import { endWhenTooLarge, trimWhenQuiet } from "./memory.ts";
 import { createMetrics, serveMetrics } from "./metrics.ts";
 import { createNetwork } from "./network/cni.ts";
 import { lost, type Pod } from "./pod/state.ts";
@@ -59,6 +59,9 @@ export const serve = async (
   log: Logger,
   stop: AbortSignal,
 ): Promise<void> => {
+  endWhenTooLarge((bytes, most) =>
+    log.fatal({ bytes, most }, "too much memory: the daemon ends and begins anew; containers go on"),
+  );
   // Everything below decides about modes itself.
   process.umask(0o022);
   await using stack = new AsyncDisposableStack();
