@@ -74,7 +74,11 @@ export const serve = async (
     await chmod(join(config.state, dir), 0o711);
   }
 
-  const host = readHostFacts(config.cgroupDriver);
+  const host = readHostFacts({ driver: config.cgroupDriver, selinux: config.selinux });
+  if (host.selinux && host.selinux.contexts === undefined)
+    log.warn(
+      "SELinux is on, but its policy has no contexts for containers: only labels that pods ask for are set",
+    );
   const linux = createLinux();
   const layout = readLayout();
   const programs = await ownPrograms(join(config.root, "bin"));

@@ -1,5 +1,5 @@
 import { existsSync } from "node:fs";
-import { mkdtemp, readFile, readlink, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
@@ -65,6 +65,7 @@ const prove = async (
 ): Promise<Verdict & { overheadBytes: number }> => {
   using cri = connectCri(daemon.socket);
   const { view, outside } = await runCanary(cri, handler, AbortSignal.timeout(60_000), {
+    volume: join(scratch, "volume"),
     ...(output !== undefined && { output: { node: output, here: output } }),
   });
   return { ...judge(wall, view, await host(), mark, outside), overheadBytes: outside.overheadBytes };
@@ -84,6 +85,25 @@ describe("the canary", () => {
     expect(broken).toEqual([]);
     expect(overheadBytes).toBeGreaterThan(100_000);
     expect(overheadBytes).toBeLessThan(10_000_000);
+  });
+
+  test("brings a volume that is to be relabelled, as the kubelet's pods do", async () => {
+    using cri = connectCri(daemon.socket);
+    const volume = join(scratch, "labelled");
+    const asked: unknown[] = [];
+    const { createContainer } = cri.runtime;
+    const runtime: typeof cri.runtime = {
+      ...cri.runtime,
+      createContainer: (request, signal) => {
+        asked.push(...(request.config?.mounts ?? []));
+        return createContainer(request, signal);
+      },
+    };
+    await runCanary({ ...cri, runtime }, "runc", AbortSignal.timeout(60_000), { volume });
+    expect(asked).toEqual([
+      { containerPath: "/volume", hostPath: volume, readonly: true, selinuxRelabel: true },
+    ]);
+    expect(await readdir(volume)).toEqual([]);
   });
 
   test("shows that gVisor is a kernel of its own whose pod is no process of the node, and what it costs", async () => {

@@ -1,3 +1,4 @@
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { vmSettings } from "@bulkhead/lib/api/kata.ts";
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
@@ -71,7 +72,7 @@ export async function prove(
     const output = { node: logs, here: host.at(logs) };
     const soon = AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineOf(profile))]);
     const result = await (at === undefined
-      ? runCanary(cri, name, soon, { deadlines, output })
+      ? runCanary(cri, name, soon, { deadlines, output, volume: join(paths.state, "canary") })
       : runSeenCanary(cri, name, soon, {
           deadlines,
           output,

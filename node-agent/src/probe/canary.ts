@@ -45,6 +45,11 @@ type CanaryOptions = {
   deadlines?: CanaryDeadlines | undefined;
   /** Of a canary in which nothing can be executed: where it writes what it sees. Left out: it fails. */
   output?: OutputDirectory;
+  /**
+   * A directory of the node, made where it is missing, that the canary gets read-only as the kubelet gives volumes:
+   * under its own SELinux label. A node that cannot do that serves no pod.
+   */
+  volume?: string;
 };
 
 /** The canary's sandbox ended before its time, as when a kubelet ends a pod that it does not know. */
@@ -85,7 +90,7 @@ export async function runCanary(
   cri: CriClient,
   handler: string,
   signal: AbortSignal,
-  { elsewhere, deadlines = usual, output }: CanaryOptions = {},
+  { elsewhere, deadlines = usual, output, volume }: CanaryOptions = {},
 ): Promise<CanaryResult> {
   const { runtime, image: images } = cri;
   const name = elsewhere?.id ?? canaryImage;
@@ -135,6 +140,10 @@ export async function runCanary(
         command,
         logPath,
         labels: { ...kubelets, [labels.canary]: handler },
+        mounts:
+          volume === undefined
+            ? []
+            : [{ containerPath: "/volume", hostPath: volume, readonly: true, selinuxRelabel: true }],
         linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
       },
     });

@@ -21,7 +21,7 @@ const host: HostFacts = {
   swapAccounting: true,
   hugetlb: true,
   apparmor: false,
-  selinux: false,
+  selinux: undefined,
   seccomp: true,
   arch: "x64",
 };

@@ -11,7 +11,7 @@ import { mountsOf, type PodFiles, type ResolvedMount, rootPropagation } from "./
 import { namespacesOf, type PidChoice, podNamespaces } from "./namespaces.ts";
 import type { Linux, Process, Spec } from "./oci.ts";
 import { clampOomScoreAdj, resourcesOf } from "./resources.ts";
-import { selinuxLabels } from "./selinux.ts";
+import type { SelinuxLabels } from "./selinux.ts";
 import { sysctlsOf } from "./sysctl.ts";
 import type { User } from "./user.ts";
 import { mappingsOf } from "./user-namespace.ts";
@@ -37,6 +37,8 @@ export type ContainerInput = {
   user: User;
   mounts: readonly ResolvedMount[];
   devices: readonly HostDevice[];
+  /** SELinux labels of its process and of what is mounted for it. */
+  labels?: SelinuxLabels | undefined;
   /** The seccomp profile itself; undefined: unconfined. */
   seccomp: unknown;
   pid: PidChoice;
@@ -67,10 +69,9 @@ export const containerSpec = (input: ContainerInput): Spec => {
   };
 };
 
-const processOf = ({ config, pod, image, user, host }: ContainerInput): Process => {
+const processOf = ({ config, pod, image, user, host, labels }: ContainerInput): Process => {
   const security = config.linux?.securityContext;
   const apparmor = apparmorOf(security);
-  const selinux = host.selinux ? selinuxLabels(security?.selinuxOptions) : undefined;
   return {
     terminal: config.tty,
     user: { uid: user.uid, gid: user.gid, additionalGids: user.groups },
@@ -82,7 +83,7 @@ const processOf = ({ config, pod, image, user, host }: ContainerInput): Process 
     rlimits: [{ type: "RLIMIT_NOFILE", ...host.openFiles }],
     oomScoreAdj: clampOomScoreAdj(Number(config.linux?.resources?.oomScoreAdj ?? 0n), host),
     ...(host.apparmor && apparmor !== undefined && { apparmorProfile: apparmor }),
-    ...(selinux && { selinuxLabel: selinux.process }),
+    ...(labels && { selinuxLabel: labels.process }),
   };
 };
 
@@ -92,7 +93,6 @@ const linuxOf = (input: ContainerInput, host: HostFacts): Linux => {
   const privileged = security?.privileged ?? false;
   const own = podNamespaces(pod.config);
   const propagation = rootPropagation(input.mounts);
-  const selinux = host.selinux ? selinuxLabels(security?.selinuxOptions) : undefined;
   return {
     namespaces: namespacesOf(pod.namespaces, input.pid, host.cgroup, privileged),
     ...mappingsOf(pod.config),
@@ -125,7 +125,7 @@ const linuxOf = (input: ContainerInput, host: HostFacts): Linux => {
     maskedPaths: privileged ? [] : (security?.maskedPaths ?? []),
     readonlyPaths: privileged ? [] : (security?.readonlyPaths ?? []),
     ...(propagation !== undefined && { rootfsPropagation: propagation }),
-    ...(selinux && { mountLabel: selinux.mount }),
+    ...(input.labels && { mountLabel: input.labels.mount }),
     ...(input.seccomp !== undefined && { seccomp: input.seccomp }),
   };
 };
