@@ -9,6 +9,7 @@ import type { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { startTracing } from "@bulkhead/lib/tracing/start.ts";
 import type { Logger } from "pino";
 import type { Config } from "./config.ts";
+import { loadDefaultApparmor } from "./container/apparmor.ts";
 import { Exits } from "./container/exits.ts";
 import { readHostFacts } from "./container/host-facts.ts";
 import { exited } from "./container/state.ts";
@@ -44,6 +45,7 @@ import { Locks } from "./record/lock.ts";
 import { type Sandbox, sandboxMetrics } from "./sandbox-metrics.ts";
 import { createDisks } from "./snapshot/disks.ts";
 import { overlay } from "./snapshot/overlay.ts";
+import { defaultApparmor } from "./spec/apparmor-default.ts";
 import { readLayout } from "./stats/layout.ts";
 import { createStreamingServer } from "./streaming/server.ts";
 
@@ -79,6 +81,9 @@ export const serve = async (
     log.warn(
       "SELinux is on, but its policy has no contexts for containers: only labels that pods ask for are set",
     );
+  const noApparmor = host.apparmor ? await loadDefaultApparmor() : undefined;
+  if (noApparmor !== undefined)
+    log.warn({ reason: noApparmor }, "no default AppArmor profile: containers run without");
   const linux = createLinux();
   const layout = readLayout();
   const programs = await ownPrograms(join(config.root, "bin"));
@@ -99,7 +104,7 @@ export const serve = async (
         log.info({ reason }, "layers are directories: this kernel mounts no EROFS images"),
     }),
   );
-  const metrics = createMetrics(() =>
+  const metrics = createMetrics(noApparmor !== undefined, () =>
     pods
       .list()
       .filter((pod) => pod.state === "ready")
@@ -235,6 +240,7 @@ export const serve = async (
     streaming,
     metrics,
     log,
+    defaultApparmor: host.apparmor && noApparmor === undefined ? defaultApparmor : undefined,
     namespaceMaker: programs.reaper,
     noUserNamespaces,
     config: { verbose: () => config },

@@ -71,6 +71,7 @@ const packages = {
   skopeo: "a second opinion on images and registries",
   umoci: "a second opinion on what a layer unpacks to",
   "erofs-utils": "fsck.erofs judges the images that we write",
+  apparmor: "its parser judges the profile that we write",
   chromium: "the operator's status page in a real browser",
   socat: "crictl port-forward of the engines we compare with",
 } as const;

@@ -2,7 +2,6 @@ import type { ContainerConfig, PodSandboxConfig } from "@bulkhead/lib/gen/cri_pb
 import type { Namespaces } from "../handler/handler.ts";
 import type { ImageConfig } from "../image/images.ts";
 import { containerAnnotations, passedAnnotations } from "./annotations.ts";
-import { apparmorOf } from "./apparmor.ts";
 import { capabilitiesOf } from "./capabilities.ts";
 import { cgroupsPath } from "./cgroup.ts";
 import { argsOf, cwdOf, envOf } from "./command.ts";
@@ -39,6 +38,8 @@ export type ContainerInput = {
   devices: readonly HostDevice[];
   /** SELinux labels of its process and of what is mounted for it. */
   labels?: SelinuxLabels | undefined;
+  /** The AppArmor profile, by its name in the kernel. */
+  apparmor?: string | undefined;
   /** The seccomp profile itself; undefined: unconfined. */
   seccomp: unknown;
   pid: PidChoice;
@@ -69,9 +70,8 @@ export const containerSpec = (input: ContainerInput): Spec => {
   };
 };
 
-const processOf = ({ config, pod, image, user, host, labels }: ContainerInput): Process => {
+const processOf = ({ config, pod, image, user, host, labels, apparmor }: ContainerInput): Process => {
   const security = config.linux?.securityContext;
-  const apparmor = apparmorOf(security);
   return {
     terminal: config.tty,
     user: { uid: user.uid, gid: user.gid, additionalGids: user.groups },
@@ -82,7 +82,7 @@ const processOf = ({ config, pod, image, user, host, labels }: ContainerInput): 
     noNewPrivileges: security?.noNewPrivs ?? false,
     rlimits: [{ type: "RLIMIT_NOFILE", ...host.openFiles }],
     oomScoreAdj: clampOomScoreAdj(Number(config.linux?.resources?.oomScoreAdj ?? 0n), host),
-    ...(host.apparmor && apparmor !== undefined && { apparmorProfile: apparmor }),
+    ...(apparmor !== undefined && { apparmorProfile: apparmor }),
     ...(labels && { selinuxLabel: labels.process }),
   };
 };

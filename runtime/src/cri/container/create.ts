@@ -24,7 +24,7 @@ import { timed } from "../../metrics.ts";
 import { emptyDirHints } from "../../pod/empty-dirs.ts";
 import { letThrough, podFiles } from "../../pod/files.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
-import { apparmorOf, requireApparmor } from "../../spec/apparmor.ts";
+import { apparmorChoice, requireApparmor } from "../../spec/apparmor.ts";
 import { capabilitiesOf } from "../../spec/capabilities.ts";
 import { withEdits } from "../../spec/cdi.ts";
 import { containerSpec } from "../../spec/container-spec.ts";
@@ -101,7 +101,7 @@ export const createIn = async (
     pod.config.linux?.securityContext?.namespaceOptions,
     config.linux?.securityContext?.namespaceOptions,
   );
-  await checkApparmor(config, runtime.host);
+  const apparmor = await apparmorOf(config, pod, runtime);
   const pid = pidOf(runtime, config, pod);
   const labels = labelsOf(runtime, config, pod);
   const id = randomBytes(32).toString("hex");
@@ -117,7 +117,7 @@ export const createIn = async (
   );
   try {
     const made = await timed(runtime.metrics, pod.handler.name, "create", () =>
-      make(runtime, { id, pod, config, image, handler, pid, logPath, saved, labels }, signal),
+      make(runtime, { id, pod, config, image, handler, pid, logPath, saved, labels, apparmor }, signal),
     );
     // Whoever gave up meanwhile would never learn the id.
     signal.throwIfAborted();
@@ -157,13 +157,23 @@ const labelsOf = (
   return host.selinux === undefined || security?.privileged ? undefined : labels;
 };
 
-const checkApparmor = async (config: ContainerConfig, host: Runtime["host"]): Promise<void> => {
-  const profile = apparmorOf(config.linux?.securityContext);
-  if (profile === undefined || profile === "unconfined") return;
+/**
+ * The name of a container's AppArmor profile. The default is of the node's kernel: a sandbox has one of its own, and
+ * its processes are no container's.
+ */
+const apparmorOf = async (
+  config: ContainerConfig,
+  pod: Pod,
+  { host, defaultApparmor }: Pick<Runtime, "host" | "defaultApparmor">,
+): Promise<string | undefined> => {
+  const choice = apparmorChoice(config.linux?.securityContext);
+  if (choice.use === "none") return undefined;
+  if (choice.use === "default") return isVm(pod) || runscOf(pod) ? undefined : defaultApparmor;
   const loaded = host.apparmor
     ? await readFile("/sys/kernel/security/apparmor/profiles", "utf8").catch(() => undefined)
     : undefined;
-  requireApparmor(profile, host.apparmor, loaded);
+  requireApparmor(choice.name, host.apparmor, loaded);
+  return choice.name;
 };
 
 /** The PID namespace of the container. CRI's default, and its enum's zero, is the pod's. */
@@ -234,6 +244,7 @@ type Plan = {
   /** What was taken of a checkpoint, where it is made from one. */
   saved: SavedContainer | undefined;
   labels: SelinuxLabels | undefined;
+  apparmor: string | undefined;
 };
 
 const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
@@ -309,6 +320,7 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     devices,
     // Of the node's kernel: a sandbox has another, and gVisor refuses them.
     labels: isVm(pod) || runscOf(pod) ? undefined : labels,
+    apparmor: plan.apparmor,
     seccomp,
     pid: plan.pid,
     rootfs,
