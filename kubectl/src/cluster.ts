@@ -1,6 +1,8 @@
+import { fieldManager, labels } from "@bulkhead/lib/api/group.ts";
 import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import type { RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { Client, Scope } from "@bulkhead/lib/kube/client.ts";
+import { leases } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import {
   pods as leanPods,
@@ -11,6 +13,7 @@ import {
   runtimeProfiles,
 } from "@bulkhead/lib/kube/resources.ts";
 import { hasCode } from "@bulkhead/lib/std/errors.ts";
+import { asHeard } from "@bulkhead/lib/view/sign-of-life.ts";
 
 /** What the plugin reads of a cluster. It has no more rights than whoever runs it. */
 
@@ -76,6 +79,17 @@ export const isInstalled = async (client: Client, signal?: AbortSignal): Promise
     if (hasCode(error, "not-found")) return false;
     throw error;
   }
+};
+
+/** NodeRuntimes with when their agents were last heard: by their Leases, too. */
+export const heard = async (client: Client, runtimes: NodeRuntime[]): Promise<NodeRuntime[]> => {
+  const annotated = runtimes.map(({ metadata }) => metadata.annotations?.[labels.leases]);
+  const namespace = annotated.find((each) => each !== undefined);
+  if (namespace === undefined) return runtimes;
+  const labelSelector = `${labels.managedBy}=${fieldManager.agent}`;
+  const found = await listAll(client, leases, { namespace, labelSelector });
+  const byNode = new Map(found.map((lease) => [lease.metadata.name, lease]));
+  return runtimes.map((runtime) => asHeard(runtime, byNode.get(runtime.metadata.name)));
 };
 
 /** Everything at once; the lists run side by side. */

@@ -8,7 +8,7 @@ import { detailView, statusView } from "@bulkhead/lib/view/profile.ts";
 import { Argument, Command, Option } from "commander";
 import manifest from "../package.json" with { type: "json" };
 import { agentsProgress, readAgents, setAgentsPaused } from "./agents.ts";
-import { isInstalled, listAll, look, nodes, pods } from "./cluster.ts";
+import { heard, isInstalled, listAll, look, nodes, pods } from "./cluster.ts";
 import { candidates, completionScript } from "./completion.ts";
 import { diagnose, diagnosisText, type Finding, notInstalled } from "./doctor.ts";
 import { type Explanation, explain, explanationText, profileOf } from "./explain.ts";
@@ -96,7 +96,7 @@ program
       }
       const [profile, runtimes] = await Promise.all([
         client.get(runtimeProfiles, name),
-        listAll(client, nodeRuntimes),
+        listAll(client, nodeRuntimes).then((all) => heard(client, all)),
       ]);
       const view = detailView(profile, { nodeRuntimes: runtimes, now: Date.now() });
       show(view, (detail) => detailText(detail, paint()));
@@ -148,7 +148,7 @@ program
       if (!(await isInstalled(client))) findings = [notInstalled];
       else {
         const [seen, lease] = await Promise.all([
-          look(client),
+          look(client).then(async (all) => ({ ...all, nodeRuntimes: await heard(client, all.nodeRuntimes) })),
           orNothing(client.get(leases, "bulkhead-operator", { namespace: flags().bulkheadNamespace })),
         ]);
         findings = diagnose({ ...seen, ...(lease ? { lease } : {}), staleAfterMs: staleAfter * 1000 }, node);

@@ -193,10 +193,10 @@ const definitions: Definition[] = [
         description: "Profiles that are Ready of those on the node",
       },
       {
-        name: "Heartbeat",
+        name: "Reported",
         type: "date",
         jsonPath: ".status.heartbeat",
-        description: "When the agent last reported",
+        description: "When the agent last had news; that it lives is said by its node's Lease",
       },
       { name: "Age", type: "date", jsonPath: ".metadata.creationTimestamp", description: "" },
       {

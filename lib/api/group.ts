@@ -22,6 +22,11 @@ export const labels = {
   agentRollout: `${group}/rollout`,
   /** Annotation of the agents' DaemonSet: "true" while no further node gets the version. */
   agentRolloutPaused: `${group}/rollout-paused`,
+  /**
+   * Annotation of a NodeRuntime: the namespace of the Lease, named as the node, by which its agent says that it lives. An
+   * operator that reads those Leases writes it; where it is missing, the sign of life stands in the status.
+   */
+  leases: `${group}/leases`,
   /** On the agent's canary pods: the handler they prove. */
   canary: `${group}/canary`,
 } as const;

@@ -111,6 +111,7 @@ export const NodeRuntimeStatus = z.object({
     .optional(),
   agentVersion: z.string().optional(),
   runtimeVersion: z.string().optional(),
+  /** When this was written. That the agent lives is said by its Lease, too, of the node's name. */
   heartbeat: z.string().meta({ format: "date-time" }).optional(),
   /** Profiles that are Ready of those that are here, such as 2/2: what kubectl can show of a list. */
   ready: z.string().max(16).optional(),

@@ -1,7 +1,8 @@
-import { labels } from "@bulkhead/lib/api/group.ts";
+import { fieldManager, labels } from "@bulkhead/lib/api/group.ts";
 import { runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { Client } from "@bulkhead/lib/kube/client.ts";
 import type { EventRecorder } from "@bulkhead/lib/kube/events.ts";
+import { leases } from "@bulkhead/lib/kube/lease.ts";
 import { queueMetrics } from "@bulkhead/lib/kube/metrics.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import { createReflector, type Reflector, type ReflectorOptions } from "@bulkhead/lib/kube/reflector.ts";
@@ -28,19 +29,20 @@ import { type Clock, systemClock } from "@bulkhead/lib/std/clock.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { rootSpan } from "@bulkhead/lib/tracing/span.ts";
 import { agentsView } from "@bulkhead/lib/view/agents.ts";
+import { asHeard, heardOf } from "@bulkhead/lib/view/sign-of-life.ts";
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
 import { createAgentsRollout } from "./agents/roll.ts";
 import { byNamespace, byRuntimeClass } from "./gather.ts";
 import { createLatest } from "./latest.ts";
 import { fleetMetrics, profileMetrics } from "./metrics.ts";
-import { createNodeIndex, timeOf } from "./node-index.ts";
+import { createNodeIndex } from "./node-index.ts";
 import { createPace } from "./pace.ts";
 import type { Fleet } from "./page/views.ts";
 import type { Decisions } from "./plan.ts";
 import { type Context, reconcileNode, reconcileProfile } from "./reconcile.ts";
 import { managedBy } from "./runtime-class.ts";
-import { slimAgentPod, slimNode, slimPod, slimRuntimes } from "./slim.ts";
+import { slimAgentPod, slimLease, slimNode, slimPod, slimRuntimes } from "./slim.ts";
 import { profileOf } from "./tenancy/policies.ts";
 import type { WatchedPod } from "./tenancy/rules.ts";
 import { selects } from "./tenancy/selector.ts";
@@ -80,6 +82,11 @@ export const createController = (options: ControllerOptions): Controller => {
     profiles: follow(runtimeProfiles),
     nodeRuntimes: follow(nodeRuntimes, { transform: slimRuntime, pageSize: 100 }),
     nodes: follow(nodes, { transform: slimNode }),
+    leases: follow(leases, {
+      transform: slimLease,
+      namespace: options.namespace,
+      labelSelector: `${labels.managedBy}=${fieldManager.agent}`,
+    }),
     runtimeClasses: follow(runtimeClasses),
     pods: follow<WatchedPod>(pods, {
       transform: slimPod,
@@ -113,6 +120,7 @@ export const createController = (options: ControllerOptions): Controller => {
     profiles: reflectors.profiles.store,
     nodeRuntimes: reflectors.nodeRuntimes.store,
     nodes: reflectors.nodes.store,
+    leases: { get: (node: string) => reflectors.leases.store.get(`${options.namespace}/${node}`) },
     runtimeClasses: reflectors.runtimeClasses.store,
     pods: reflectors.pods.store,
     namespaces: reflectors.namespaces.store,
@@ -145,7 +153,7 @@ export const createController = (options: ControllerOptions): Controller => {
       labelsOf: (node) => stores.nodes.get(node)?.metadata.labels ?? {},
       reportOf: (node) => {
         const runtime = stores.nodeRuntimes.get(node);
-        const heartbeat = timeOf(runtime?.status?.heartbeat);
+        const heartbeat = heardOf(runtime, stores.leases.get(node));
         return (
           runtime && {
             profiles: runtime.spec.profiles.length,
@@ -232,6 +240,12 @@ export const createController = (options: ControllerOptions): Controller => {
     if (touched.length > 0 || !kept) nodeQueue.add(name);
   });
 
+  reflectors.leases.on(({ object: { metadata } }) => {
+    const touched = index.changed(metadata.name);
+    for (const profile of touched) soon(profile);
+    if (touched.length > 0) nodeQueue.add(metadata.name);
+  });
+
   reflectors.runtimeClasses.on((change) => {
     const { name } = change.object.metadata;
     for (const profile of stores.profiles.list()) {
@@ -297,8 +311,17 @@ export const createController = (options: ControllerOptions): Controller => {
       now: clock.now(),
       staleAfterMs,
       profiles: stores.profiles,
-      nodeRuntimes: stores.nodeRuntimes,
       agents: seeAgents(),
+      nodeRuntimes: {
+        get: (name) => {
+          const runtime = stores.nodeRuntimes.get(name);
+          return runtime && asHeard(runtime, stores.leases.get(name));
+        },
+        list: () =>
+          Array.from(stores.nodeRuntimes.list(), (runtime) =>
+            asHeard(runtime, stores.leases.get(runtime.metadata.name)),
+          ),
+      },
     }),
     work: async (signal) => {
       const stopped = new Promise<void>((resolve) => {

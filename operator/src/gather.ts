@@ -5,6 +5,7 @@ import {
   RuntimeProfileSpec,
   runtimeClassName,
 } from "@bulkhead/lib/api/runtime-profile.ts";
+import type { Lease } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
 import { keyOf } from "@bulkhead/lib/kube/object.ts";
 import {
@@ -17,11 +18,12 @@ import {
   validatingPolicies,
 } from "@bulkhead/lib/kube/resources.ts";
 import type { Store } from "@bulkhead/lib/kube/store.ts";
+import { heardOf } from "@bulkhead/lib/view/sign-of-life.ts";
 import { z } from "zod";
 import { annotatedDrains, type DrainState, drainKey, drainsOf } from "./drain.ts";
 import type { NodeFacts, ProfileFacts } from "./facts.ts";
 import type { Latest } from "./latest.ts";
-import { type NodeIndex, timeOf } from "./node-index.ts";
+import type { NodeIndex } from "./node-index.ts";
 import type { Decisions, NodeRuntimeFacts } from "./plan.ts";
 import { ownerOf } from "./runtime-class.ts";
 import { claimsOf, isElder, type TenancyFacts } from "./tenancy/facts.ts";
@@ -34,6 +36,8 @@ export type Stores = {
   profiles: Store<RuntimeProfile>;
   nodeRuntimes: Store<NodeRuntime>;
   nodes: Store<KubeObject>;
+  /** By which agents say that they live, by node. */
+  leases: Pick<Store<Lease>, "get">;
   runtimeClasses: Store<RuntimeClass>;
   /** Only pods that have not ended. */
   pods: Store<WatchedPod>;
@@ -58,6 +62,8 @@ export type Surroundings = {
   drains: DrainState;
   now: number;
   staleAfterMs: number;
+  /** Where the agents' Leases are. */
+  namespace: string;
   /** Namespaces that no profile's tenancy takes in. */
   reserved: string[];
   /** The API server has MutatingAdmissionPolicies. */
@@ -68,7 +74,8 @@ export type Surroundings = {
 const withDrain = (node: NodeFacts, profile: string, { latest, drains }: Surroundings): NodeFacts => {
   const runtime = latest.nodeRuntimes.get(node.name);
   // Most fleets have none, and are planned often.
-  if (runtime?.metadata.annotations === undefined && !drains.decided.has(node.name)) return node;
+  if (runtime?.metadata.annotations?.[labels.drains] === undefined && !drains.decided.has(node.name))
+    return node;
   const drain = drainsOf(node.name, runtime, drains).get(profile);
   if (drain === undefined) return node;
   const over = drains.over.has(drainKey(node.name, profile, drain));
@@ -177,7 +184,7 @@ export const gatherNode = (name: string, from: Surroundings): NodeRuntimeFacts =
   const { stores, latest, decisions, now, staleAfterMs } = from;
   const node = latest.nodes.get(name);
   const runtime = latest.nodeRuntimes.get(name);
-  const heartbeat = timeOf(runtime?.status?.heartbeat);
+  const heartbeat = heardOf(runtime, stores.leases.get(name));
   return {
     now,
     staleAfterMs,
@@ -188,6 +195,7 @@ export const gatherNode = (name: string, from: Surroundings): NodeRuntimeFacts =
     decided: decisions.get(name) ?? new Map(),
     drains: drainsOf(name, runtime, from.drains),
     annotated: annotatedDrains(runtime),
+    told: runtime?.metadata.annotations?.[labels.leases] === from.namespace,
     profiles: new Set([...stores.profiles.list()].map((profile) => profile.metadata.name)),
     startupTaints: new Set(
       [...stores.profiles.list()]

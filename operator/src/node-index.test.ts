@@ -1,4 +1,5 @@
 import type { DesiredProfile, NodeRuntime, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import type { Lease } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
 import { createStore } from "@bulkhead/lib/kube/store.ts";
 import { beforeEach, describe, expect, test } from "vitest";
@@ -41,6 +42,7 @@ const runtime = (
 
 const nodes = createStore<KubeObject>();
 const nodeRuntimes = createStore<NodeRuntime>();
+const leases = createStore<Lease>();
 const decisions: Decisions = new Map();
 let index: NodeIndex;
 const namesOf = (profile: string, selector: Record<string, string> | undefined) =>
@@ -54,8 +56,9 @@ beforeEach(() => {
     node("x", { wall: "yes" }),
   ]);
   nodeRuntimes.replace([]);
+  leases.replace([]);
   decisions.clear();
-  index = createNodeIndex({ nodes, nodeRuntimes, decisions, staleAfterMs: 180_000 });
+  index = createNodeIndex({ nodes, nodeRuntimes, leases, decisions, staleAfterMs: 180_000 });
 });
 
 test("A profile sees the nodes that it selects, by name, and looks anew when its selector is another", () => {
@@ -113,6 +116,20 @@ describe("An agent's report touches", () => {
     ["nothing, when it has seen a newer spec and serves", { profiles: both, observedGeneration: 3 }, []],
   ])("%s", (_what, status, touched) => {
     expect(says(status)).toEqual(touched);
+  });
+
+  test("nothing by its Lease, unless it was silent for long", () => {
+    const renewed = (at: string) => {
+      leases.set({ metadata: { name: "a", resourceVersion: String(++version) }, spec: { renewTime: at } });
+      return index.changed("a");
+    };
+    expect(renewed(minutes(1))).toEqual([]);
+    expect(renewed(minutes(2))).toEqual([]);
+    expect(index.nodesOf("one", {})[0]?.heartbeat).toBe(120_000);
+    expect(renewed(minutes(4))).toEqual(["one", "two"]);
+    // Its status, written before, is no news.
+    expect(says({ profiles: both, heartbeat: minutes(3) })).toEqual([]);
+    expect(index.nodesOf("one", {})[0]?.heartbeat).toBe(240_000);
   });
 
   test("what was decided stands until it is written, and a report then touches nothing", () => {

@@ -1,6 +1,8 @@
 import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
+import type { Lease } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
 import type { Store } from "@bulkhead/lib/kube/store.ts";
+import { heardOf } from "@bulkhead/lib/view/sign-of-life.ts";
 import { type NodeFacts, sameToPlanning } from "./facts.ts";
 import type { Decisions } from "./plan.ts";
 
@@ -11,7 +13,7 @@ import type { Decisions } from "./plan.ts";
 export type NodeIndex = {
   /** The nodes that the profile selects or that hold something of it, by name. Undefined selects none. */
   nodesOf(profile: string, selector: NodeSelector | undefined): NodeFacts[];
-  /** A node, its NodeRuntime or what was decided for it changed: the profiles that see it otherwise than before. */
+  /** A node, its NodeRuntime, its agent's Lease or what was decided for it changed: the profiles that see it otherwise than before. */
   changed(node: string): string[];
   /** What is decided of one profile on the node is another. */
   decided(node: string, profile: string): void;
@@ -28,12 +30,6 @@ const matches = (selector: NodeSelector | undefined, labels: Record<string, stri
   return true;
 };
 
-/** An agent's report as a time; undefined for what is none. */
-export const timeOf = (heartbeat: string | undefined): number | undefined => {
-  const time = heartbeat === undefined ? Number.NaN : Date.parse(heartbeat);
-  return Number.isNaN(time) ? undefined : time;
-};
-
 const isObserved = (runtime: NodeRuntime | undefined): boolean => {
   const { generation } = runtime?.metadata ?? {};
   const seen = runtime?.status?.observedGeneration;
@@ -45,6 +41,7 @@ type View = { selector: NodeSelector | undefined; text: string; nodes: Map<strin
 export const createNodeIndex = (from: {
   nodes: Pick<Store<KubeObject>, "get" | "list">;
   nodeRuntimes: Pick<Store<NodeRuntime>, "get">;
+  leases: Pick<Store<Lease>, "get">;
   decisions: Decisions;
   staleAfterMs: number;
 }): NodeIndex => {
@@ -62,7 +59,7 @@ export const createNodeIndex = (from: {
         : (decision ?? undefined);
     const reported = runtime?.status?.profiles?.find((entry) => entry.name === profile);
     if (!selected && !assigned && !reported) return undefined;
-    const heartbeat = timeOf(runtime?.status?.heartbeat);
+    const heartbeat = heardOf(runtime, from.leases.get(name));
     return {
       name,
       selected,

@@ -2,12 +2,13 @@ import { once } from "node:events";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { finalizer, labels } from "@bulkhead/lib/api/group.ts";
+import { fieldManager, finalizer, labels } from "@bulkhead/lib/api/group.ts";
 import type { NodeRuntime, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import type { Condition, RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
 import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
 import { kubeconfigFile } from "@bulkhead/lib/kube/config.ts";
 import { events } from "@bulkhead/lib/kube/events.ts";
+import { leases, microTime } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import {
   controllerRevisions,
@@ -618,39 +619,6 @@ describe("The operator", () => {
     expect(await revisions()).toEqual([]);
   });
 
-  test("declares as overhead what the dearest canary took, raises it, and lets a cheaper revision lower it", async () => {
-    await createNode("node-a");
-    await createProfile("sandboxed", { runtimeClass: { overhead: { memory: "measured" } } });
-    let mebibytes = 40;
-    const measured = (overheadBytes: number): ProfileStatus["canary"] => ({
-      ...{ passed: true, at: new Date().toISOString(), startSeconds: 0.2, kernel: "4.4.0" },
-      ...{ overheadBytes, assertions: [], failures: 0 },
-    });
-    startAgent("node-a", () => ({ canary: measured(mebibytes * 2 ** 20) }));
-    const declares = (memory: string) =>
-      eventually(
-        `${memory} declared`,
-        () => client.get(runtimeClasses, "sandboxed"),
-        (is) => is?.overhead?.podFixed.memory === memory,
-      );
-    await declares("48Mi");
-    await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
-    mebibytes = 70;
-    await declares("80Mi");
-    mebibytes = 20;
-    // As many plans as it takes until the lower figure is told.
-    await eventually(
-      "20Mi told",
-      () => profile("sandboxed"),
-      (is) => is?.status?.overheadMemory?.measured === "20Mi",
-    );
-    await declares("80Mi");
-    await client.patch(runtimeProfiles, "sandboxed", {
-      spec: { handler: { gvisor: { platform: "ptrace" } } },
-    });
-    await declares("32Mi");
-  });
-
   test("takes the startup taint off a node whose canary passed, however often the node comes anew", async () => {
     await createProfile("sandboxed", { runtimeClass: { readiness: "startupTaint" } });
     const { scheduling } = await eventually(
@@ -728,6 +696,35 @@ describe("The operator", () => {
     await report("node-a");
     await labelled(true);
     await eventually("Ready again", () => profile("sandboxed"), hasCondition("Ready", "True"));
+  });
+
+  test("hears an agent by the Lease that it is told of, as long as that is renewed", async () => {
+    await createNode("node-a");
+    await createProfile("sandboxed");
+    const given = await eventually(
+      "what the node shall have",
+      () => runtimeOf("node-a"),
+      (is) => is?.spec.profiles.length === 1,
+    );
+    const told = given.metadata.annotations?.[labels.leases];
+    expect(told).toBe(namespace);
+    const ready = async () =>
+      (await client.get(nodes, "node-a")).metadata.labels?.[labels.handlerReady("sandboxed")] === "ready";
+    await report("node-a");
+    await client.create(leases, {
+      metadata: { name: "node-a", namespace, labels: { [labels.managedBy]: fieldManager.agent } },
+    });
+    await eventually("the label", ready, (is) => is === true);
+    // Longer than the report is believed.
+    for (const until = Date.now() + 8000; Date.now() < until; await sleep(500)) {
+      const spec = { renewTime: microTime(Date.now()) };
+      await client.patch(leases, "node-a", { spec }, { namespace });
+      expect(await ready()).toBe(true);
+    }
+    const seen = (await profile("sandboxed"))?.status;
+    expect(seen?.nodes).toMatchObject({ ready: 1, failed: 0 });
+    await eventually("no label: silence", ready, (is) => is === false);
+    await client.delete(leases, "node-a", { namespace });
   });
 
   test("serves nodes that join, that match no more, and that come back under their name", async () => {

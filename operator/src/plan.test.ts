@@ -59,7 +59,7 @@ const conditions = (is: ReturnType<typeof plan>): Record<string, string> =>
   Object.fromEntries((is.status.conditions ?? []).map((c) => [c.type, `${c.status} ${c.reason}`]));
 
 describe("The RuntimeClass is", () => {
-  const desired = desiredRuntimeClass(profile(), undefined);
+  const desired = desiredRuntimeClass(profile());
   const table: [title: string, given: Partial<ProfileFacts>, step: string, state: ClassState][] = [
     ["created when there is none", {}, "create-class", ours],
     ["left when it is as wanted", { runtimeClass: desired }, "nothing", ours],
@@ -78,9 +78,7 @@ describe("The RuntimeClass is", () => {
     ],
     [
       "left alone when it is another profile's",
-      {
-        runtimeClass: desiredRuntimeClass(profile({ name: "q" }, { runtimeClass: { name: "p" } }), undefined),
-      },
+      { runtimeClass: desiredRuntimeClass(profile({ name: "q" }, { runtimeClass: { name: "p" } })) },
       "nothing",
       { class: "foreign", owner: "q" },
     ],
@@ -316,6 +314,7 @@ describe("A node", () => {
     decided: new Map([["p", target]]),
     drains: new Map(),
     annotated: new Map(),
+    told: true,
     profiles: new Set(["p"]),
     startupTaints: new Set(),
   };
@@ -334,6 +333,8 @@ describe("A node", () => {
       { ...base, drains: new Map([["gone", drain]]), annotated: new Map([["p", drain]]) },
       { labels: { [label]: "ready" }, drains: new Map(), drainsChanged: true },
     ],
+    ["is told of its Lease by an operator that reads it", { ...base, told: false }, { untold: true }],
+    ["is told with its first profiles", { ...unwritten, told: false }, { profiles: [target], untold: false }],
     ["keeps its label unwritten", { ...base, nodeLabels: { [label]: "ready" } }, { labels: {} }],
     [
       "loses it when the handler fails",

@@ -7,7 +7,6 @@ import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 import type { Drain } from "./drain.ts";
 import { isFresh, type ProfileFacts, serves } from "./facts.ts";
 import { effectiveRevision } from "./history.ts";
-import { declaredMemory } from "./overhead.ts";
 import { type Rollout, rollOut } from "./rollout.ts";
 import { desiredRuntimeClass, drift, ownerOf } from "./runtime-class.ts";
 import { type ClassState, type NodeState, type Removal, type Summary, summarize } from "./status.ts";
@@ -40,7 +39,7 @@ export const planClass = (facts: ProfileFacts): ClassPlan => {
       : { step: { do: "nothing" }, state: { class: "removed" } };
   }
   if (facts.invalid !== undefined) return { step: { do: "nothing" }, state: { class: "ours" } };
-  const desired = desiredRuntimeClass(profile, declaredMemory(facts));
+  const desired = desiredRuntimeClass(profile);
   if (!existing) return { step: { do: "create-class", desired }, state: { class: "ours" } };
   const differs = drift(existing, desired);
   if (differs.includes("handler")) {
@@ -157,6 +156,8 @@ export type NodeRuntimeFacts = Pick<ProfileFacts, "now" | "staleAfterMs"> & {
   /** As decided, and as they stand in the NodeRuntime. */
   drains: ReadonlyMap<string, Drain>;
   annotated: ReadonlyMap<string, Drain>;
+  /** The NodeRuntime says where its agent's Lease is. */
+  told: boolean;
   /** Profiles that exist. */
   profiles: Set<string>;
   /** Those of them whose nodes begin with a taint. */
@@ -171,6 +172,8 @@ export type NodePlan = {
   /** Of profiles that exist; `drainsChanged` when the NodeRuntime does not say so yet. */
   drains: Map<string, Drain>;
   drainsChanged: boolean;
+  /** The agent is still to be told of its Lease: an operator of before Leases wrote the NodeRuntime. */
+  untold: boolean;
   /** Labels to set, or to remove with null. */
   labels: Record<string, string | null>;
   /** Startup taints that the node shall not have any more. */
@@ -186,7 +189,7 @@ export const planNode = (facts: NodeRuntimeFacts): NodePlan => {
   const { nodeLabels, current, decided, profiles } = facts;
   const drains = new Map([...facts.drains].filter(([name]) => profiles.has(name)));
   if (nodeLabels === undefined) {
-    const nothing = { labels: {}, untaint: [], drains: new Map(), drainsChanged: false };
+    const nothing = { labels: {}, untaint: [], drains: new Map(), drainsChanged: false, untold: false };
     return { deleteRuntime: current !== undefined, ...nothing };
   }
 
@@ -224,6 +227,7 @@ export const planNode = (facts: NodeRuntimeFacts): NodePlan => {
     drains,
     drainsChanged:
       current !== undefined && !sameJson(Object.fromEntries(drains), Object.fromEntries(facts.annotated)),
+    untold: current !== undefined && !facts.told,
     labels: change,
     untaint: [...ready]
       .filter((name) => facts.startupTaints.has(name))

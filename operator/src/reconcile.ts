@@ -61,7 +61,7 @@ export type Context = {
   enqueueProfile: (name: string) => void;
   clock: Clock;
   staleAfterMs: number;
-  /** Where histories are kept. */
+  /** Where histories and the agents' Leases are kept. */
   namespace: string;
   /** Namespaces that no profile's tenancy takes in. */
   reserved: string[];
@@ -73,7 +73,8 @@ export type Context = {
 const { operator } = fieldManager;
 
 const surroundings = (context: Context): Surroundings => {
-  const { stores, index, latest, decisions, drains, clock, staleAfterMs, reserved, mutates } = context;
+  const { stores, index, latest, decisions, drains, clock, staleAfterMs, namespace, reserved, mutates } =
+    context;
   return {
     stores,
     index,
@@ -82,6 +83,7 @@ const surroundings = (context: Context): Surroundings => {
     drains,
     now: clock.now(),
     staleAfterMs,
+    namespace,
     reserved,
     mutates: mutates(),
   };
@@ -503,7 +505,7 @@ export const reconcileNode = async (
   const runtime = latest.nodeRuntimes.get(name);
   const owned = runtime?.metadata.ownerReferences?.some((ref) => ref.uid === owner.uid);
   // A node that came back under its old name is another node: its NodeRuntime must not go with the old one.
-  const again = owned === false || plan.drainsChanged;
+  const again = owned === false || plan.drainsChanged || plan.untold;
   const profiles = plan.profiles ?? (again ? runtime?.spec.profiles : undefined);
   if (profiles) {
     const written = await client.apply(
@@ -512,9 +514,12 @@ export const reconcileNode = async (
         metadata: {
           name,
           labels: { [labels.managedBy]: managedBy },
-          ...(plan.drains.size > 0
-            ? { annotations: { [labels.drains]: JSON.stringify(Object.fromEntries(plan.drains)) } }
-            : {}),
+          annotations: {
+            [labels.leases]: context.namespace,
+            ...(plan.drains.size > 0
+              ? { [labels.drains]: JSON.stringify(Object.fromEntries(plan.drains)) }
+              : {}),
+          },
           ownerReferences: [owner],
         },
         spec: { profiles },

@@ -1,5 +1,6 @@
 import { labels } from "@bulkhead/lib/api/group.ts";
 import type { NodeRuntime, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import type { Lease } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
 import { type AgentPod, hasEnded, type JudgedPod } from "@bulkhead/lib/kube/resources.ts";
 import { templateHash } from "@bulkhead/lib/view/agents.ts";
@@ -48,6 +49,16 @@ export const slimNode = ({ metadata }: KubeObject): KubeObject => ({
   },
 });
 
+/** Of an agent's Lease when it was renewed. */
+export const slimLease = ({ metadata, spec }: Lease): Lease => ({
+  metadata: {
+    name: metadata.name,
+    ...(metadata.namespace ? { namespace: metadata.namespace } : {}),
+    ...(metadata.resourceVersion ? { resourceVersion: metadata.resourceVersion } : {}),
+  },
+  ...(spec?.renewTime ? { spec: { renewTime: spec.renewTime } } : {}),
+});
+
 /** Equal values become one. Bounded, because what agents write is theirs: beyond `most` it begins anew. */
 export const createPool = (most = 10_000): (<T>(value: T) => T) => {
   const known = new Map<string, unknown>();
@@ -81,7 +92,7 @@ export const slimRuntimes = (): ((runtime: NodeRuntime) => NodeRuntime) => {
     ...(said.pods ? { pods: one(said.pods) } : {}),
   });
   return ({ apiVersion, kind, metadata, spec, status }) => {
-    const drains = metadata.annotations?.[labels.drains];
+    const { [labels.drains]: drains, [labels.leases]: leases } = metadata.annotations ?? {};
     const { gvisorPlatforms: _platforms, virtualization: _virtualization, ...kept } = status ?? {};
     return {
       apiVersion: one(apiVersion),
@@ -91,7 +102,14 @@ export const slimRuntimes = (): ((runtime: NodeRuntime) => NodeRuntime) => {
         ...(metadata.uid ? { uid: metadata.uid } : {}),
         ...(metadata.generation === undefined ? {} : { generation: metadata.generation }),
         ...(metadata.resourceVersion ? { resourceVersion: metadata.resourceVersion } : {}),
-        ...(drains === undefined ? {} : { annotations: { [labels.drains]: drains } }),
+        ...(drains === undefined && leases === undefined
+          ? {}
+          : {
+              annotations: one({
+                ...(drains === undefined ? {} : { [labels.drains]: drains }),
+                ...(leases === undefined ? {} : { [labels.leases]: leases }),
+              }),
+            }),
         ...(metadata.ownerReferences ? { ownerReferences: metadata.ownerReferences } : {}),
       },
       spec: { profiles: spec.profiles.map(one) },

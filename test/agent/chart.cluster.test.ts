@@ -84,13 +84,33 @@ describe("The API server", () => {
 
   test("prints how many of a node's profiles are Ready", async () => {
     const [head = "", ...rows] = (await cluster.kubectl(["get", "noderuntimes"])).trim().split("\n");
-    expect(head.split(/\s+/)).toEqual(["NAME", "ENGINE", "VERSION", "FRONTED", "READY", "HEARTBEAT", "AGE"]);
+    expect(head.split(/\s+/)).toEqual(["NAME", "ENGINE", "VERSION", "FRONTED", "READY", "REPORTED", "AGE"]);
     expect(rows.map((row) => row.split(/\s+/).slice(0, 2))).toEqual([
       ["node-1", "containerd"],
       ["node-2", "containerd"],
     ]);
     for (const row of rows) expect(row.split(/\s+/)[4]).toBe("2/2");
   });
+
+  test("has an agent on each node that says by its Lease that it lives, and not by its status", async () => {
+    const path = ["get", "noderuntime/node-1", "-o", "jsonpath={.metadata.uid} {.status.heartbeat}"];
+    const [uid, reported] = (await cluster.kubectl(path)).split(" ");
+    const lease = async (node: string) =>
+      JSON.parse(await cluster.kubectl(["get", "lease", node, "-n", namespace, "-o", "json"])) as {
+        metadata: { ownerReferences: object[] };
+        spec: { renewTime: string };
+      };
+    const first = await lease("node-1");
+    expect(first.metadata.ownerReferences).toMatchObject([{ kind: "NodeRuntime", name: "node-1", uid }]);
+    await until(AbortSignal.timeout(90_000), 90_000, "a Lease that is renewed", async () => {
+      const { renewTime } = (await lease("node-2")).spec;
+      return (
+        renewTime > first.spec.renewTime && (await lease("node-1")).spec.renewTime > first.spec.renewTime
+      );
+    });
+    const { renewTime } = (await lease("node-1")).spec;
+    expect(Date.parse(renewTime)).toBeGreaterThan(Date.parse(reported ?? ""));
+  }, 120_000);
 });
 
 describe("The operator's Lease", () => {

@@ -158,6 +158,7 @@ const agent = [
   "noderuntimes.bulkhead.dev: get list watch",
   "noderuntimes/status.bulkhead.dev: patch",
 ];
+const signs = ["leases.coordination.k8s.io: create patch"];
 const operator = [
   "events.events.k8s.io: create patch",
   "mutatingadmissionpolicies.admissionregistration.k8s.io: list watch create update delete",
@@ -176,7 +177,7 @@ const leader = [
   "controllerrevisions.apps: list watch create patch delete",
   "daemonsets.apps: list watch",
   "leases.coordination.k8s.io (bulkhead-operator): get update",
-  "leases.coordination.k8s.io: create",
+  "leases.coordination.k8s.io: list watch create",
   "pods: get delete",
 ];
 const uninstall = ["noderuntimes.bulkhead.dev: list", "runtimeprofiles.bulkhead.dev: list delete"];
@@ -186,7 +187,7 @@ const tests = ["noderuntimes.bulkhead.dev: list", "runtimeprofiles.bulkhead.dev:
 
 describe("May do, and nothing else:", () => {
   test.each([
-    ["bulkhead-node-agent", home, agent],
+    ["bulkhead-node-agent", home, [...agent, ...signs]],
     ["bulkhead-node-agent", "kube-system", agent],
     ["bulkhead-operator", home, [...operator, ...leader]],
     ["bulkhead-operator", "kube-system", operator],
@@ -228,6 +229,11 @@ describe("The agent of node-a", () => {
       () => event("probe", { kind: "Pod", name: "x" }, "?dryRun=All"),
       (answer) => answer?.body.message?.includes("may only record Events") ?? false,
     );
+    await eventually(
+      "the policy of Leases",
+      () => makeLease("probe", token, "?dryRun=All"),
+      (answer) => answer?.body.message?.includes("may only write the Lease") ?? false,
+    );
   });
   const call = (method: string, path: string, body: object, as = token, contentType?: string) =>
     ask(withToken(as), { method, path, body, ...(contentType ? { contentType } : {}) });
@@ -235,6 +241,17 @@ describe("The agent of node-a", () => {
   const runtime = (name: string) => `/apis/bulkhead.dev/v1alpha1/noderuntimes/${name}`;
   const status = (node: string, as = token, query = ""): Promise<Answer> =>
     call("PATCH", `${runtime(node)}/status${query}`, { status: { kernel: "6.1" } }, as, merge);
+  const leaseFields = (renewTime: string, label = "bulkhead-agent") => ({
+    metadata: { labels: { "app.kubernetes.io/managed-by": label } },
+    spec: { holderIdentity: "x", renewTime },
+  });
+  const leasesPath = `/apis/coordination.k8s.io/v1/namespaces/${home}/leases`;
+  const makeLease = (name: string, as = token, query = "", label?: string) => {
+    const { metadata, spec } = leaseFields("2026-01-01T00:00:00.000000Z", label);
+    return call("POST", `${leasesPath}${query}`, { metadata: { ...metadata, name }, spec }, as);
+  };
+  const renewLease = (name: string, as = token, body: object = leaseFields("2026-01-01T00:01:00.000000Z")) =>
+    call("PATCH", `${leasesPath}/${name}`, body, as, merge);
   const events = "/apis/events.k8s.io/v1/namespaces/default/events";
   /** All that may change of an Event. */
   const again = { series: { count: 2, lastObservedTime: "2026-01-01T00:01:00.000000Z" } };
@@ -255,6 +272,53 @@ describe("The agent of node-a", () => {
     expect((await status("node-a")).status).toBe(200);
     expect((await event("own", { kind: "NodeRuntime", name: "node-a" })).status).toBe(201);
     expect((await call("PATCH", `${events}/own`, again, token, merge)).status).toBe(200);
+  });
+
+  test("makes and renews the Lease of its node, and no other's", async () => {
+    expect((await makeLease("node-a")).status).toBe(201);
+    expect((await renewLease("node-a")).status).toBe(200);
+    const foreign = (name: string, label: string) =>
+      ask(config, {
+        method: "POST",
+        path: leasesPath,
+        body: { metadata: { name, labels: { "app.kubernetes.io/managed-by": label } } },
+      });
+    expect((await foreign("node-b", "bulkhead-agent")).status).toBe(201);
+    expect((await foreign("bulkhead-operator", "bulkhead-agent")).status).toBe(201);
+    // Of their nodes' names and of another's making: a control plane's, where Bulkhead shares its namespace.
+    expect((await foreign("kube-scheduler", "kube")).status).toBe(201);
+    const tokenOn = (node: string) => tokenOf("bulkhead-node-agent", { node, pod: `agent-on-${node}` });
+    const [scheduler, leader] = [await tokenOn("kube-scheduler"), await tokenOn("bulkhead-operator")];
+    const refused: [what: string, answer: Answer][] = [
+      ["another node's", await renewLease("node-b")],
+      ["the operator's", await renewLease("bulkhead-operator")],
+      ["a new one of another name", await makeLease("node-c")],
+      ["one of another's making", await renewLease("kube-scheduler", scheduler)],
+      ["the operator's, from a node of that name", await renewLease("bulkhead-operator", leader)],
+      [
+        "its own, made another's",
+        await renewLease("node-a", token, leaseFields("2026-01-01T00:01:00.000000Z", "x")),
+      ],
+      [
+        "its own, by a token bound to no pod",
+        await renewLease("node-a", await tokenOf("bulkhead-node-agent")),
+      ],
+    ];
+    for (const [what, { status: code, body }] of refused) {
+      expect([what, code]).toEqual([what, 403]);
+      expect(body.message).toContain("may only write the Lease of its own node");
+    }
+    const elsewhere = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    for (const [method, path, body] of [
+      ["DELETE", `${leasesPath}/node-a`],
+      ["GET", `${leasesPath}/node-a`],
+      ["GET", leasesPath],
+      ["POST", elsewhere, { metadata: { name: "node-a" } }],
+    ] as const) {
+      const { status: code } = await ask(withToken(token), { method, path, ...(body ? { body } : {}) });
+      expect([method, code]).toEqual([method, 403]);
+    }
+    await ask(config, { method: "DELETE", path: `${leasesPath}/bulkhead-operator` });
   });
 
   test("does not write another node's, and is told why", async () => {

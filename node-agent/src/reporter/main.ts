@@ -15,6 +15,7 @@ import { pino } from "pino";
 import { collectDefaultMetrics, Registry } from "prom-client";
 import { type Desired, type Report, socketPath } from "../protocol.ts";
 import { installerClient } from "./installer.ts";
+import { createSigns } from "./sign-of-life.ts";
 import { isSettled, newHappenings, noteOf, statusToWrite } from "./status.ts";
 
 /**
@@ -103,6 +104,7 @@ async function main(signal: AbortSignal): Promise<void> {
     }
   };
 
+  const lease = createSigns(client, log);
   let seen: { instance: string; seq: number } | undefined;
   let last: { status: NodeRuntimeStatus; at: number; uid: string | undefined } | undefined;
   const write = async (report: Report): Promise<void> => {
@@ -125,7 +127,9 @@ async function main(signal: AbortSignal): Promise<void> {
     }
     seen = { instance: report.instance, seq: report.happenings.at(-1)?.seq ?? 0 };
     const now = Date.now();
-    const status = statusToWrite(report.status, agentVersion, last?.uid === uid ? last : undefined, now);
+    const before = last?.uid === uid ? last : undefined;
+    const signed = before !== undefined && (await lease.renew(runtime, signal));
+    const status = statusToWrite(report.status, agentVersion, before, now, signed);
     if (status === undefined) return;
     await client.applyStatus(
       nodeRuntimes,

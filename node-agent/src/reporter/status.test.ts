@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { heartbeatMs, isSettled, newHappenings, noteOf, statusToWrite } from "./status.ts";
+import { detailsMs, heartbeatMs, isSettled, newHappenings, noteOf, statusToWrite } from "./status.ts";
 
 const report = { kernel: "6.18", profiles: [] };
 const first = statusToWrite(report, "1", undefined, 0);
@@ -18,6 +18,29 @@ test("a change is written at once", () => {
   expect(statusToWrite({ ...report, kvm: true }, "1", { status: first!, at: 0 }, 1)).toMatchObject({
     kvm: true,
   });
+});
+
+const proven = (at: string, startSeconds: number, passed = true) => ({
+  profiles: [
+    {
+      ...{ name: "p", phase: "Ready" as const, revision: "a", reason: "CanaryPassed", message: "" },
+      ...{ startSeconds: { p50: startSeconds, p99: startSeconds } },
+      canary: { passed, at, startSeconds, kernel: "4.4.0", assertions: [], failures: 0 },
+    },
+  ],
+});
+
+test("with a Lease, time alone writes nothing, latencies seldom, and news at once", () => {
+  const last = { status: statusToWrite(proven("1", 1), "1", undefined, 0)!, at: 0 };
+  const written = (now: number, report: object, signed: boolean) =>
+    statusToWrite(report as never, "1", last, now, signed) !== undefined;
+  expect(written(detailsMs * 9, proven("1", 1), true)).toBe(false);
+  expect(written(detailsMs - 1, proven("2", 2), true)).toBe(false);
+  expect(written(detailsMs, proven("2", 2), true)).toBe(true);
+  expect(written(1, proven("2", 2, false), true)).toBe(true);
+  // Without one the status is the sign of life, and latencies come with it.
+  expect(written(heartbeatMs - 1, proven("2", 2), false)).toBe(false);
+  expect(written(heartbeatMs, proven("2", 2), false)).toBe(true);
 });
 
 const happened = (seq: number) => ({

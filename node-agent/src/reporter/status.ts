@@ -6,21 +6,37 @@ import type { Happening, Report } from "../protocol.ts";
 /** How old the status may get: a reader tells a silent agent from a quiet node by it. */
 export const heartbeatMs = 30_000;
 
+/** How old what no plan asks for may get: when a canary passed last, and how fast. */
+export const detailsMs = 300_000;
+
+/** Without what changes with every canary that passes again. */
+const gist = ({ heartbeat: _, ...status }: NodeRuntimeStatus): string =>
+  JSON.stringify({
+    ...status,
+    profiles: status.profiles?.map(({ startSeconds: _starts, canary, ...profile }) => ({
+      ...profile,
+      ...(canary ? { canary: { ...canary, at: "", startSeconds: 0, overheadBytes: 0 } } : {}),
+    })),
+  });
+
 /**
  * The status to write, or undefined when the last one written still says it all. Heartbeats come every
- * {@link heartbeatMs}; anything else is written as it changes.
+ * {@link heartbeatMs}, unless the node's Lease is the sign of life: then the status is written for what is news, and
+ * latencies come every {@link detailsMs}.
  */
 export function statusToWrite(
   report: Report["status"],
   agentVersion: string,
   last: { status: NodeRuntimeStatus; at: number } | undefined,
   now: number,
+  signed = false,
 ): NodeRuntimeStatus | undefined {
-  const { heartbeat: _, ...before } = last?.status ?? {};
   const status = { ...report, agentVersion };
-  const same = last !== undefined && JSON.stringify(status) === JSON.stringify(before);
-  if (same && now - last.at < heartbeatMs) return undefined;
-  return { ...status, heartbeat: new Date(now).toISOString().replace(/\.\d+Z$/, "Z") };
+  const writing = { ...status, heartbeat: new Date(now).toISOString().replace(/\.\d+Z$/, "Z") };
+  if (last === undefined || gist(status) !== gist(last.status)) return writing;
+  if (!signed) return now - last.at < heartbeatMs ? undefined : writing;
+  const { heartbeat: _, ...before } = last.status;
+  return now - last.at < detailsMs || JSON.stringify(status) === JSON.stringify(before) ? undefined : writing;
 }
 
 /**

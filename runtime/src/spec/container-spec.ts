@@ -2,6 +2,7 @@ import type { ContainerConfig, PodSandboxConfig } from "@bulkhead/lib/gen/cri_pb
 import type { Namespaces } from "../handler/handler.ts";
 import type { ImageConfig } from "../image/images.ts";
 import { containerAnnotations, passedAnnotations } from "./annotations.ts";
+import { apparmorOf } from "./apparmor.ts";
 import { capabilitiesOf } from "./capabilities.ts";
 import { cgroupsPath } from "./cgroup.ts";
 import { argsOf, cwdOf, envOf } from "./command.ts";
@@ -10,7 +11,7 @@ import { mountsOf, type PodFiles, type ResolvedMount, rootPropagation } from "./
 import { namespacesOf, type PidChoice, podNamespaces } from "./namespaces.ts";
 import type { Linux, Process, Spec } from "./oci.ts";
 import { clampOomScoreAdj, resourcesOf } from "./resources.ts";
-import type { SelinuxLabels } from "./selinux.ts";
+import { selinuxLabels } from "./selinux.ts";
 import { sysctlsOf } from "./sysctl.ts";
 import type { User } from "./user.ts";
 import { mappingsOf } from "./user-namespace.ts";
@@ -36,10 +37,6 @@ export type ContainerInput = {
   user: User;
   mounts: readonly ResolvedMount[];
   devices: readonly HostDevice[];
-  /** SELinux labels of its process and of what is mounted for it. */
-  labels?: SelinuxLabels | undefined;
-  /** The AppArmor profile, by its name in the kernel. */
-  apparmor?: string | undefined;
   /** The seccomp profile itself; undefined: unconfined. */
   seccomp: unknown;
   pid: PidChoice;
@@ -70,8 +67,10 @@ export const containerSpec = (input: ContainerInput): Spec => {
   };
 };
 
-const processOf = ({ config, pod, image, user, host, labels, apparmor }: ContainerInput): Process => {
+const processOf = ({ config, pod, image, user, host }: ContainerInput): Process => {
   const security = config.linux?.securityContext;
+  const apparmor = apparmorOf(security);
+  const selinux = host.selinux ? selinuxLabels(security?.selinuxOptions) : undefined;
   return {
     terminal: config.tty,
     user: { uid: user.uid, gid: user.gid, additionalGids: user.groups },
@@ -82,8 +81,8 @@ const processOf = ({ config, pod, image, user, host, labels, apparmor }: Contain
     noNewPrivileges: security?.noNewPrivs ?? false,
     rlimits: [{ type: "RLIMIT_NOFILE", ...host.openFiles }],
     oomScoreAdj: clampOomScoreAdj(Number(config.linux?.resources?.oomScoreAdj ?? 0n), host),
-    ...(apparmor !== undefined && { apparmorProfile: apparmor }),
-    ...(labels && { selinuxLabel: labels.process }),
+    ...(host.apparmor && apparmor !== undefined && { apparmorProfile: apparmor }),
+    ...(selinux && { selinuxLabel: selinux.process }),
   };
 };
 
@@ -93,6 +92,7 @@ const linuxOf = (input: ContainerInput, host: HostFacts): Linux => {
   const privileged = security?.privileged ?? false;
   const own = podNamespaces(pod.config);
   const propagation = rootPropagation(input.mounts);
+  const selinux = host.selinux ? selinuxLabels(security?.selinuxOptions) : undefined;
   return {
     namespaces: namespacesOf(pod.namespaces, input.pid, host.cgroup, privileged),
     ...mappingsOf(pod.config),
@@ -125,7 +125,7 @@ const linuxOf = (input: ContainerInput, host: HostFacts): Linux => {
     maskedPaths: privileged ? [] : (security?.maskedPaths ?? []),
     readonlyPaths: privileged ? [] : (security?.readonlyPaths ?? []),
     ...(propagation !== undefined && { rootfsPropagation: propagation }),
-    ...(input.labels && { mountLabel: input.labels.mount }),
+    ...(selinux && { mountLabel: selinux.mount }),
     ...(input.seccomp !== undefined && { seccomp: input.seccomp }),
   };
 };

@@ -1,5 +1,3 @@
-import type { Contexts } from "./selinux.ts";
-
 /** What this node's kernel and this process may do, read once at start. */
 export type HostFacts = {
   /** Capabilities in the bounding set of this process. */
@@ -13,8 +11,7 @@ export type HostFacts = {
   swapAccounting: boolean;
   hugetlb: boolean;
   apparmor: boolean;
-  /** SELinux is on, and labels are wanted: the contexts of the node's policy, where it has some for containers. */
-  selinux: { contexts: Contexts | undefined } | undefined;
+  selinux: boolean;
   seccomp: boolean;
   /** As process.arch. */
   arch: string;

@@ -98,8 +98,7 @@ export async function runSandbox(
         });
       hold(pid);
       if (!launch.awaitsRestore)
-        // Before its start some name the shim.
-        hold((await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs })).pid);
+        await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs });
     }
     const { shimPid } = holder
       ? await probe.task.connect({ id: launch.id }, { signal: deadline, timeoutMs: shims.answerMs })
@@ -158,7 +157,6 @@ export async function stopSandbox(shims: Shims, ref: SandboxRef, signal: AbortSi
   } else {
     await shims.gone(ref.id);
     shims.killShim(ref, shimStateOf(ref));
-    await shims.endMachine(ref.id, ref.stateDir);
     await shims.deleteLeftovers(ref.id, bundle, signal);
   }
   await shims.removeCgroup(ref.id, bundle);

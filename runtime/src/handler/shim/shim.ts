@@ -62,7 +62,10 @@ export async function createShimHandler(
       if (launch.restoreFrom !== undefined) stageImage(launch.sandbox, launch.restoreFrom, 1);
       return state;
     },
-    start: (ref, signal) => startContainer(shims, ref, signal),
+    async start(ref, signal) {
+      await startContainer(shims, ref, signal);
+      return undefined;
+    },
     kill: (ref, signo, all, signal) => killContainer(shims, ref, signo, all, signal),
     remove: (ref, signal) => removeContainer(shims, ref, signal),
     update: (ref, resources, signal) => updateContainer(shims, ref, resources, signal),
