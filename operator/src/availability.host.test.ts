@@ -47,7 +47,7 @@ beforeAll(async () => {
   const fullNodes: Resource<KubeObject> = { ...nodes, metadataOnly: false };
   for (const name of nodeNames)
     await client.create(fullNodes, { metadata: { name, labels: { "kubernetes.io/os": "linux" } } });
-  const agents = createAgents(client, {
+  const agents = createAgents(client, namespace, {
     seconds: { median: 0.1, longest: 0.1 },
     failAtFirst: 0,
     flap: 0,
@@ -95,7 +95,7 @@ const arrived = async (seconds: number, ms = 30_000) => {
 
 /** Seconds that a fault lasts. */
 const lasts = 2;
-/** Twelve watches, four a second of the queues' retries of few keys: what an operator asks for while nothing works. */
+/** Thirteen watches, four a second of the queues' retries of few keys: what an operator asks for while nothing works. */
 const mostRequests = 120;
 
 const refusal = (status: number, headers: Record<string, string> = {}, reason = ""): Fault => ({

@@ -1,9 +1,12 @@
+import { fieldManager, labels } from "@bulkhead/lib/api/group.ts";
 import type { NodeRuntime, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import type { Client } from "@bulkhead/lib/kube/client.ts";
+import { leases, microTime } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import { createReflector } from "@bulkhead/lib/kube/reflector.ts";
 import { nodeRuntimes, nodes } from "@bulkhead/lib/kube/resources.ts";
 import type { Store } from "@bulkhead/lib/kube/store.ts";
+import { hasCode } from "@bulkhead/lib/std/errors.ts";
 
 /**
  * A fake of thousands of nodes, in one process: each agent sees its NodeRuntime, takes its time, and reports as the real
@@ -28,6 +31,14 @@ export type Agents = {
   writes(): { answers: number; heartbeats: number; sameAgain: number; flaps: number; kubelets: number };
   /** Specs seen and not answered yet. */
   waiting(): number;
+  /** How far they are, for who waits. */
+  progress(): {
+    /** Nodes whose agent has answered the spec as it is. */
+    answered: number;
+    /** Answers and signs of life that wait for a turn, and how long the eldest under way takes. */
+    queued: number;
+    eldestMs: number;
+  };
   run(signal: AbortSignal): Promise<void>;
   synced: Promise<void>;
 };
@@ -66,33 +77,46 @@ const slim = ({ apiVersion, kind, metadata, spec, status }: NodeRuntime): NodeRu
   kind,
   metadata: {
     name: metadata.name,
+    ...(metadata.uid ? { uid: metadata.uid } : {}),
     ...(metadata.generation === undefined ? {} : { generation: metadata.generation }),
     ...(metadata.resourceVersion ? { resourceVersion: metadata.resourceVersion } : {}),
   },
   spec: { profiles: spec.profiles.map(({ name, revision }) => ({ name, revision }) as Entry) },
-  status: status?.observedGeneration === undefined ? {} : { observedGeneration: status.observedGeneration },
+  status: {
+    ...(status?.observedGeneration === undefined ? {} : { observedGeneration: status.observedGeneration }),
+    ...(status?.heartbeat === undefined ? {} : { heartbeat: status.heartbeat }),
+  },
 });
 
 /** At most so many at a time, the others in order. */
 const limiter = (most: number) => {
   let running = 0;
   const queue: (() => void)[] = [];
-  return async <T>(work: () => Promise<T>): Promise<T> => {
+  const begun = new Set<number>();
+  const run = async <T>(work: () => Promise<T>): Promise<T> => {
     if (running < most) running++;
     else await new Promise<void>((resolve) => queue.push(resolve));
+    const at = performance.now();
+    begun.add(at);
     try {
       return await work();
     } finally {
+      begun.delete(at);
       const next = queue.shift();
       if (next) next();
       else running--;
     }
   };
+  return {
+    run,
+    queued: () => queue.length,
+    eldestMs: () => (begun.size === 0 ? 0 : performance.now() - Math.min(...begun)),
+  };
 };
 
 const fullNodes: Resource<KubeObject> = { ...nodes, metadataOnly: false };
 
-export const createAgents = (client: Client, habits: Habits): Agents => {
+export const createAgents = (client: Client, namespace: string, habits: Habits): Agents => {
   const reflector = createReflector<NodeRuntime>({
     client,
     resource: nodeRuntimes,
@@ -101,12 +125,13 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
   });
   // Not more at once than a small API server does within a second: the Lease waits behind them.
   const limited = limiter(8);
+  // Nodes are apart from each other: signs of life and answers do not wait for one another, as they would in one line.
+  const signs = limiter(64);
+  const kubelets = limiter(4);
   const writes = { answers: 0, heartbeats: 0, sameAgain: 0, flaps: 0, kubelets: 0 };
   let last = 0;
   const timers = new Map<string, NodeJS.Timeout>();
   const tried = new Map<string, number>();
-  /** Who wrote within the interval has shown that it lives. */
-  const wrote = new Map<string, number>();
   let stopped: AbortSignal | undefined;
 
   const report = async (name: string, works: boolean, as: "answers" | "sameAgain" | "flaps") => {
@@ -139,7 +164,6 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
       { fieldManager: "bulkhead-agent", force: true },
     );
     writes[as]++;
-    wrote.set(name, Date.now());
     if (as === "answers") last = Date.now();
   };
 
@@ -147,13 +171,15 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
     clearTimeout(timers.get(name));
     const timer = setTimeout(() => {
       timers.delete(name);
-      limited(() => report(name, works, "answers")).then(
-        () => {
-          if (!works) later(name, 5000, true);
-        },
-        // As the real one: it tries again.
-        () => later(name, 2000, works),
-      );
+      limited
+        .run(() => report(name, works, "answers"))
+        .then(
+          () => {
+            if (!works) later(name, 5000, true);
+          },
+          // As the real one: it tries again.
+          () => later(name, 2000, works),
+        );
     }, ms);
     timers.set(name, timer);
   };
@@ -170,24 +196,50 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
     later(name, seconds * 1000, share(name, `${generation}fails`) >= habits.failAtFirst);
   });
 
-  /** One node's turn: most only say that they live; every fifth says all of the same again, as after each canary. */
-  const beat = async (name: string, round: number): Promise<void> => {
-    const heartbeat = new Date().toISOString();
-    const turn = (round + Math.floor(share(name, "turn") * 5)) % 5;
-    if (turn === 0 && share(name, "flaps") < habits.flap) {
-      await report(name, false, "flaps");
-      later(name, 5000, true);
-    } else if (turn === 0) await report(name, true, "sameAgain");
-    else {
-      const status = { heartbeat };
-      const how = { subresource: "status", fieldManager: "bulkhead-agent" } as const;
-      await client.patch(nodeRuntimes, name, { status }, how);
-      writes.heartbeats++;
+  /** By a Lease, as the real one: it makes what is not there. */
+  const sign = async (name: string, uid: string): Promise<void> => {
+    const metadata = {
+      labels: { [labels.managedBy]: fieldManager.agent },
+      ownerReferences: [{ apiVersion: nodeRuntimes.apiVersion, kind: nodeRuntimes.kind, name, uid }],
+    };
+    const spec = { holderIdentity: name, renewTime: microTime(Date.now()) };
+    const how = { fieldManager: fieldManager.agent };
+    try {
+      await client.patch(leases, name, { metadata, spec }, { namespace, ...how });
+    } catch (error) {
+      if (!hasCode(error, "not-found")) throw error;
+      await client.create(leases, { metadata: { name, namespace, ...metadata }, spec }, how);
     }
-    if (turn !== 1) return;
-    const conditions = [{ type: "Ready", status: "True", lastHeartbeatTime: heartbeat }];
-    await client.patch(fullNodes, name, { status: { conditions } }, { subresource: "status" });
-    writes.kubelets++;
+    writes.heartbeats++;
+  };
+
+  /** What a node has under way: what takes longer than its interval is not begun once more. */
+  const pending = new Set<string>();
+  const once = (key: string, by: ReturnType<typeof limiter>, work: () => Promise<unknown>): void => {
+    if (pending.has(key)) return;
+    pending.add(key);
+    by.run(work)
+      .catch(() => {})
+      .finally(() => pending.delete(key));
+  };
+
+  /** One node's turn: it says that it lives; now and then all of the same again, as after many canaries. */
+  const beat = ({ metadata, status }: NodeRuntime, round: number): void => {
+    const { name, uid = "", generation } = metadata;
+    once(`sign ${name}`, signs, () => sign(name, uid));
+    const turn = (round + Math.floor(share(name, "turn") * 10)) % 10;
+    if (turn === 1)
+      once(`kubelet ${name}`, kubelets, async () => {
+        const conditions = [{ type: "Ready", status: "True", lastHeartbeatTime: new Date().toISOString() }];
+        await client.patch(fullNodes, name, { status: { conditions } }, { subresource: "status" });
+        writes.kubelets++;
+      });
+    if (turn !== 0 || timers.has(name) || status?.observedGeneration !== generation) return;
+    const flaps = share(name, "flaps") < habits.flap;
+    once(`report ${name}`, limited, async () => {
+      await report(name, !flaps, flaps ? "flaps" : "sameAgain");
+      if (flaps) later(name, 5000, true);
+    });
   };
 
   return {
@@ -195,6 +247,15 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
     lastAnswer: () => last,
     writes: () => ({ ...writes }),
     waiting: () => timers.size,
+    progress: () => {
+      const all = [...reflector.store.list()];
+      return {
+        answered: all.filter(({ metadata, status }) => status?.observedGeneration === metadata.generation)
+          .length,
+        queued: limited.queued() + signs.queued() + kubelets.queued(),
+        eldestMs: Math.max(limited.eldestMs(), signs.eldestMs()),
+      };
+    },
     synced: reflector.synced,
     run: async (signal) => {
       stopped = signal;
@@ -202,14 +263,11 @@ export const createAgents = (client: Client, habits: Habits): Agents => {
       // Spread over the interval: every node's own second of it.
       const beats = setInterval(() => {
         second++;
-        for (const { metadata, status } of reflector.store.list()) {
-          const { name, generation } = metadata;
-          const own = Math.floor(share(name, "beat") * habits.heartbeatSeconds);
-          const lately = Date.now() - (wrote.get(name) ?? 0) < habits.heartbeatSeconds * 500;
-          const busy = lately || timers.has(name) || status?.observedGeneration !== generation;
-          if (own !== second % habits.heartbeatSeconds || busy) continue;
-          const round = Math.floor(second / habits.heartbeatSeconds);
-          limited(() => beat(name, round)).catch(() => {});
+        const round = Math.floor(second / habits.heartbeatSeconds);
+        for (const runtime of reflector.store.list()) {
+          const own = Math.floor(share(runtime.metadata.name, "beat") * habits.heartbeatSeconds);
+          // Who has never reported anything has no Lease either.
+          if (own === second % habits.heartbeatSeconds && runtime.status?.heartbeat) beat(runtime, round);
         }
       }, 1000);
       try {

@@ -17,7 +17,7 @@ const { values } = parseArgs({
 const result = await simulate({
   nodes: Number(values.nodes),
   profiles: Number(values.profiles),
-  habits: { seconds: { median: 2, longest: 20 }, failAtFirst: 0.005, flap: 0.001, heartbeatSeconds: 90 },
+  habits: { seconds: { median: 2, longest: 20 }, failAtFirst: 0.005, flap: 0.001, heartbeatSeconds: 30 },
   phaseMs: Number(values.minutes) * 60_000,
   quietMs: 60_000,
   say: (text) => void process.stderr.write(`${text}\n`),

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -45,6 +45,9 @@ const each = async (
 
 const nameOf = (index: number): string => `profile-${String(index).padStart(2, "0")}`;
 
+/** What V8 takes for its heap in the chart's 384Mi, where it sees that limit; here it would see the machine's memory. */
+const heapFlag = "--max-old-space-size=256";
+
 /** The operator as its image has it: the sources take memory of their own. */
 const startProgram = async (kubeconfig: string, undo: AsyncDisposableStack, say: (text: string) => void) => {
   const directory = await mkdtemp(join(tmpdir(), "bh-scale-"));
@@ -53,7 +56,7 @@ const startProgram = async (kubeconfig: string, undo: AsyncDisposableStack, say:
   const child = spawn(
     "setpriv",
     [
-      ...["--pdeathsig", "KILL", "--", process.execPath, ...operatorFlags],
+      ...["--pdeathsig", "KILL", "--", process.execPath, ...operatorFlags, heapFlag],
       ...[join(directory, "operator.mjs"), "run"],
       ...["--kubeconfig", kubeconfig, "--namespace", "default", "--metrics-address", "127.0.0.1:0"],
       ...["--page-address", "127.0.0.1:0"],
@@ -77,9 +80,12 @@ const startProgram = async (kubeconfig: string, undo: AsyncDisposableStack, say:
   return { child, address: await promise };
 };
 
+type Samples = ReturnType<typeof parseMetrics>["samples"];
+const samplesOf = async (address: string): Promise<Samples> =>
+  parseMetrics(await (await fetch(`http://${address}/metrics`)).text()).samples;
+
 type Figures = { cpuSeconds: number; megabytes: number; requests: number; writes: number; patches: number };
-const figuresOf = async (address: string): Promise<Figures> => {
-  const { samples } = parseMetrics(await (await fetch(`http://${address}/metrics`)).text());
+const figuresOf = (samples: Samples): Figures => {
   const sum = (name: string, holds: (labels: Record<string, string>) => boolean = () => true): number =>
     samples
       .filter((sample) => sample.name === name && holds(sample.labels))
@@ -90,6 +96,58 @@ const figuresOf = async (address: string): Promise<Figures> => {
     requests: sum("rest_client_requests_total"),
     writes: sum("rest_client_requests_total", ({ method }) => method !== "GET"),
     patches: sum("rest_client_requests_total", ({ method }) => method === "PATCH"),
+  };
+};
+
+/** What the operator does, since it was asked last. */
+const progressOf = (samples: () => Promise<Samples>) => {
+  let before = new Map<string, number>();
+  return async (): Promise<string> => {
+    const now = new Map<string, number>();
+    const add = (key: string, value: number) => now.set(key, (now.get(key) ?? 0) + value);
+    const gauges: string[] = [];
+    for (const { name, labels, value } of await samples()) {
+      if (name === "rest_client_requests_total") add(`${labels.method} ${labels.code}`, value);
+      if (name === "controller_runtime_reconcile_total") add(`${labels.controller} ${labels.result}`, value);
+      if (name === "process_cpu_seconds_total") add("CPU s", value);
+      if (name === "workqueue_depth" || name === "controller_runtime_active_workers")
+        gauges.push(`${labels.controller} ${name === "workqueue_depth" ? "waiting" : "working"} ${value}`);
+      if (
+        name === "process_resident_memory_bytes" ||
+        name === "nodejs_heap_size_used_bytes" ||
+        name === "nodejs_external_memory_bytes"
+      )
+        gauges.push(`${name.split("_")[1]} ${Math.round(value / 2 ** 20)} MiB`);
+    }
+    const since = [...now]
+      .map(([key, value]) => [key, value - (before.get(key) ?? 0)] as const)
+      .filter(([, value]) => value > 0)
+      .map(([key, value]) => `${key} +${Math.round(value * 10) / 10}`);
+    before = now;
+    return [...gauges, ...since].join(", ");
+  };
+};
+
+/** Programs that this process started, with what each took of a processor since it was asked last. */
+const processorsOf = () => {
+  let [before, at] = [new Map<string, number>(), Date.now()];
+  return async (): Promise<string> => {
+    const now = new Map<string, { ticks: number; text: string }>();
+    for (const pid of (await readdir("/proc")).filter((name) => /^\d+$/.test(name))) {
+      const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "");
+      const [, name = "", rest = ""] = /^\d+ \((.*)\) (.*)/.exec(stat) ?? [];
+      const fields = rest.split(" ");
+      if (Number(fields[1]) !== process.pid && Number(pid) !== process.pid) continue;
+      const ticks = Number(fields[11]) + Number(fields[12]);
+      now.set(pid, { ticks, text: `${name} ${Math.round((Number(fields[21]) * 4096) / 2 ** 20)} MiB` });
+    }
+    const seconds = (Date.now() - at) / 1000;
+    const lines = [...now].map(
+      ([pid, { ticks, text }]) => `${text} ${Math.round((ticks - (before.get(pid) ?? 0)) / seconds)} %`,
+    );
+    before = new Map([...now].map(([pid, { ticks }]) => [pid, ticks]));
+    at = Date.now();
+    return lines.join(", ");
   };
 };
 
@@ -118,7 +176,7 @@ export const simulate = async (options: Simulation): Promise<Result> => {
   );
 
   const operator = await startProgram(server.kubeconfig, undo, say);
-  const figures = () => figuresOf(operator.address);
+  const figures = async () => figuresOf(await samplesOf(operator.address));
   let peak = 0;
   const sampling = setInterval(() => {
     figures().then(
@@ -130,7 +188,7 @@ export const simulate = async (options: Simulation): Promise<Result> => {
   }, 2000);
   undo.defer(() => clearInterval(sampling));
 
-  const agents = createAgents(client, options.habits);
+  const agents = createAgents(client, "default", options.habits);
   const watched = createReflector<RuntimeProfile>({ client, resource: runtimeProfiles });
   /** Of the profiles nobody but the operator writes the status. */
   let statuses = 0;
@@ -144,14 +202,39 @@ export const simulate = async (options: Simulation): Promise<Result> => {
   });
   await Promise.all([agents.synced, watched.synced]);
 
+  const processors = processorsOf();
+  const told = progressOf(() => samplesOf(operator.address));
+  const progress = async () => {
+    const { answered, queued, eldestMs } = agents.progress();
+    const { answers, heartbeats, sameAgain, kubelets } = agents.writes();
+    const given = [...agents.runtimes.list()].filter(
+      ({ spec }) => spec.profiles.length === profileCount,
+    ).length;
+    const standing = [...watched.store.list()].map(({ status }) => status?.nodes);
+    const silent = Math.max(
+      0,
+      ...[...watched.store.list()].map(({ status }) =>
+        Number(
+          /^(\d+) of/.exec(
+            status?.conditions?.find(({ reason }) => reason === "AgentsSilent")?.message ?? "",
+          )?.[1] ?? 0,
+        ),
+      ),
+    );
+    const least = (of: "updated" | "ready") => Math.min(...standing.map((nodes) => nodes?.[of] ?? 0));
+    return [
+      `  NodeRuntimes: ${agents.runtimes.size}, ${given} whole, ${answered} answered, ${silent} silent; ` +
+        `least of a profile: ${least("updated")} updated, ${least("ready")} ready`,
+      `    agents: ${agents.waiting()} at work, ${queued} queued, eldest ${Math.round(eldestMs)} ms; wrote ${answers} answers, ${heartbeats + sameAgain} signs of life, ${kubelets} Nodes`,
+      `    operator: ${await told()}`,
+      `    processors: ${await processors()}`,
+    ].join("\n");
+  };
   const until = async (what: string, holds: () => boolean): Promise<number> => {
     const deadline = Date.now() + options.phaseMs;
     for (let turn = 0; !holds(); turn++) {
-      // A run that comes to no end tells how far it came.
-      if (turn % 300 === 299)
-        say(
-          `  ${agents.runtimes.size} NodeRuntimes, ${agents.waiting()} agents at work, ${agents.writes().answers} answers; the operator took ${Math.round(peak)} MiB at most`,
-        );
+      // A run that comes to no end tells how far it came, and what is at work.
+      if (turn % 100 === 99) await progress().then(say, () => {});
       const { exitCode } = operator.child;
       if (exitCode !== null)
         throw new RuntimeError(
