@@ -96,13 +96,10 @@ export class NodeEngine {
     try {
       const { record } = this.#installer.ownership;
       const fresh = attempts.some(({ handler, good }) => !same(handler, good?.handler));
-      const gone = Object.keys(record.profiles).length < attempts.length;
-      await this.#tell(
-        engine,
-        this.#handlers(profiles, attempts),
-        !fresh && !gone && attempts.length > 0,
-        signal,
-      );
+      const handlers = this.#handlers(profiles, attempts);
+      const names = handlers.map(({ name }) => name).sort();
+      const kept = !fresh && names.length > 0 && same(names, [...(record.engine?.handlers ?? [])].sort());
+      await this.#tell(engine, handlers, kept, signal);
       this.#failures = 0;
       this.#retryAt = 0;
       const what = `${engine.unit} (${engine.kind} ${engine.version}) has the handlers`;

@@ -9,6 +9,7 @@ import {
   planEngineRollback,
   planKubelet,
   planLeave,
+  planNodeRemoval,
   planProfile,
   planProfileRollback,
   planRemoval,
@@ -244,6 +245,13 @@ describe("a profile", () => {
     expect(names(steps)).toEqual(["remove-dead-pods", "restore", "await-handler"]);
     expect(steps[0]).toEqual({ do: "remove-dead-pods", handlers: ["standard"] });
     expect(planRemoval(empty, "standard", [file])).toEqual([]);
+  });
+
+  test("on the node's engine is removed with what is left of its pods there", () => {
+    expect(planNodeRemoval(serving, "standard", [file])).toEqual([
+      { do: "remove-dead-pods", handlers: ["standard"], socket: "/run/containerd/containerd.sock" },
+      { do: "restore", path: file },
+    ]);
   });
 });
 

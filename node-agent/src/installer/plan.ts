@@ -30,8 +30,11 @@ export type Step =
   | { do: "await-handler"; handler: string; revision: string; present: boolean }
   | { do: "point-kubelet"; unit: string; former: string; edits: Edit[] }
   | { do: "return-kubelet"; unit: string; former: string; files: string[] }
-  /** Removes what is left of these handlers' pods that ended: the kubelet will not come back for them. */
-  | { do: "remove-dead-pods"; handlers: string[] }
+  /**
+   * Removes what is left of these handlers' pods that ended: the kubelet will not come back for them, or too late. On
+   * our runtime, or on the engine behind `socket`.
+   */
+  | { do: "remove-dead-pods"; handlers: string[]; socket?: string }
   | { do: "stop-runtime" }
   /** Unmounts and deletes everything that is Bulkhead's but `keep`; with nothing to keep the node is as it was. */
   | { do: "purge"; keep: string[] }
@@ -184,8 +187,11 @@ export function planRemoval(facts: Facts, name: string, files: string[]): Step[]
 }
 
 /** The same for a handler of the node's own engine, which is told otherwise. */
-export const planFilesRemoval = (files: string[]): Step[] =>
-  files.map((path): Step => ({ do: "restore", path }));
+export const planNodeRemoval = (facts: Facts, name: string, files: string[]): Step[] => {
+  const socket = formerSocket(facts);
+  const dead: Step[] = socket === undefined ? [] : [{ do: "remove-dead-pods", handlers: [name], socket }];
+  return [...dead, ...files.map((path): Step => ({ do: "restore", path }))];
+};
 
 /** Whether our runtime is on this node, and not only what the node's own engine runs. */
 export const usesRuntime = (facts: Facts): boolean =>

@@ -1,6 +1,6 @@
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { executorsOf, type Installer } from "./context.ts";
-import { type Facts, planFilesRemoval, planRemoval } from "./plan.ts";
+import { type Facts, planNodeRemoval, planRemoval } from "./plan.ts";
 import { listPods } from "./pods.ts";
 import type { Profiles } from "./profiles.ts";
 import { execute } from "./steps.ts";
@@ -35,7 +35,7 @@ export async function removeOthers(
         continue;
       }
       const files = Object.keys(good.files);
-      const steps = onNode ? planFilesRemoval(files) : planRemoval(facts, name, files);
+      const steps = (onNode ? planNodeRemoval : planRemoval)(facts, name, files);
       await execute(steps, executorsOf(installer, name), signal, log);
     }
     const { [name]: _, ...rest } = ownership.record.profiles;

@@ -16,6 +16,7 @@ import { type Host, must } from "./host.ts";
 import { findSetting, pointAt, socketOf } from "./kubelet/setting.ts";
 import type { Ownership } from "./ownership.ts";
 import type { Step } from "./plan.ts";
+import { sandboxes } from "./pods.ts";
 import { Hopeless, poll, refuseCrashLoop, withLog } from "./wait.ts";
 
 /** How each step is done. A step that has no executor does not compile. */
@@ -198,13 +199,15 @@ export function executors(context: StepContext): Executors {
       await ownership.update({ ...rest, kubelet: undefined });
       note("KubeletReturned", `The kubelet is served by ${former} again`);
     },
-    "remove-dead-pods": async ({ handlers }, signal) => {
-      using cri = connect();
+    "remove-dead-pods": async ({ handlers, socket }, cancelled) => {
+      const signal = AbortSignal.any([cancelled, AbortSignal.timeout(120_000)]);
+      using cri = socket === undefined ? connect() : connectCri(host.at(host.real(socket)));
       const { runtime } = cri;
-      const { items } = await runtime.listPodSandbox({}, signal).catch((error: unknown) => {
+      const engine = socket === undefined ? undefined : ownership.record.engine?.kind;
+      const items = await sandboxes(cri, engine, signal).catch((error: unknown) => {
         // A runtime that does not answer has nothing that could be asked to go; purge takes its files and mounts.
         context.log.warn({ err: messageOf(error) }, "cannot list pods before leaving");
-        return { items: [] };
+        return [];
       });
       for (const { id, state, runtimeHandler, metadata } of items) {
         const dead = state === PodSandboxState.SANDBOX_NOTREADY && handlers.includes(runtimeHandler);
