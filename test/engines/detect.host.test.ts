@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -69,6 +69,17 @@ describe("an engine is refused", () => {
     const endpoint = join(directory, "docker.sock");
     await engine("cri-dockerd", "docker", `--docker-endpoint=unix://${endpoint}`);
     await expect(found()).rejects.toThrow(`nobody listens on unix://${endpoint}`);
+  });
+
+  test("whose Docker is not there, where it has renamed its socket as cri-dockerd does", async () => {
+    const wanted = socket;
+    socket = join(directory, "123");
+    const endpoints = ["/docker.sock", "/cri.sock"].map((name) => `unix://${directory}${name}`);
+    const flags = [`--docker-endpoint=${endpoints[0]}`, `--container-runtime-endpoint=${endpoints[1]}`];
+    await engine("cri-dockerd", "docker", ...flags);
+    renameSync(socket, wanted);
+    socket = wanted;
+    await expect(found()).rejects.toThrow(`nobody listens on ${endpoints[0]}`);
   });
 
   test.skipIf(inService)("that no systemd service runs", async () => {

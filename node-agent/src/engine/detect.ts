@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { readdir, readFile, readlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
@@ -80,17 +81,34 @@ export async function monitorsIn(unit: string): Promise<number> {
 /** The process that has the host's socket open as its listener; systemd, which may hold it too, does not count. */
 async function listener(host: Host, socket: string): Promise<{ pid: number; argv: string[] } | undefined> {
   const real = host.real(socket);
-  const table = (await text("/proc/1/net/unix")) ?? "";
-  const inodes = new Set(
-    table.split("\n").flatMap((line) => {
-      const fields = line.trim().split(/\s+/);
-      // Flag __SO_ACCEPTCON: it listens.
-      const [flags, path = ""] = [fields[3], fields[7]];
-      return flags === "00010000" && path.startsWith("/") && host.real(path) === real
-        ? [`socket:[${fields[6]}]`]
-        : [];
-    }),
+  const listening = (await text("/proc/1/net/unix"))?.split("\n").flatMap((line) => {
+    const fields = line.trim().split(/\s+/);
+    // Flag __SO_ACCEPTCON: it listens.
+    const [flags, path = ""] = [fields[3], fields[7]];
+    return flags === "00010000" && path.startsWith("/")
+      ? [{ inode: `socket:[${fields[6]}]`, path: host.real(path) }]
+      : [];
+  });
+  const exact = (listening ?? []).filter(({ path }) => path === real);
+  if (exact.length > 0) return await holder(exact, () => true);
+  // cri-dockerd binds a name beside its socket's and renames that; the kernel's table keeps the first.
+  const beside = (listening ?? []).filter(
+    ({ path }) => dirname(path) === dirname(real) && !existsSync(host.at(path)),
   );
+  return await holder(beside, (argv) => {
+    const endpoint = flagOf(argv, "--container-runtime-endpoint") ?? "unix:///var/run/cri-dockerd.sock";
+    return (
+      programOf.docker.test(basename(argv[0] ?? "")) && host.real(endpoint.replace(/^unix:\/\//, "")) === real
+    );
+  });
+}
+
+/** The process that holds one of these sockets, and whose command line is such. */
+async function holder(
+  sockets: { inode: string }[],
+  is: (argv: string[]) => boolean,
+): Promise<{ pid: number; argv: string[] } | undefined> {
+  const inodes = new Set(sockets.map(({ inode }) => inode));
   if (inodes.size === 0) return undefined;
   const pids = (await readdir("/proc")).filter((name) => /^[0-9]+$/.test(name) && name !== "1");
   const likely = async (pid: string): Promise<boolean> =>
@@ -102,7 +120,7 @@ async function listener(host: Host, socket: string): Promise<{ pid: number; argv
     for (const fd of fds) {
       if (!inodes.has(await readlink(`/proc/${name}/fd/${fd}`).catch(() => ""))) continue;
       const argv = ((await text(`/proc/${name}/cmdline`)) ?? "").replace(/\0$/, "").split("\0");
-      return { pid: Number(name), argv };
+      if (is(argv)) return { pid: Number(name), argv };
     }
   }
   return undefined;
