@@ -49,6 +49,12 @@ export const docker: Adapter = {
           handler,
           "cri-dockerd makes a sandbox of each container, and a pod is to have one",
         );
+      else if (handler.kind === "gvisor" && handler.args.includes("--network=sandbox"))
+        refuseKind(
+          "Docker",
+          handler,
+          "cri-dockerd reads a pod's address from an interface that gVisor's own network takes it from, and the kubelet ends such a pod; with handler.gvisor.network: host it runs",
+        );
     const runtimes = Object.fromEntries(
       handlers.map(({ name, program, args }) => [
         name,

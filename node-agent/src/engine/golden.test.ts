@@ -87,7 +87,10 @@ const kata: EngineHandler = {
 const handlersOf: Record<EngineKind, EngineHandler[]> = {
   containerd: [...common, shim, kata],
   crio: [...common, shim],
-  docker: common,
+  docker: common.map((handler) => ({
+    ...handler,
+    args: handler.args.map((flag) => flag.replace("=sandbox", "=host")),
+  })),
 };
 
 const data = join(import.meta.dirname, "../../test-data/engines");

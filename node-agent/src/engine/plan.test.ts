@@ -115,6 +115,12 @@ describe("what an engine has no way to serve is refused with the reason:", () =>
     ],
     ["Kata by CRI-O", { kind: "crio" }, kata, /passes every annotation of a pod on/],
     ["Kata by Docker", { kind: "docker" }, kata, /makes a sandbox of each container/],
+    [
+      "gVisor's own network by Docker",
+      { kind: "docker" },
+      { ...handler, kind: "gvisor", args: ["--network=sandbox"] },
+      /with handler\.gvisor\.network: host it runs/,
+    ],
     ["a shim by Docker", { kind: "docker" }, shim, /makes a sandbox of each container/],
   ])("%s", (_, of, told, message) => {
     expect(() => plan(engine({ [main]: "version = 2\n" }, of), [told])).toThrow(message);

@@ -57,7 +57,9 @@ export function engineExecutors({ host, ownership, note }: StepContext): Pick<Ex
       using cri = connectCri(host.at(socket));
       try {
         let looked = performance.now();
-        await poll(`${unit} did not come to offer its handlers`, 120_000, signal, async (each) => {
+        // cri-dockerd keeps for a minute what Docker told it, and for another one the handlers that it made of that.
+        const patience = restarted ? 120_000 : 180_000;
+        await poll(`${unit} did not come to offer its handlers`, patience, signal, async (each) => {
           if (restarted && performance.now() - looked > 2000) {
             looked = performance.now();
             await refuseCrashLoop(host, unit, 3, each);
