@@ -344,7 +344,8 @@ const bootTime = async (node: NodePlan): Promise<number> => {
   return Math.floor(mtimeMs / 1000) * 1000;
 };
 
-const well = (plan: ClusterPlan, component: Component, signal: AbortSignal): Promise<void> =>
+/** Waits until a component says that it is well. */
+export const well = (plan: ClusterPlan, component: Component, signal: AbortSignal): Promise<void> =>
   until(signal, 90_000, `${component} (log: ${logOf(plan, component)})`, async () => {
     const { status } = await get(plan, healthUrl(plan, component));
     return status === 200;

@@ -10,6 +10,21 @@ import { run } from "../tools/run.ts";
  * shell in front of them leave the score alone.
  */
 
+/**
+ * An OCI runtime that is given no score below nought: CRI-O and cri-dockerd ask for -998 for a pod's first container.
+ * `real` stands beside it.
+ */
+export const clampedRuntime = (real: string): string => `#!/bin/sh
+before=
+for argument; do
+  case $before in
+  -bundle | --bundle) sed -i -E 's/("oomScoreAdj": *)-[0-9]+/\\10/' "$argument/config.json" ;;
+  esac
+  before=$argument
+done
+exec "$(dirname "$(readlink -f "$0")")/${real}" "$@"
+`;
+
 /** `start` without the score: the shim with no command is the server itself. Everything else goes to the shim. */
 const shim = `#!/bin/sh
 real=$(dirname "$(readlink -f "$0")")/runsc-shim
@@ -42,7 +57,9 @@ export async function clampedGvisor(registry: string): Promise<string> {
   try {
     const bin = join(tree, "bin");
     await mkdir(bin);
-    await copyFile(tool("runsc"), join(bin, "runsc"));
+    await copyFile(tool("runsc"), join(bin, "runsc-real"));
+    await writeFile(join(bin, "runsc"), clampedRuntime("runsc-real"));
+    await chmod(join(bin, "runsc"), 0o755);
     await copyFile(tool("containerd-shim-runsc-v1"), join(bin, "runsc-shim"));
     await writeFile(join(bin, "containerd-shim-runsc-v1"), shim);
     await chmod(join(bin, "containerd-shim-runsc-v1"), 0o755);

@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { eventually } from "../lifecycle/life.ts";
 import { difference, nodeListing } from "../lifecycle/listing.ts";
 import { tool } from "../tools/cache.ts";
+import { frontedTests } from "./fronted.ts";
 import { type EngineNode, startEngineNode } from "./node.ts";
 import { leave, pidOf, podRuns, profile, runsAsBefore, settled, withoutKubepods } from "./profiles.ts";
 
@@ -76,37 +77,7 @@ describe("containerd 1.6", { timeout: 180_000 }, () => {
     await settled(node, "walled", { phase: "Ready" });
   });
 
-  test("is fronted by Bulkhead's runtime, and serves its own profiles and pods behind it", async () => {
-    const before = await podRuns(node);
-    await node.want([
-      profile("walled", "aaaaaaaaaa"),
-      profile("fronted", "bbbbbbbbbb", { engine: "bulkhead" }),
-    ]);
-    await settled(node, "fronted", { phase: "Ready", canary: { passed: true } }, 120);
-    await settled(node, "walled", { phase: "Ready" });
-    await eventually(async () =>
-      expect((await node.report()).status.engine).toMatchObject({ name: "containerd", fronted: true }),
-    );
-    expect(await node.exec(["cat", "/etc/kubernetes/kubelet.yaml"])).toContain("/run/bulkhead/cri.sock");
-    const ours = "--runtime-endpoint=unix:///run/bulkhead/cri.sock";
-    expect(await node.exec(["crictl", ours, "ps", "-q", "--no-trunc"])).toContain(before.split(" ")[0]);
-    await runsAsBefore(node, before);
-    const image = `${node.registry}/bulkhead/test:1`;
-    const exec = ["crictl", ours, "exec", "-s", before.split(" ")[0] ?? "", "echo", image];
-    expect(await node.exec(exec)).toContain(image);
-  });
-
-  test("is the kubelet's again when Bulkhead's runtime has no profile left, and keeps its own", async () => {
-    const before = await podRuns(node);
-    await node.want([profile("walled", "aaaaaaaaaa")]);
-    await eventually(async () => expect((await node.try(["ls", "/run/bulkhead"])).code).not.toBe(0), 90);
-    expect(await node.exec(["cat", "/etc/kubernetes/kubelet.yaml"])).not.toContain("bulkhead");
-    await settled(node, "walled", { phase: "Ready" });
-    await eventually(async () =>
-      expect((await node.report()).status.engine).toMatchObject({ fronted: false }),
-    );
-    await runsAsBefore(node, before);
-  });
+  frontedTests(() => node, { name: "containerd", unit: "containerd" });
 
   test("is what it was when the last profile goes; its containers are the same", async () => {
     const before = await podRuns(node);

@@ -3,13 +3,26 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { eventually } from "../lifecycle/life.ts";
 import { difference, nodeListing } from "../lifecycle/listing.ts";
 import { inCache, tool } from "../tools/cache.ts";
+import { clampedGvisor } from "./clamped.ts";
+import { frontedTests } from "./fronted.ts";
+import { podBehindGvisor } from "./gvisor.ts";
 import { type EngineNode, startEngineNode } from "./node.ts";
-import { leave, pidOf, podRuns, profile, runsAsBefore, settled, withoutKubepods } from "./profiles.ts";
+import {
+  gvisor,
+  leave,
+  pidOf,
+  podRuns,
+  profile,
+  runsAsBefore,
+  settled,
+  withoutKubepods,
+} from "./profiles.ts";
 
 /** CRI-O with a kubelet of its own takes up a handler and loses it again (docs/engines.md). */
 
 let node: EngineNode;
 let listing: string[];
+let artifact: string;
 const socket = "/run/crio/crio.sock";
 const dropin = "/etc/crio/crio.conf.d/99-bulkhead.conf";
 const programs = ["crio", "pinns"].map((name) => inCache("bin", name));
@@ -46,7 +59,10 @@ runtime_root = "/run/runc"
 
 /** CRI-O keeps what it knows of images and names, pods' logs, and the cgroup of pods that name none. */
 const own = /(^| )\.\/((var\/(lib|cache|log)|run)\/(containers|crio)|[^/]+\/crio)(\/| |$)/;
-const without = (lines: string[]): string[] => withoutKubepods(lines).filter((line) => !own.test(line));
+/** gVisor keeps its empty network namespace, and the lines of shell before it their sockets. */
+const gvisors = /null-netns|\.\/run\/clamped/;
+const without = (lines: string[]): string[] =>
+  withoutKubepods(lines).filter((line) => !own.test(line) && !gvisors.test(line));
 
 const unit = `[Service]
 # The machine under the nodes knows controllers that are mounted nowhere, and CRI-O would use them.
@@ -65,6 +81,7 @@ beforeAll(async () => {
   node = await startEngineNode({
     name: "bulkhead-engine",
     socket,
+    api: true,
     debs: [
       ["conmon", "usr/bin/conmon"],
       ["libglib2.0-0", "usr/lib/x86_64-linux-gnu/libglib-2.0.so.0"],
@@ -80,6 +97,7 @@ beforeAll(async () => {
     programs: { "/usr/local/bin/crio": tool("crio"), "/usr/local/bin/pinns": tool("pinns") },
   });
   await podRuns(node);
+  artifact = await clampedGvisor(node.registry);
   listing = await nodeListing(node);
   await node.startInstaller();
 });
@@ -95,6 +113,17 @@ describe.skipIf(!there)(`CRI-O${skipped}`, { timeout: 180_000 }, () => {
     await runsAsBefore(node, before.pod);
     expect(await pidOf(node, "kubelet")).toBe(before.kubelet);
   });
+
+  test("serves gVisor by its shim: a pod's log, exec, network and second container are behind its kernel", async () => {
+    const before = await podRuns(node);
+    await node.want([profile("walled", "aaaaaaaaaa"), gvisor("sandboxed", "bbbbbbbbbb", artifact)]);
+    await settled(node, "sandboxed", { phase: "Ready", canary: { passed: true } });
+    await settled(node, "walled", { phase: "Ready" });
+    await runsAsBefore(node, before);
+    await podBehindGvisor(node, "sandboxed", { streams: true });
+  });
+
+  frontedTests(() => node, { name: "cri-o", unit: "crio" });
 
   test("is what it was when the last profile goes; its containers are the same", async () => {
     const before = { pod: await podRuns(node), crio: await pidOf(node, "crio") };

@@ -16,7 +16,8 @@ import { readSysctls, writeSysctls } from "../cluster/sysctls.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { inCache } from "../tools/cache.ts";
 import { debianProgram, debianPrograms } from "../tools/debian.ts";
-import { type Outcome, run } from "../tools/run.ts";
+import { type Outcome, type RunOptions, run } from "../tools/run.ts";
+import { startApi } from "./api.ts";
 
 /**
  * A systemd host with an engine and a kubelet of its own, without a cluster: the kubelet stands alone and runs static
@@ -33,6 +34,8 @@ export type EngineNode = AsyncDisposable & {
   startInstaller(): Promise<void>;
   want(profiles: Desired["profiles"]): Promise<void>;
   report(): Promise<Report>;
+  /** Of a node with an API server. */
+  kubectl(argv: readonly string[], options?: RunOptions): Promise<string>;
 };
 
 export type EngineNodeOptions = {
@@ -40,21 +43,25 @@ export type EngineNodeOptions = {
   name: string;
   /** Unpacked over the root file system: Debian packages with a path that each has. */
   debs?: readonly (readonly [pkg: string, path: string])[];
+  /** The same as directories of this machine. */
+  trees?: readonly string[];
   /** Files by path, over those of an ordinary node. */
   files: (registry: string) => Record<string, string>;
   /** Programs of this machine by their path on the node. */
   programs?: Readonly<Record<string, string>>;
   /** The kubelet's CRI socket, where it is not containerd's. */
   socket?: string;
+  /** An API server, so that pods may have a RuntimeClass. */
+  api?: boolean;
 };
 
-/** Runs a kubelet without a cluster. */
-const kubeletUnit = (name: string): string => `[Unit]
+/** Runs a kubelet, alone where there is no API server. */
+const kubeletUnit = (name: string, api: boolean): string => `[Unit]
 Description=kubelet: the Kubernetes node agent
 StartLimitIntervalSec=0
 
 [Service]
-ExecStart=/usr/local/bin/kubelet --config=/etc/kubernetes/kubelet.yaml --hostname-override=${name}
+ExecStart=/usr/local/bin/kubelet --config=/etc/kubernetes/kubelet.yaml --hostname-override=${name}${api ? " --kubeconfig=/etc/kubernetes/kubelet.conf" : ""}
 KillMode=process
 Restart=always
 RestartSec=1
@@ -130,11 +137,16 @@ export async function startEngineNode(options: EngineNodeOptions): Promise<Engin
   });
   const registry = registryHost(plan);
   await until(signal, 20_000, "the registry", async () => (await fetch(`http://${registry}/v2/`)).ok);
+  const kubectl = options.api === true ? startApi(plan, signal) : Promise.resolve(withoutApi);
+  // Whoever waits for it tells.
+  kubectl.catch(() => {});
   await ensureTestImages(registry, ["pause:latest", "bulkhead/test:1"]);
   await agentImage(registry, await pushImages(registry), upper);
 
-  for (const [deb, file] of options.debs ?? []) {
-    const tree = (await debianProgram(deb, file)).slice(0, -file.length);
+  const trees = [...(options.trees ?? [])];
+  for (const [deb, file] of options.debs ?? [])
+    trees.push((await debianProgram(deb, file)).slice(0, -file.length));
+  for (const tree of trees) {
     for (const top of await readdir(tree)) {
       // /bin and its like are links into /usr on the node.
       const to = /^(bin|sbin|lib)$/.test(top) ? join(upper, "usr", top) : join(upper, top);
@@ -142,7 +154,7 @@ export async function startEngineNode(options: EngineNodeOptions): Promise<Engin
     }
   }
   const files: Record<string, string> = {
-    "/etc/systemd/system/kubelet.service": kubeletUnit(node.name),
+    "/etc/systemd/system/kubelet.service": kubeletUnit(node.name, options.api === true),
     "/etc/kubernetes/manifests/counter.json": counter(registry),
     ...options.files(registry),
   };
@@ -198,6 +210,7 @@ export async function startEngineNode(options: EngineNodeOptions): Promise<Engin
     return promise;
   };
   let generation = 0;
+  const kube = await kubectl;
   const moved = undo.move();
   return {
     registry,
@@ -224,10 +237,13 @@ export async function startEngineNode(options: EngineNodeOptions): Promise<Engin
       generation++;
       await call("POST", "/v1/desired", JSON.stringify({ generation, profiles }));
     },
+    kubectl: kube,
     report: async () => JSON.parse(await call("GET", `/v1/report?instance=${randomUUID()}`)) as Report,
     [Symbol.asyncDispose]: () => moved.disposeAsync(),
   };
 }
+
+const withoutApi = (): Promise<string> => Promise.reject(new Error("This node has no API server"));
 
 /** What of the agent's image its container has, at the same paths on the node; busybox where it hides nothing. */
 async function agentImage(registry: string, tag: string, upper: string): Promise<void> {

@@ -17,6 +17,18 @@ export const profile = (name: string, revision: string, rest: Partial<Profile> =
   ...rest,
 });
 
+/** gVisor from an artifact, on the node's engine. */
+export const gvisor = (
+  name: string,
+  revision: string,
+  image: string,
+  network: "sandbox" | "host" = "sandbox",
+): Profile =>
+  profile(name, revision, {
+    handler: { gvisor: { platform: "systrap", network, overlay: "memory" } },
+    artifact: { image },
+  });
+
 export const statusOf = async (node: EngineNode, name: string) =>
   (await node.report()).status.profiles?.find((each) => each.name === name);
 

@@ -31,7 +31,7 @@ type ContainerStatus = {
 };
 
 /** kubectl in one namespace, with the few verbs that the tests need. */
-export function inNamespace(cluster: Cluster, namespace: string) {
+export function inNamespace(cluster: Pick<Cluster, "kubectl">, namespace: string) {
   const kubectl = (argv: readonly string[], input?: string) =>
     cluster.kubectl(["-n", namespace, ...argv], input === undefined ? {} : { input });
   const get = async (name: string): Promise<Pod> =>
