@@ -1,13 +1,12 @@
-import { existsSync } from "node:fs";
-import { chmod, mkdir, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
+import { chmod, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { inCache } from "./cache.ts";
-import { run } from "./run.ts";
+import { fetchTrixie } from "./trixie.ts";
 
-/** Debian 13 has a CRIU (4.1) that knows kernels from 6.13 on; Debian 12's does not. */
-const suite = "trixie";
-
-/** CRIU and all that its program is linked with, the C library among them: this machine's are older. */
+/**
+ * CRIU of Debian 13 (4.1), which knows kernels from 6.13 on as Debian 12's does not, and all that its program is linked
+ * with, the C library among them: this machine's are older.
+ */
 const packages = [
   ...["criu", "libc6", "libprotobuf-c1", "libnl-3-200", "libnet1", "libbsd0", "libmd0", "libuuid1"],
   ...[
@@ -30,43 +29,16 @@ exec "$home/usr/lib64/ld-linux-x86-64.so.2" --library-path "$home/${libraries}" 
 `;
 
 /** A directory to put into PATH, with the program `criu` in it. */
-export const criuHome = (): string => inCache("tools", `criu-${suite}`);
+export const criuHome = (): string => inCache("tools", "criu-trixie");
 
 /** Fetches CRIU from Debian's archive, unless it is there. */
-export const fetchCriu = async (signal?: AbortSignal): Promise<void> => {
-  const home = criuHome();
-  if (existsSync(home)) return;
-  await mkdir(inCache("tools"), { recursive: true });
-  const scratch = await mkdtemp(inCache("tools", ".new-"));
-  try {
-    const at = (name: string): string => join(scratch, name);
-    for (const name of ["lists/partial", "cache/archives/partial", "tree"])
-      await mkdir(at(name), { recursive: true });
-    const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    await writeFile(
-      at("sources.list"),
-      `deb [signed-by=${keyring}] http://deb.debian.org/debian ${suite} main\n`,
-    );
-    // Lists of its own: the machine's packages stay what they are.
-    const apart = [
-      `Dir::Etc::sourcelist=${at("sources.list")}`,
-      "Dir::Etc::sourceparts=/dev/null",
-      `Dir::State::lists=${at("lists")}`,
-      `Dir::Cache=${at("cache")}`,
-      "Acquire::Languages=none",
-    ].flatMap((option) => ["-o", option]);
-    await run(["apt-get", ...apart, "update", "-q"], { signal });
-    await run(["apt-get", ...apart, "download", "-q", ...packages], { cwd: scratch, signal });
-    for (const name of await readdir(scratch))
-      if (name.endsWith(".deb")) await run(["dpkg-deb", "-x", at(name), at("tree")], { signal });
-    await rm(at("tree/usr/share"), { recursive: true, force: true });
-    await writeFile(at("tree/criu"), script);
-    await chmod(at("tree/criu"), 0o755);
-    await chmod(at("tree"), 0o755);
-    await rename(at("tree"), home).catch((error: unknown) => {
-      if (!existsSync(home)) throw error;
-    });
-  } finally {
-    await rm(scratch, { recursive: true, force: true });
-  }
-};
+export const fetchCriu = (signal?: AbortSignal): Promise<void> =>
+  fetchTrixie(
+    criuHome(),
+    packages,
+    async (tree) => {
+      await writeFile(join(tree, "criu"), script);
+      await chmod(join(tree, "criu"), 0o755);
+    },
+    signal,
+  );

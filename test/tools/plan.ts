@@ -11,6 +11,7 @@ export type Step = {
   | { do: "kubectl" }
   | { do: "criu" }
   | { do: "youki" }
+  | { do: "docker" }
   | {
       do: "debian";
       programs: readonly ("etcd" | "docker-registry" | "prometheus" | "tinyproxy" | "containerd-1.6")[];
@@ -224,6 +225,21 @@ export const steps: readonly Step[] = [
       { output: "pinns", package: "github.com/cri-o/cri-o", c: "pinns/src" },
     ],
   },
+  {
+    // Of one test, too, with the Docker that it stands before.
+    id: "cri-dockerd",
+    do: "go",
+    after: [],
+    module: "cri-dockerd",
+    builds: [
+      {
+        output: "cri-dockerd",
+        package: "github.com/Mirantis/cri-dockerd",
+        ldflags: "-X github.com/Mirantis/cri-dockerd/cmd/version.Version=0.4.0",
+      },
+    ],
+  },
+  { id: "docker", do: "docker", after: ["packages"] },
   {
     id: "cni",
     do: "go",

@@ -2,6 +2,7 @@ import { nodeRootfs } from "../cluster/rootfs.ts";
 import { installPackages } from "./apt.ts";
 import { fetchCriu } from "./criu.ts";
 import { debianProgram, debianPrograms } from "./debian.ts";
+import { fetchDocker } from "./docker.ts";
 import { buildGo } from "./go.ts";
 import { fetchKubectl } from "./kubectl.ts";
 import { type Need, type Step, startable, stepsFor } from "./plan.ts";
@@ -20,6 +21,7 @@ const executors: Executors = {
   go: ({ module, builds }, signal) => buildGo(module, builds, signal),
   kubectl: (_step, signal) => fetchKubectl(signal),
   criu: (_step, signal) => fetchCriu(signal),
+  docker: (_step, signal) => fetchDocker(signal),
   youki: (_step, signal) => buildYouki(signal),
   debian: async ({ programs }, signal) => {
     for (const name of programs)
