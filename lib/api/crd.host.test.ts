@@ -107,6 +107,7 @@ describe("The API server accepts", () => {
       "overhead and a class of another name",
       { handler: { runc: {} }, runtimeClass: { name: "walled", overhead: { memory: "120Mi", cpu: "250m" } } },
     ],
+    ["overhead as measured", { handler: { runc: {} }, runtimeClass: { overhead: { memory: "measured" } } }],
   ];
   test.each(accepted.map(([title, spec], at) => [title, spec, `good-${at}`] as const))(
     "%s",
@@ -241,6 +242,11 @@ describe("The API server refuses, naming the field,", () => {
       "memory that is no quantity",
       "spec.runtimeClass.overhead.memory",
       { ...runc, runtimeClass: { overhead: { memory: "lots" } } },
+    ],
+    [
+      "processors as measured",
+      "spec.runtimeClass.overhead.cpu",
+      { ...runc, runtimeClass: { overhead: { cpu: "measured" } } },
     ],
     ["a class name with capitals", "spec.runtimeClass.name", { ...runc, runtimeClass: { name: "Walled" } }],
     [

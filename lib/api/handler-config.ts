@@ -87,6 +87,8 @@ const ShimHandler = z
         rootfs: z.enum(["virtio-fs", "block"]),
         /** Size of such a disk. */
         diskMiB: z.int().min(64).default(1024),
+        /** Whether the shim may be asked for metrics: some end themselves, and the pod with them, when they are. */
+        metrics: z.boolean().default(false),
       })
       .strict()
       .optional(),

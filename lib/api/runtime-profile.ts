@@ -21,6 +21,15 @@ const quantity = z
   .max(32)
   .regex(/^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$/, "must be a Kubernetes quantity");
 
+/** What a pod takes beside its containers: said by people, or `measured`, the most that canaries of the fleet took. */
+const overheadMemory = z
+  .string()
+  .max(32)
+  .regex(
+    /^(measured|[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?)$/,
+    "must be a Kubernetes quantity, or the word measured",
+  );
+
 /** A duration in seconds, minutes or hours, such as 60s. */
 const duration = z
   .string()
@@ -262,7 +271,7 @@ export const RuntimeProfileSpec = z
       .object({
         /** Name of the RuntimeClass; the profile's name when left out. Pods name it, so it cannot change. */
         name: dnsLabel.optional(),
-        overhead: z.object({ memory: quantity.optional(), cpu: quantity.optional() }).optional(),
+        overhead: z.object({ memory: overheadMemory.optional(), cpu: quantity.optional() }).optional(),
         /**
          * label: pods go only to nodes whose canary passed. startupTaint: to every node of nodeSelector that has lost the
          * taint handler.bulkhead.dev/PROFILE, which it registered with. none: to every node of nodeSelector.
@@ -364,7 +373,14 @@ export const RuntimeProfileStatus = z.object({
   pods: z.int().optional(),
   startSeconds: z.object({ p50: z.number(), p99: z.number() }).optional(),
   /** What a pod costs beside its containers: as the RuntimeClass declares it, and the most that a canary took. */
-  overheadMemory: z.object({ declared: z.string(), measured: z.string() }).optional(),
+  overheadMemory: z
+    .object({
+      declared: z.string(),
+      measured: z.string(),
+      /** Of `overhead.memory: measured`: the revision for which `declared` is raised only. */
+      revision: z.string().optional(),
+    })
+    .optional(),
   tenancy: TenancyStatus.optional(),
 });
 export type RuntimeProfileStatus = z.infer<typeof RuntimeProfileStatus>;

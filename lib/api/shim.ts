@@ -13,7 +13,7 @@ export const shimHandler = z.object({
     .string()
     .max(128)
     .regex(
-      /^[a-z0-9]+(\.[a-z0-9-]+)*\.v[0-9]+$/,
+      /^[a-z0-9]+(\.[a-z0-9-]+)*\.v[0-9][a-z0-9-]*$/,
       "must be a runtime type such as io.containerd.wasmtime.v1, not a path",
     ),
   /** What the canary must find behind it: namespaces of its own, another kernel, or the kernel of a virtual machine. */

@@ -102,6 +102,21 @@ test("a status other than OK is the RuntimeError of its code", async () => {
   });
 });
 
+test("a method that a shim in Rust does not have is unimplemented, and nothing that is not there", async () => {
+  const path = join(dir, "s");
+  await using server = await serveTtrpc(path);
+  const answers = [`/${Events.typeName}/Forward is not supported`, "container x"];
+  server.add(Events, {
+    forward: async () => {
+      throw new RuntimeError("not-found", answers.shift() ?? "");
+    },
+  });
+  using connection = await TtrpcConnection.connect(path, signal());
+  const { forward } = createTtrpcClient(Events, connection);
+  await expect(forward({})).rejects.toMatchObject({ code: "unimplemented" });
+  await expect(forward({})).rejects.toMatchObject({ code: "not-found" });
+});
+
 test("a closed connection rejects every waiting call, and later ones, as unavailable", async () => {
   const path = join(dir, "s");
   let calls = 0;

@@ -1,4 +1,4 @@
-import { chmodSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { createServer, type Socket } from "node:net";
 import {
   create,
@@ -12,7 +12,7 @@ import {
 import { RequestSchema, ResponseSchema } from "../gen/ttrpc_pb.js";
 import { RuntimeError } from "../std/errors.ts";
 import { encodeFrame, frameDecoder, MessageFlag, MessageType, maxData } from "./frame.ts";
-import { withShortPath } from "./socket.ts";
+import { listenOn } from "./socket.ts";
 import { statusOfError } from "./status.ts";
 
 /** What serves a service's unary methods. */
@@ -75,19 +75,7 @@ export async function serveTtrpc(path: string): Promise<TtrpcServer> {
       }
     });
   });
-  rmSync(path, { force: true });
-  await withShortPath(
-    path,
-    (short) =>
-      new Promise<void>((resolve, reject) => {
-        server.once("error", reject);
-        server.listen({ path: short }, () => {
-          server.off("error", reject);
-          resolve();
-        });
-      }),
-  );
-  chmodSync(path, 0o600);
+  await listenOn(server, path);
   return {
     add: (service, handlers) => {
       for (const method of service.methods) {

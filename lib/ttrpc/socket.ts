@@ -1,5 +1,5 @@
-import { closeSync, constants, openSync } from "node:fs";
-import { connect, type Socket } from "node:net";
+import { chmodSync, closeSync, constants, openSync, rmSync } from "node:fs";
+import { connect, type Server, type Socket } from "node:net";
 import { basename, dirname } from "node:path";
 import { messageOf, RuntimeError } from "../std/errors.ts";
 
@@ -23,6 +23,23 @@ export async function withShortPath<T>(path: string, use: (path: string) => Prom
   } finally {
     closeSync(directory);
   }
+}
+
+/** Has a server listen on a Unix socket, for root alone; one that an earlier process left makes way. */
+export async function listenOn(server: Server, path: string): Promise<void> {
+  rmSync(path, { force: true });
+  await withShortPath(
+    path,
+    (short) =>
+      new Promise<void>((resolve, reject) => {
+        server.once("error", reject);
+        server.listen({ path: short }, () => {
+          server.off("error", reject);
+          resolve();
+        });
+      }),
+  );
+  chmodSync(path, 0o600);
 }
 
 /** A connected Unix socket; rejects with `unavailable` when nobody listens. */

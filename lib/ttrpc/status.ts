@@ -16,11 +16,19 @@ const codes: Record<number, ErrorCode> = {
   14: "unavailable",
 };
 
+const notFound = 5;
+
 const numbers = new Map(Object.entries(codes).map(([number, code]) => [code, Number(number)]));
 
 /** The error that a status other than OK stands for. */
-export const errorOfStatus = (method: string, status: { code: number; message: string }): RuntimeError =>
-  new RuntimeError(codes[status.code] ?? "unknown", `${method}: ${status.message}`);
+export const errorOfStatus = (
+  method: string,
+  { code, message }: { code: number; message: string },
+): RuntimeError => {
+  // ttrpc-rust's services answer so for methods that they do not have. What was asked about is there.
+  const missing = code === notFound && message.endsWith(`/${method} is not supported`);
+  return new RuntimeError(missing ? "unimplemented" : (codes[code] ?? "unknown"), `${method}: ${message}`);
+};
 
 /** The status that tells the peer of an error. */
 export const statusOfError = (error: unknown): { code: number; message: string } => ({

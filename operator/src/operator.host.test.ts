@@ -619,6 +619,39 @@ describe("The operator", () => {
     expect(await revisions()).toEqual([]);
   });
 
+  test("declares as overhead what the dearest canary took, raises it, and lets a cheaper revision lower it", async () => {
+    await createNode("node-a");
+    await createProfile("sandboxed", { runtimeClass: { overhead: { memory: "measured" } } });
+    let mebibytes = 40;
+    const measured = (overheadBytes: number): ProfileStatus["canary"] => ({
+      ...{ passed: true, at: new Date().toISOString(), startSeconds: 0.2, kernel: "4.4.0" },
+      ...{ overheadBytes, assertions: [], failures: 0 },
+    });
+    startAgent("node-a", () => ({ canary: measured(mebibytes * 2 ** 20) }));
+    const declares = (memory: string) =>
+      eventually(
+        `${memory} declared`,
+        () => client.get(runtimeClasses, "sandboxed"),
+        (is) => is?.overhead?.podFixed.memory === memory,
+      );
+    await declares("48Mi");
+    await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    mebibytes = 70;
+    await declares("80Mi");
+    mebibytes = 20;
+    // As many plans as it takes until the lower figure is told.
+    await eventually(
+      "20Mi told",
+      () => profile("sandboxed"),
+      (is) => is?.status?.overheadMemory?.measured === "20Mi",
+    );
+    await declares("80Mi");
+    await client.patch(runtimeProfiles, "sandboxed", {
+      spec: { handler: { gvisor: { platform: "ptrace" } } },
+    });
+    await declares("32Mi");
+  });
+
   test("takes the startup taint off a node whose canary passed, however often the node comes anew", async () => {
     await createProfile("sandboxed", { runtimeClass: { readiness: "startupTaint" } });
     const { scheduling } = await eventually(

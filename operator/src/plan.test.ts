@@ -59,7 +59,7 @@ const conditions = (is: ReturnType<typeof plan>): Record<string, string> =>
   Object.fromEntries((is.status.conditions ?? []).map((c) => [c.type, `${c.status} ${c.reason}`]));
 
 describe("The RuntimeClass is", () => {
-  const desired = desiredRuntimeClass(profile());
+  const desired = desiredRuntimeClass(profile(), undefined);
   const table: [title: string, given: Partial<ProfileFacts>, step: string, state: ClassState][] = [
     ["created when there is none", {}, "create-class", ours],
     ["left when it is as wanted", { runtimeClass: desired }, "nothing", ours],
@@ -78,7 +78,9 @@ describe("The RuntimeClass is", () => {
     ],
     [
       "left alone when it is another profile's",
-      { runtimeClass: desiredRuntimeClass(profile({ name: "q" }, { runtimeClass: { name: "p" } })) },
+      {
+        runtimeClass: desiredRuntimeClass(profile({ name: "q" }, { runtimeClass: { name: "p" } }), undefined),
+      },
       "nothing",
       { class: "foreign", owner: "q" },
     ],

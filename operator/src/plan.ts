@@ -7,6 +7,7 @@ import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 import type { Drain } from "./drain.ts";
 import { isFresh, type ProfileFacts, serves } from "./facts.ts";
 import { effectiveRevision } from "./history.ts";
+import { declaredMemory } from "./overhead.ts";
 import { type Rollout, rollOut } from "./rollout.ts";
 import { desiredRuntimeClass, drift, ownerOf } from "./runtime-class.ts";
 import { type ClassState, type NodeState, type Removal, type Summary, summarize } from "./status.ts";
@@ -39,7 +40,7 @@ export const planClass = (facts: ProfileFacts): ClassPlan => {
       : { step: { do: "nothing" }, state: { class: "removed" } };
   }
   if (facts.invalid !== undefined) return { step: { do: "nothing" }, state: { class: "ours" } };
-  const desired = desiredRuntimeClass(profile);
+  const desired = desiredRuntimeClass(profile, declaredMemory(facts));
   if (!existing) return { step: { do: "create-class", desired }, state: { class: "ours" } };
   const differs = drift(existing, desired);
   if (differs.includes("handler")) {

@@ -3,13 +3,16 @@ import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
 import { describe, expect, test } from "vitest";
 import { desiredRuntimeClass, drift, ownerOf } from "./runtime-class.ts";
 
-const wanted = (spec: object = {}) =>
-  desiredRuntimeClass({
-    apiVersion: "",
-    kind: "RuntimeProfile",
-    metadata: { name: "sandboxed" },
-    spec: RuntimeProfileSpec.parse({ handler: { gvisor: {} }, ...spec }),
-  });
+const wanted = (spec: object = {}, memory?: string) =>
+  desiredRuntimeClass(
+    {
+      apiVersion: "",
+      kind: "RuntimeProfile",
+      metadata: { name: "sandboxed" },
+      spec: RuntimeProfileSpec.parse({ handler: { gvisor: {} }, ...spec }),
+    },
+    memory,
+  );
 
 describe("The RuntimeClass of a profile", () => {
   test("has the profile's name as handler whatever its own name is", () => {
@@ -27,16 +30,16 @@ describe("The RuntimeClass of a profile", () => {
   test("has no scheduling when readiness is none and nothing is selected", () => {
     expect(wanted({ runtimeClass: { readiness: "none" } })).not.toHaveProperty("scheduling");
   });
-  test("has overhead only for what the profile names", () => {
-    expect(wanted({ runtimeClass: { overhead: { memory: "64Mi" } } }).overhead).toEqual({
-      podFixed: { memory: "64Mi" },
-    });
+  test("has overhead only for what is known", () => {
+    expect(wanted({}, "64Mi").overhead).toEqual({ podFixed: { memory: "64Mi" } });
+    const measured = { runtimeClass: { overhead: { memory: "measured", cpu: "50m" } } };
+    expect(wanted(measured).overhead).toEqual({ podFixed: { cpu: "50m" } });
     expect(wanted()).not.toHaveProperty("overhead");
   });
 });
 
 describe("Drift", () => {
-  const desired = wanted({ runtimeClass: { overhead: { memory: "1024Mi", cpu: "0.25" } } });
+  const desired = wanted({ runtimeClass: { overhead: { cpu: "0.25" } } }, "1024Mi");
   const table: [string, (is: RuntimeClass) => RuntimeClass, string[]][] = [
     ["is none when nothing differs", (is) => is, []],
     [

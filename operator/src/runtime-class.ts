@@ -6,15 +6,15 @@ import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 /** The value of the managed-by label on what the operator makes. */
 export const managedBy = "bulkhead-operator";
 
-/** The RuntimeClass (node.k8s.io/v1) that a profile wants. */
-export const desiredRuntimeClass = (profile: RuntimeProfile): RuntimeClass => {
+/** The RuntimeClass (node.k8s.io/v1) that a profile wants, with the memory that a pod takes beside its containers. */
+export const desiredRuntimeClass = (profile: RuntimeProfile, memory: string | undefined): RuntimeClass => {
   const { name } = profile.metadata;
   const { nodeSelector, tolerations, runtimeClass } = profile.spec;
   const selector = {
     ...nodeSelector,
     ...(runtimeClass.readiness === "label" ? { [labels.handlerReady(name)]: "ready" } : {}),
   };
-  const { memory, cpu } = runtimeClass.overhead ?? {};
+  const cpu = runtimeClass.overhead?.cpu;
   const podFixed = { ...(memory ? { memory } : {}), ...(cpu ? { cpu } : {}) };
   const scheduling = {
     ...(Object.keys(selector).length > 0 ? { nodeSelector: selector } : {}),

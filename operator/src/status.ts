@@ -5,6 +5,7 @@ import {
 } from "@bulkhead/lib/api/runtime-profile.ts";
 import { setCondition } from "@bulkhead/lib/kube/conditions.ts";
 import { failedOn, isFresh, isHealthy, type NodeFacts, type ProfileFacts, serves } from "./facts.ts";
+import { overheadMemory } from "./overhead.ts";
 import type { Rollout } from "./rollout.ts";
 import type { TenancyState } from "./tenancy/plan.ts";
 import { tenancyEnforced, tenancyFault, tenancyStatus } from "./tenancy/status.ts";
@@ -283,22 +284,6 @@ const startSeconds = (nodes: NodeFacts[]): RuntimeProfileStatus["startSeconds"] 
   return p50 === undefined || p99 === undefined ? undefined : { p50: rounded(p50), p99: rounded(p99) };
 };
 
-const mebi = 2 ** 20;
-
-/** The dearest canary of the fleet, in MiB. What it was before stays while it is right to a tenth. */
-const overheadMemory = (
-  nodes: NodeFacts[],
-  declared: string,
-  before: RuntimeProfileStatus["overheadMemory"],
-): RuntimeProfileStatus["overheadMemory"] => {
-  const canaries = nodes.map((node) => node.reported?.canary).filter((canary) => canary?.passed === true);
-  const most = canaries.reduce((dearest, canary) => Math.max(dearest, canary?.overheadBytes ?? 0), 0) / mebi;
-  if (most === 0) return undefined;
-  const known = Number.parseInt(before?.measured ?? "", 10);
-  const stays = Math.abs(most - known) <= Math.max(1, known / 10);
-  return { declared, measured: `${stays ? known : Math.ceil(most)}Mi` };
-};
-
 export type Summary = { status: RuntimeProfileStatus; states: Record<NodeState, number> };
 
 /** The status of a profile as the facts have it, and how many of its nodes are in which state. */
@@ -318,11 +303,7 @@ export const summarize = (situation: Situation): Summary => {
   const kept = (before.conditions ?? []).filter(
     ({ type }) => type !== "TenancyEnforced" || found.some((condition) => condition.type === type),
   );
-  const overhead = overheadMemory(
-    selected,
-    profile.spec.runtimeClass.overhead?.memory ?? "0",
-    before.overheadMemory,
-  );
+  const overhead = overheadMemory(facts);
   const current = rollout?.stage === "done" && selected.length > 0 ? target : before.currentRevision;
   const states: Summary["states"] = {
     ready: of(view, "ready").length,

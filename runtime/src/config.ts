@@ -63,6 +63,7 @@ export const Config = z
       .prefault({}),
     layers: z.enum(["auto", "erofs", "directory"]).default("auto"),
     cgroupDriver: z.enum(["auto", "cgroupfs", "systemd"]).default("auto"),
+    selinux: z.boolean().default(true),
     conmon: absolutePath.default("/usr/bin/conmon"),
     runtimes: z
       .array(
@@ -153,6 +154,9 @@ layers: auto
 
 # auto: systemd where it manages a cgroup v2 tree, else cgroupfs. kubelet asks us for it.
 cgroupDriver: auto
+
+# Where SELinux is on: containers get labels of their own, and volumes theirs. false: nothing is labelled.
+selinux: true
 
 # The monitor of each container under an OCI runtime.
 conmon: /usr/bin/conmon

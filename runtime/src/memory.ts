@@ -1,4 +1,5 @@
 import { readFileSync, readlinkSync } from "node:fs";
+import { totalmem } from "node:os";
 import { setFlagsFromString } from "node:v8";
 import { libc } from "./linux/libc.ts";
 import { programPages, type Range } from "./program-pages.ts";
@@ -17,6 +18,26 @@ const MADV_DONTNEED = 4;
 setFlagsFromString("--semi-space-growth-factor=1");
 // One arena for all threads: glibc's eight a core each keep what they once had. Ours rarely allocate at once.
 libc.mallopt(M_ARENA_MAX, 1);
+
+const LOOK_MS = 1_000;
+const GIB = 2 ** 30;
+
+/** A quarter of the node's memory, from 1 to 4 GiB: ten times what the daemon has for hundreds of pods. */
+const memoryMax = Math.min(4 * GIB, Math.max(GIB, totalmem() / 4));
+
+/**
+ * Ends the daemon by SIGKILL, which loses nothing, before its memory is what pods are killed for: as what serves them
+ * it is the last that the kernel would choose. Not by a MemoryMax of its unit: shims of running pods are in that
+ * cgroup, too. `tell` must have written when it returns.
+ */
+export const endWhenTooLarge = (tell: (bytes: number, most: number) => void, most = memoryMax): void => {
+  setInterval(() => {
+    const bytes = process.memoryUsage.rss();
+    if (bytes <= most) return;
+    tell(bytes, most);
+    process.kill(process.pid, "SIGKILL");
+  }, LOOK_MS).unref();
+};
 
 const QUIET_MS = 1_000;
 let timer: NodeJS.Timeout | undefined;

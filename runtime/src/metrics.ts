@@ -10,7 +10,10 @@ export type Metrics = ReturnType<typeof createMetrics>;
 const startBuckets = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];
 
 /** What the runtime counts. `pods` is read when Prometheus asks. */
-export const createMetrics = (pods: () => Iterable<{ handler: string; namespace: string }>) => {
+export const createMetrics = (
+  withoutApparmor: boolean,
+  pods: () => Iterable<{ handler: string; namespace: string }>,
+) => {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry, prefix: "bulkhead_runtime_" });
   new Gauge({
@@ -23,6 +26,11 @@ export const createMetrics = (pods: () => Iterable<{ handler: string; namespace:
       for (const labels of pods()) this.inc(labels);
     },
   });
+  new Gauge({
+    name: "bulkhead_runtime_apparmor_missing",
+    help: "1 where the kernel has AppArmor and the default profile could not be loaded: containers run without.",
+    registers: [registry],
+  }).set(withoutApparmor ? 1 : 0);
   return {
     registry,
     images: imageMetrics(registry),

@@ -9,6 +9,7 @@ import type { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { startTracing } from "@bulkhead/lib/tracing/start.ts";
 import type { Logger } from "pino";
 import type { Config } from "./config.ts";
+import { loadDefaultApparmor } from "./container/apparmor.ts";
 import { Exits } from "./container/exits.ts";
 import { readHostFacts } from "./container/host-facts.ts";
 import { exited } from "./container/state.ts";
@@ -33,7 +34,7 @@ import { Handlers } from "./handlers/handlers.ts";
 import { SingleFlight } from "./image/single-flight.ts";
 import { openImages } from "./image/store.ts";
 import { createLinux } from "./linux/linux-ffi.ts";
-import { trimWhenQuiet } from "./memory.ts";
+import { endWhenTooLarge, trimWhenQuiet } from "./memory.ts";
 import { createMetrics, serveMetrics } from "./metrics.ts";
 import { createNetwork } from "./network/cni.ts";
 import { lost, type Pod } from "./pod/state.ts";
@@ -44,6 +45,7 @@ import { Locks } from "./record/lock.ts";
 import { type Sandbox, sandboxMetrics } from "./sandbox-metrics.ts";
 import { createDisks } from "./snapshot/disks.ts";
 import { overlay } from "./snapshot/overlay.ts";
+import { defaultApparmor } from "./spec/apparmor-default.ts";
 import { readLayout } from "./stats/layout.ts";
 import { createStreamingServer } from "./streaming/server.ts";
 
@@ -59,6 +61,9 @@ export const serve = async (
   log: Logger,
   stop: AbortSignal,
 ): Promise<void> => {
+  endWhenTooLarge((bytes, most) =>
+    log.fatal({ bytes, most }, "too much memory: the daemon ends and begins anew; containers go on"),
+  );
   // Everything below decides about modes itself.
   process.umask(0o022);
   await using stack = new AsyncDisposableStack();
@@ -71,7 +76,14 @@ export const serve = async (
     await chmod(join(config.state, dir), 0o711);
   }
 
-  const host = readHostFacts(config.cgroupDriver);
+  const host = readHostFacts({ driver: config.cgroupDriver, selinux: config.selinux });
+  if (host.selinux && host.selinux.contexts === undefined)
+    log.warn(
+      "SELinux is on, but its policy has no contexts for containers: only labels that pods ask for are set",
+    );
+  const noApparmor = host.apparmor ? await loadDefaultApparmor() : undefined;
+  if (noApparmor !== undefined)
+    log.warn({ reason: noApparmor }, "no default AppArmor profile: containers run without");
   const linux = createLinux();
   const layout = readLayout();
   const programs = await ownPrograms(join(config.root, "bin"));
@@ -92,7 +104,7 @@ export const serve = async (
         log.info({ reason }, "layers are directories: this kernel mounts no EROFS images"),
     }),
   );
-  const metrics = createMetrics(() =>
+  const metrics = createMetrics(noApparmor !== undefined, () =>
     pods
       .list()
       .filter((pod) => pod.state === "ready")
@@ -228,6 +240,7 @@ export const serve = async (
     streaming,
     metrics,
     log,
+    defaultApparmor: host.apparmor && noApparmor === undefined ? defaultApparmor : undefined,
     namespaceMaker: programs.reaper,
     noUserNamespaces,
     config: { verbose: () => config },
@@ -279,7 +292,7 @@ const sandboxesOf = (pods: readonly Pod[]): Sandbox[] =>
 const guestsOf = (pods: readonly Pod[]) =>
   pods.flatMap(({ id, state, handler, config: { metadata } }) => {
     const kata = handler.kind === "shim" ? handler.kata : undefined;
-    if (kata === undefined || state !== "ready" || metadata?.namespace === canaryNamespace) return [];
+    if (!kata?.metrics || state !== "ready" || metadata?.namespace === canaryNamespace) return [];
     const labels = { pod: metadata?.name ?? "", namespace: metadata?.namespace ?? "", handler: handler.name };
     return [{ labels, socket: monitorSocket(kata, id) }];
   });

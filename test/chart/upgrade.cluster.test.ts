@@ -143,7 +143,7 @@ test("A version that fails stops at its first node, and a rollback begins with t
   );
   const { code, stderr } = await rolloutStatus();
   expect(stderr).toMatch(
-    /FailureThreshold: stopped: 1 nodes failed: node-\d: EngineFailed: The runtime did not become ready/,
+    /FailureThreshold: stopped: 1 nodes failed: node-\d: EngineFailed: The runtime did not become ready: .*this version does not start/,
   );
   expect(code).toBe(1);
   const failed = /failed: (node-\d): /.exec(stderr)?.[1] ?? "";

@@ -1,4 +1,5 @@
-import { mkdtemp, readFile, readlink, rm, writeFile } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { mkdtemp, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { connectCri } from "@bulkhead/lib/cri/client.ts";
@@ -14,7 +15,8 @@ import {
 } from "../../node-agent/src/probe/wall.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
-import { inCache } from "../tools/cache.ts";
+import { inCache, tool } from "../tools/cache.ts";
+import { built } from "../tools/cargo.ts";
 import { createDaemon, type Daemon, remains } from "./daemon.ts";
 import { gvisorHandler, shimHandler } from "./handlers.ts";
 
@@ -59,9 +61,13 @@ const prove = async (
   handler: string,
   wall: Wall,
   mark?: Mark,
+  output?: string,
 ): Promise<Verdict & { overheadBytes: number }> => {
   using cri = connectCri(daemon.socket);
-  const { view, outside } = await runCanary(cri, handler, AbortSignal.timeout(60_000));
+  const { view, outside } = await runCanary(cri, handler, AbortSignal.timeout(60_000), {
+    volume: join(scratch, "volume"),
+    ...(output !== undefined && { output: { node: output, here: output } }),
+  });
   return { ...judge(wall, view, await host(), mark, outside), overheadBytes: outside.overheadBytes };
 };
 
@@ -81,6 +87,25 @@ describe("the canary", () => {
     expect(overheadBytes).toBeLessThan(10_000_000);
   });
 
+  test("brings a volume that is to be relabelled, as the kubelet's pods do", async () => {
+    using cri = connectCri(daemon.socket);
+    const volume = join(scratch, "labelled");
+    const asked: unknown[] = [];
+    const { createContainer } = cri.runtime;
+    const runtime: typeof cri.runtime = {
+      ...cri.runtime,
+      createContainer: (request, signal) => {
+        asked.push(...(request.config?.mounts ?? []));
+        return createContainer(request, signal);
+      },
+    };
+    await runCanary({ ...cri, runtime }, "runc", AbortSignal.timeout(60_000), { volume });
+    expect(asked).toEqual([
+      { containerPath: "/volume", hostPath: volume, readonly: true, selinuxRelabel: true },
+    ]);
+    expect(await readdir(volume)).toEqual([]);
+  });
+
   test("shows that gVisor is a kernel of its own whose pod is no process of the node, and what it costs", async () => {
     const { broken, assertions, overheadBytes } = await prove("gvisor", "kernel", gvisor);
     expect(broken).toEqual([]);
@@ -90,6 +115,21 @@ describe("the canary", () => {
     expect(overheadBytes).toBeLessThan(150_000_000);
   });
 });
+
+test.runIf(built("containerd-shim-wasmi-v1"))(
+  "the canary tells what it sees by its output where nothing can be executed, and leaves none of it",
+  async () => {
+    const shim = { kind: "shim", binary: tool("containerd-shim-wasmi-v1"), wall: "namespaces" };
+    const handler = await serve("wasm", shim);
+    await expect(prove(handler, "namespaces")).rejects.toThrow(/Exec is not supported/);
+    const here = join(scratch, "canary");
+    const { broken, assertions, overheadBytes } = await prove(handler, "namespaces", undefined, here);
+    expect(broken).toEqual([]);
+    expect(assertions).toContain("own-pid-namespace");
+    expect(overheadBytes).toBeGreaterThan(1_000_000);
+    expect(existsSync(here)).toBe(false);
+  },
+);
 
 describe("a wall that is less than its profile says is found broken:", () => {
   test("a handler called gVisor whose program is really runc", async () => {

@@ -1,4 +1,3 @@
-import { existsSync } from "node:fs";
 import { mkdtemp, readFile, rm, rmdir, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -7,6 +6,7 @@ import { cgroupDirs } from "../cluster/mounts.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
 import { inCache, tool } from "../tools/cache.ts";
+import { built } from "../tools/cargo.ts";
 import { createDaemon, type Daemon, remains } from "./daemon.ts";
 
 /** Debian's crun and youki as handlers: what their command lines do otherwise than runc's. */
@@ -26,11 +26,7 @@ const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
  */
 const onlyV1 = 'if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; exec "$@"';
 
-const there = runtimes.filter(({ name, binary }) => {
-  if (existsSync(binary)) return true;
-  console.log(`skipped: ${name}: ${binary} was not built (\`./dev setup\` does, where there is Rust)`);
-  return false;
-});
+const there = runtimes.filter(({ name }) => name === "crun" || built(name));
 
 describe.each(there)("$name", ({ name, binary, pid, subnet, refusal }) => {
   const cgroups = `bh-${name}-${process.pid}`;

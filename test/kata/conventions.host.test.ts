@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { existsSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import type { ContainerRef, Handler, SandboxRef } from "@bulkhead/runtime/handler/handler.ts";
@@ -31,6 +31,19 @@ afterAll(async () => {
   execFileSync("rmdir", [`/var/tmp/bh-kata-disks-${process.pid}`]);
 });
 
+/** Processes that stand for a pod's machine. */
+const machinesOf = (id: string): string[] =>
+  readdirSync("/proc").filter((pid) => {
+    try {
+      return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(`machine-of-${id}`);
+    } catch {
+      return false;
+    }
+  });
+/** What Kata's shims keep of a pod below /run. */
+const kept = (id: string): string[] =>
+  ["/run/vc/sbs", "/run/kata-containers/shared/sandboxes"].filter((dir) => existsSync(join(dir, id)));
+
 const mountsBelow = (path: string): string[] =>
   readFileSync("/proc/self/mountinfo", "utf8")
     .split("\n")
@@ -43,6 +56,7 @@ const kataOf = (form: Form) =>
     runtime: form === "device" ? "go" : "rust",
     rootfs: form === "shared" ? "virtio-fs" : "block",
     diskMiB: 64,
+    metrics: false,
   }) as const;
 
 /** A disk as the CRI layer makes it; undefined for a shared root. */
@@ -163,7 +177,36 @@ describe.each<Form>(["shared", "disk", "device"])("a fake of Kata's shim, roots 
     await opened.handler.remove(ref, signal());
     await removePod(opened.handler, pod);
     expect(asked().slice(-3)).toEqual([{ delete: ref.id }, { delete: pod.id }, { shutdown: pod.id }]);
+    expect(kept(pod.id)).toEqual([]);
     await disks.remove(ref.id);
     await opened[Symbol.asyncDispose]();
+  });
+
+  test("whose shim is killed is told, and its machine ends though no one asks for its removal", async () => {
+    await using opened = await host.openHandler(config);
+    const { handler } = opened;
+    const pod = await runPod(handler, form);
+    const { ref } = await run(handler, pod, form, ["/bin/sleep", "100"]);
+    expect(machinesOf(pod.id)).toHaveLength(1);
+    process.kill((pod.state.shim as { pid: number }).pid, "SIGKILL");
+    expect((await host.exitOf(ref.id)).code).toBe(137);
+    await host.until(() => host.sandboxExits.includes(pod.id), "the pod's loss");
+    expect(machinesOf(pod.id)).toEqual([]);
+    await handler.remove(ref, signal());
+    await removePod(handler, pod);
+    await disks.remove(ref.id);
+    expect(kept(pod.id)).toEqual([]);
+  });
+
+  test("whose shim is killed while the daemon is away leaves no machine either", async () => {
+    const opened = await host.openHandler(config);
+    const pod = await runPod(opened.handler, form);
+    await opened[Symbol.asyncDispose]();
+    process.kill((pod.state.shim as { pid: number }).pid, "SIGKILL");
+    await using again = await host.openHandler(config);
+    expect((await again.handler.recover(pod, [], signal())).sandboxAlive).toBe(false);
+    expect(machinesOf(pod.id)).toEqual([]);
+    await removePod(again.handler, pod);
+    expect(kept(pod.id)).toEqual([]);
   });
 });

@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import {
   appendFileSync,
   closeSync,
@@ -7,6 +7,7 @@ import {
   openSync,
   readFileSync,
   statSync,
+  writeFileSync,
   writeSync,
 } from "node:fs";
 import { createServer } from "node:http";
@@ -24,7 +25,9 @@ import { serveTtrpc } from "@bulkhead/lib/ttrpc/server.ts";
  * A fake of Kata's shim (runtime-rs): it boots nothing and walls nothing off. It keeps to what the real one is particular
  * about, and refuses what the real one would: the address as plain text, task.v2 alone, one code for every failure, no
  * task before the sandbox's Create, the configuration by ConfigPath, root file systems in the forms that it knows, its
- * own pid for everything. As the Go shim does, it refuses Delete for a moment after it told of an end. What it is asked goes to FAKE_KATA_LOG, a line of JSON each.
+ * own pid for everything. Its machine outlives it when it is killed, in the sandbox's cgroup, and its `delete` leaves it. As
+ * the Go shim does, it refuses Delete for a moment after it told of an end, and leaves its directories below /run. What
+ * it is asked goes to FAKE_KATA_LOG, a line of JSON each.
  */
 
 const args = process.argv.slice(2);
@@ -57,6 +60,7 @@ type Container = {
 };
 const containers = new Map<string, Container>();
 let sandbox: string | undefined;
+let machine: ChildProcess | undefined;
 
 const containerOf = (name: string): Container =>
   containers.get(name) ??
@@ -98,6 +102,8 @@ const createTask = (request: Create): void => {
   });
   if (type === "sandbox" && sandbox === undefined) {
     sandbox = request.id;
+    startMachine(spec.linux?.cgroupsPath ?? "");
+    leaveDirectories();
     serveMetrics();
   } else if (type !== "container" || annotations["io.kubernetes.cri.sandbox-id"] !== sandbox)
     fail(`container ${request.id} of type ${type} before its sandbox`);
@@ -109,6 +115,28 @@ const createTask = (request: Create): void => {
     ended: Promise.withResolvers(),
     deletable: 0,
   });
+};
+
+/** A process that stands for the hypervisor's: it is where the sandbox's processes are counted. */
+const startMachine = (cgroupsPath: string): void => {
+  const [, , name] = cgroupsPath.split(":");
+  // A scope is systemd's to make; the fake asks it for none.
+  if (name !== undefined) return;
+  const cgroup = join(
+    existsSync("/sys/fs/cgroup/pids") ? "/sys/fs/cgroup/pids" : "/sys/fs/cgroup",
+    cgroupsPath,
+  );
+  mkdirSync(cgroup, { recursive: true });
+  machine = spawn("sleep", ["1000"], { argv0: `machine-of-${id}`, detached: true, stdio: "ignore" });
+  writeFileSync(join(cgroup, "cgroup.procs"), String(machine.pid));
+  machine.unref();
+};
+
+/** Where the real ones keep what is a sandbox's; the older one ends before it comes to removing it. */
+const leaveDirectories = (): void => {
+  for (const path of [`/run/vc/sbs/${id}`, `/run/kata-containers/shared/sandboxes/${id}/mounts/${id}/rootfs`])
+    mkdirSync(path, { recursive: true });
+  writeFileSync(`/run/vc/sbs/${id}/persist.json`, "{}");
 };
 
 /** As the real one: below a directory of the sandbox's id. */
@@ -168,6 +196,7 @@ const serve = async (): Promise<void> => {
     },
     shutdown: async (request) => {
       note({ shutdown: request.id });
+      machine?.kill("SIGKILL");
       setTimeout(() => process.exit(0), 20);
       return {};
     },

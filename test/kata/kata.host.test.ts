@@ -3,7 +3,7 @@ import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { firecrackerHandler, kataHandler } from "@bulkhead/lib/api/kata.ts";
 import { type CriClient, connectCri } from "@bulkhead/lib/cri/client.ts";
@@ -16,6 +16,7 @@ import { noVm, type VmFacts } from "@bulkhead/node-agent/installer/kata/node.ts"
 import { vmFiles } from "@bulkhead/node-agent/installer/kata/profile.ts";
 import { runCanary } from "@bulkhead/node-agent/probe/canary.ts";
 import { judge, parseView, viewCommand } from "@bulkhead/node-agent/probe/wall.ts";
+import { collectMetrics, monitorSocket } from "@bulkhead/runtime/handler/shim/guest-metrics.ts";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { createDaemon, type Daemon, remains } from "../cri/daemon.ts";
 import { ensureTestImages } from "../images/build.ts";
@@ -85,6 +86,7 @@ let scratch: string;
 let registry: RunningRegistry;
 let daemon: Daemon;
 let cri: CriClient;
+const servesMetrics = new Set<string>();
 const usable = (Object.keys(walls) as (keyof typeof walls)[]).filter((wall) => whyNot(wall) === undefined);
 
 beforeAll(async () => {
@@ -98,6 +100,7 @@ beforeAll(async () => {
     // Not where the agent would: this node may have one.
     const configPath = join(scratch, `${wall}.toml`);
     await writeFile(configPath, configuration.text);
+    if (handler.kind === "shim" && handler.kata?.metrics) servesMetrics.add(wall);
     await writeFile(join(daemon.handlersDir, `${wall}.yaml`), JSON.stringify({ ...handler, configPath }));
   }
   await daemon.start();
@@ -130,8 +133,8 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
   let pod: string;
   let main: string;
   let volume: string;
-  const sandbox = () => ({
-    metadata: { name: wall, namespace: "kata", uid: `uid-${wall}`, attempt: 0 },
+  const sandbox = (attempt = 0) => ({
+    metadata: { name: wall, namespace: "kata", uid: `uid-${wall}`, attempt },
     hostname: "guest",
     logDirectory: join(scratch, "logs", wall),
     // No CPU limit: a second virtual processor under emulation is slow, and some kernels trip over it.
@@ -183,6 +186,22 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
       const { status } = await cri.runtime.containerStatus({ containerId }, call(60));
       return status?.state === ContainerState.CONTAINER_EXITED ? status : undefined;
     });
+  /** Until shim, hypervisor and virtiofsd have ended. */
+  const gone = (id: string) =>
+    until("the end of the guest's processes", 300, async () =>
+      (await processesNaming(id)).length === 0 ? true : undefined,
+    ).catch(async () => expect(await processesNaming(id)).toEqual([]));
+  /** Of a pod that was removed: Bulkhead's own, Kata's own, and the kernel's. */
+  const nothingLeft = async (id: string) => {
+    expect(await remains(daemon)).toEqual([]);
+    await gone(id);
+    expect(ownDirectories.map((each) => join(each, id)).filter(existsSync)).toEqual([]);
+    expect(
+      (await readFile("/proc/self/mountinfo", "utf8")).split("\n").filter((line) => line.includes(id)),
+    ).toEqual([]);
+    const cgroups = await readdir("/sys/fs/cgroup", { recursive: true });
+    expect(cgroups.filter((path) => basename(path).includes(id))).toEqual([]);
+  };
   const podIp = async (): Promise<string> =>
     (await cri.runtime.podSandboxStatus({ podSandboxId: pod }, call(60))).status?.network?.ip ?? "";
 
@@ -391,6 +410,27 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
   );
 
   test(
+    "is asked for its metrics and lives on",
+    async () => {
+      const labels = { pod: wall, namespace: "kata", handler: wall };
+      const socket = monitorSocket({ runtime: shim }, pod);
+      expect(existsSync(socket)).toBe(true);
+      // A shim that cannot say them ends itself when it is asked: its profile keeps the runtime from that.
+      if (servesMetrics.has(wall)) {
+        const text = await until(
+          "metrics",
+          120,
+          async () => (await collectMetrics([{ labels, socket }])) || undefined,
+        );
+        expect(text).toContain(`kata_guest_load{pod="${wall}",namespace="kata",handler="${wall}"`);
+        expect(text).toContain("kata_shim_");
+      }
+      expect((await exec("echo here")).stdout).toBe("here\n");
+    },
+    10 * minutes,
+  );
+
+  test(
     "stops and goes, and nothing of it stays",
     async () => {
       await cri.runtime.stopContainer({ containerId: main, timeout: 2n }, call());
@@ -399,15 +439,7 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
       expect([137, 143]).toContain(status?.exitCode);
       await cri.runtime.stopPodSandbox({ podSandboxId: pod }, call());
       await cri.runtime.removePodSandbox({ podSandboxId: pod }, call());
-      expect(await remains(daemon)).toEqual([]);
-      const left = await until("the end of the guest's processes", 300, async () => {
-        const processes = await commandLinesNaming(pod);
-        return processes.length === 0 ? processes : undefined;
-      }).catch(() => commandLinesNaming(pod));
-      expect(left).toEqual([]);
-      // The Go shim of 4.1.0 leaves its own: docs/kata.md.
-      if (shim === "rust")
-        expect(ownDirectories.map((each) => join(each, pod)).filter(existsSync)).toEqual([]);
+      await nothingLeft(pod);
     },
     20 * minutes,
   );
@@ -424,11 +456,38 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
         canary.outside,
       );
       expect(verdict.broken).toEqual([]);
+      expect(verdict.assertions).toEqual(
+        expect.arrayContaining(["boot-differs", "guest-is-of-this-revision", "hidden-from-host"]),
+      );
+      if (canary.view.version !== hostView.version) expect(verdict.assertions).toContain("kernel-differs");
       expect(canary.outside.overheadBytes).toBeGreaterThan(32 * mebibyte);
       expect(await remains(daemon)).toEqual([]);
       console.log(
-        `Kata with ${wall}: canary in ${Math.round(canary.startSeconds)} s, its machine costs ${Math.round(canary.outside.overheadBytes / mebibyte)} MiB`,
+        `Kata with ${wall}: canary in ${Math.round(canary.startSeconds)} s, its machine costs ${Math.round(canary.outside.overheadBytes / mebibyte)} MiB; it shows ${verdict.assertions.join(", ")}`,
       );
+    },
+    30 * minutes,
+  );
+
+  test(
+    "a pod whose shim is killed is told, its container's exit too; its machine ends, and nothing of it stays",
+    async () => {
+      pod = (await cri.runtime.runPodSandbox({ config: sandbox(1), runtimeHandler: wall }, call()))
+        .podSandboxId;
+      const lost = await run("lost", "sleep 100000");
+      const killed = (await processesNaming(pod)).filter(({ line }) => line.includes("containerd-shim-kata"));
+      expect(killed.length).toBeGreaterThan(0);
+      for (const { pid } of killed) process.kill(pid, "SIGKILL");
+      expect((await ended(lost, 300)).exitCode).toBe(137);
+      await until("word of the pod's end", 300, async () => {
+        const { status } = await cri.runtime.podSandboxStatus({ podSandboxId: pod }, call(60));
+        return status?.state === PodSandboxState.SANDBOX_NOTREADY ? true : undefined;
+      });
+      // Nobody has asked for its removal yet.
+      await gone(pod);
+      await cri.runtime.stopPodSandbox({ podSandboxId: pod }, call());
+      await cri.runtime.removePodSandbox({ podSandboxId: pod }, call());
+      await nothingLeft(pod);
     },
     30 * minutes,
   );
@@ -453,15 +512,20 @@ const said = (host: string, port: number): Promise<string | undefined> =>
 
 /** Where both of Kata's shims keep what is a sandbox's own. */
 const ownDirectories = [
-  ...["/run/kata", "/run/vc/sbs", "/run/vc/vm", "/run/kata-containers/shared/sandboxes"],
+  ...["/run/kata", "/run/kata/firecracker", "/run/vc/sbs", "/run/vc/vm"],
+  "/run/kata-containers/shared/sandboxes",
 ];
 
-/** Command lines of running processes that have the pod's id in them: shim, hypervisor, virtiofsd. */
-const commandLinesNaming = async (id: string): Promise<string[]> => {
-  const lines = await Promise.all(
+/** Running processes that have the pod's id in their command line: shim, hypervisor, virtiofsd. */
+const processesNaming = async (id: string): Promise<{ pid: number; line: string }[]> => {
+  const all = await Promise.all(
     (await readdir("/proc"))
       .filter((name) => /^[0-9]+$/.test(name))
-      .map((pid) => readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "")),
+      .map(async (pid) => ({
+        pid: Number(pid),
+        line: (await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "")).replaceAll("\0", " "),
+      })),
   );
-  return lines.filter((line) => line.includes(id)).map((line) => line.replaceAll("\0", " "));
+  // Firecracker has an id of 32 characters from the older shim.
+  return all.filter(({ line }) => line.includes(id.slice(0, 32)));
 };

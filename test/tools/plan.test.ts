@@ -26,6 +26,9 @@ test("the demo does not build what only tests need", () => {
 });
 
 test("no two programs are written to the same place", () => {
-  const outputs = steps.flatMap((step) => (step.do === "go" ? step.builds.map(({ output }) => output) : []));
+  const outputs = steps.flatMap((step) => {
+    if (step.do === "cargo") return [step.build.output];
+    return step.do === "go" ? step.builds.map(({ output }) => output) : [];
+  });
   expect(new Set(outputs).size).toBe(outputs.length);
 });

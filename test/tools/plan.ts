@@ -10,8 +10,8 @@ export type Step = {
   | { do: "go"; module: string; builds: readonly GoBuild[] }
   | { do: "kubectl" }
   | { do: "criu" }
-  | { do: "youki" }
   | { do: "docker" }
+  | { do: "cargo"; build: CrateBuild }
   | {
       do: "debian";
       programs: readonly ("etcd" | "docker-registry" | "prometheus" | "tinyproxy" | "containerd-1.6")[];
@@ -32,6 +32,16 @@ export type GoBuild = {
   /** A program in C: `package` is the module, and gcc makes it of the sources in this folder of it. */
   c?: string;
 };
+
+/** One program in Rust: of a crate of crates.io, or of a folder of test/tools. */
+export type CrateBuild = {
+  /** Its name in the cache's bin, and cargo's. */
+  output: string;
+  /** Instead of the default ones. */
+  features?: readonly string[];
+  /** Of a program that runs often: compiled twice as long, and faster. */
+  optimized?: true;
+} & ({ crate: string; version: string } | { folder: string });
 
 /** Debian packages and why each is needed. */
 const packages = {
@@ -62,6 +72,7 @@ const packages = {
   skopeo: "a second opinion on images and registries",
   umoci: "a second opinion on what a layer unpacks to",
   "erofs-utils": "fsck.erofs judges the images that we write",
+  apparmor: "its parser judges the profile that we write",
   chromium: "the operator's status page in a real browser",
   socat: "crictl port-forward of the engines we compare with",
 } as const;
@@ -202,8 +213,32 @@ export const steps: readonly Step[] = [
     module: "otlp",
     builds: [{ output: "otlp-receiver", package: "." }],
   },
-  // Of one test, and minutes of work, like cosign.
-  { id: "youki", do: "youki", after: ["packages"] },
+  // Each of one test, and minutes of work, like cosign.
+  {
+    id: "youki",
+    do: "cargo",
+    after: ["packages"],
+    build: {
+      output: "youki",
+      crate: "youki",
+      version: "0.7.0",
+      features: ["v1", "v2", "seccomp"],
+      optimized: true,
+    },
+  },
+  {
+    // containerd's shim for runc a second time, in Rust.
+    id: "rust-shim",
+    do: "cargo",
+    after: ["packages"],
+    build: { output: "containerd-shim-runc-v2-rs", crate: "containerd-runc-shim", version: "0.2.0" },
+  },
+  {
+    id: "runwasi",
+    do: "cargo",
+    after: ["packages"],
+    build: { output: "containerd-shim-wasmi-v1", folder: "runwasi" },
+  },
   {
     // Of one test, like cosign.
     id: "cri-o",

@@ -1,12 +1,12 @@
 import { nodeRootfs } from "../cluster/rootfs.ts";
 import { installPackages } from "./apt.ts";
+import { buildCrate } from "./cargo.ts";
 import { fetchCriu } from "./criu.ts";
 import { debianProgram, debianPrograms } from "./debian.ts";
 import { fetchDocker } from "./docker.ts";
 import { buildGo } from "./go.ts";
 import { fetchKubectl } from "./kubectl.ts";
 import { type Need, type Step, startable, stepsFor } from "./plan.ts";
-import { buildYouki } from "./youki.ts";
 
 /** What is told of each step that had something to do. */
 export type SetupReport = (step: string, event: "begin" | "end", seconds: number) => void;
@@ -22,7 +22,7 @@ const executors: Executors = {
   kubectl: (_step, signal) => fetchKubectl(signal),
   criu: (_step, signal) => fetchCriu(signal),
   docker: (_step, signal) => fetchDocker(signal),
-  youki: (_step, signal) => buildYouki(signal),
+  cargo: ({ build }, signal) => buildCrate(build, signal),
   debian: async ({ programs }, signal) => {
     for (const name of programs)
       await debianProgram(debianPrograms[name].pkg, debianPrograms[name].path, signal);

@@ -64,6 +64,7 @@ Restart=always
 RestartSec=1
 # Monitors and shims of running pods must survive the daemon.
 KillMode=process
+# No MemoryMax, as shims are in this cgroup, too: the daemon measures itself.
 Delegate=yes
 TasksMax=infinity
 LimitNOFILE=1048576

@@ -1,3 +1,4 @@
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { vmSettings } from "@bulkhead/lib/api/kata.ts";
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
@@ -67,10 +68,17 @@ export async function prove(
         ...rest,
       });
     const deadlines = canaryDeadlinesOf(profile);
+    const logs = `/run/bulkhead-canary/${name}`;
+    const output = { node: logs, here: host.at(logs) };
     const soon = AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineOf(profile))]);
     const result = await (at === undefined
-      ? runCanary(cri, name, soon, { deadlines })
-      : runSeenCanary(cri, name, soon, { deadlines, elsewhere: at, tryMs: probeDeadlineOf(profile) / 6 })
+      ? runCanary(cri, name, soon, { deadlines, output, volume: join(paths.state, "canary") })
+      : runSeenCanary(cri, name, soon, {
+          deadlines,
+          output,
+          elsewhere: at,
+          tryMs: probeDeadlineOf(profile) / 6,
+        })
     ).catch((error: unknown) => {
       signal.throwIfAborted();
       throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);

@@ -19,6 +19,7 @@ const handlerOf = (shim: object) => load(files(shim)["/etc/bulkhead/handlers.d/w
 test("a runtime type names its binary as containerd does", () => {
   expect(shimBinary("io.containerd.kata-qemu.v2")).toBe("containerd-shim-kata-qemu-v2");
   expect(shimBinary("io.containerd.runc.v2")).toBe("containerd-shim-runc-v2");
+  expect(shimBinary("io.containerd.runc.v2-rs")).toBe("containerd-shim-runc-v2-rs");
 });
 
 describe("A profile of any shim", () => {

@@ -23,14 +23,24 @@ export async function refuseCrashLoop(
   }
 }
 
+/** The end of a journal: what the service said itself; what systemd says of it only where it said nothing. */
+export const lastWords = (journal: string, unit: string): string => {
+  const lines = journal.split("\n").filter((line) => line.trim() !== "");
+  const own = lines.filter(
+    (line) =>
+      !line.startsWith(`${unit}: `) && !/^(Started|Stopped|Starting|This usually indicates) /.test(line),
+  );
+  return (own.length > 0 ? own : lines).slice(-5).join("\n").slice(-500);
+};
+
 /** The error with the last words of a service's log. */
 export async function withLog(host: Host, unit: string, error: unknown): Promise<RuntimeError> {
   const journal = await host
-    .run(["journalctl", "-u", unit, "-n", "5", "-o", "cat", "--no-pager"], {
+    .run(["journalctl", "-u", unit, "-n", "50", "-o", "cat", "--no-pager"], {
       signal: AbortSignal.timeout(10_000),
     })
     .catch(() => undefined);
-  const words = journal?.stdout.trim().slice(-500) ?? "";
+  const words = lastWords(journal?.stdout ?? "", unit);
   const end = words === "" ? "" : `; its log ends with: ${words}`;
   return new RuntimeError("unavailable", `${messageOf(error)}${end}`, { cause: error });
 }

@@ -5,11 +5,12 @@ import type { CriClient } from "@bulkhead/lib/cri/client.ts";
 import { ContainerState, NamespaceMode, PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { lookOutside, type Outside } from "./outside.ts";
+import { type OutputDirectory, outputLog, outputOf } from "./own-output.ts";
 import { parseView, type View, viewCommand } from "./wall.ts";
 
 /**
  * A canary: a pod of the smallest image, started through the CRI exactly as a kubelet would, asked what it sees,
- * and removed. It proves that the handler works from pull to exec, and tells how fast.
+ * and removed. It proves that the handler works from pull to exec, or to logs where there is no exec, and tells how fast.
  */
 
 export type CanaryResult = {
@@ -39,7 +40,17 @@ export type Elsewhere = {
 export type CanaryDeadlines = { exec: number; remove: number };
 const usual: CanaryDeadlines = { exec: 30, remove: 30 };
 
-type CanaryOptions = { elsewhere?: Elsewhere; deadlines?: CanaryDeadlines | undefined };
+type CanaryOptions = {
+  elsewhere?: Elsewhere;
+  deadlines?: CanaryDeadlines | undefined;
+  /** Of a canary in which nothing can be executed: where it writes what it sees. Left out: it fails. */
+  output?: OutputDirectory;
+  /**
+   * A directory of the node, made where it is missing, that the canary gets read-only as the kubelet gives volumes:
+   * under its own SELinux label. A node that cannot do that serves no pod.
+   */
+  volume?: string;
+};
 
 /** The canary's sandbox ended before its time, as when a kubelet ends a pod that it does not know. */
 export class CanaryEnded extends RuntimeError {
@@ -79,7 +90,7 @@ export async function runCanary(
   cri: CriClient,
   handler: string,
   signal: AbortSignal,
-  { elsewhere, deadlines = usual }: CanaryOptions = {},
+  { elsewhere, deadlines = usual, output, volume }: CanaryOptions = {},
 ): Promise<CanaryResult> {
   const { runtime, image: images } = cri;
   const name = elsewhere?.id ?? canaryImage;
@@ -100,6 +111,7 @@ export async function runCanary(
     metadata: { name: `canary-${handler}`, namespace: canaryNamespace, uid, attempt: 0 },
     hostname: "canary",
     labels: { ...kubeletsOf(uid), [labels.canary]: handler },
+    ...(output && { logDirectory: output.node }),
     linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
   });
   const uid = randomUUID();
@@ -119,18 +131,24 @@ export async function runCanary(
   const startedAt = performance.now();
   const { podSandboxId } = await runtime.runPodSandbox({ config: sandbox, runtimeHandler: handler }, signal);
   try {
-    const { containerId } = await runtime.createContainer(
-      {
-        podSandboxId,
-        sandboxConfig: sandbox,
-        config: {
-          metadata: { name: "canary", attempt: 0 },
-          image,
-          command: ["/bin/sleep", token],
-          labels: { ...kubelets, [labels.canary]: handler },
-          linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
-        },
+    const containerOf = (name: string, command: string[], logPath = "") => ({
+      podSandboxId,
+      sandboxConfig: sandbox,
+      config: {
+        metadata: { name, attempt: 0 },
+        image,
+        command,
+        logPath,
+        labels: { ...kubelets, [labels.canary]: handler },
+        mounts:
+          volume === undefined
+            ? []
+            : [{ containerPath: "/volume", hostPath: volume, readonly: true, selinuxRelabel: true }],
+        linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
       },
+    });
+    const { containerId } = await runtime.createContainer(
+      containerOf("canary", ["/bin/sleep", token]),
       signal,
     );
     await runtime.startContainer({ containerId }, signal);
@@ -142,24 +160,34 @@ export async function runCanary(
         `The canary's container ended at once with exit code ${status?.exitCode ?? "unknown"}: ${status?.message ?? ""}`,
       );
     }
-    const { stdout, stderr, exitCode } = await runtime.execSync(
-      { containerId, cmd: viewCommand, timeout: BigInt(deadlines.exec) },
-      signal,
-    );
-    if (exitCode !== 0) {
-      throw new RuntimeError(
-        "internal",
-        `The canary's container cannot run a command: exit code ${exitCode}: ${Buffer.from(stderr).toString().trim()}`,
-      );
-    }
+    const said = await execute(cri, containerId, deadlines.exec, signal).catch((error: unknown) => {
+      if (output === undefined || !hasCode(error, "unimplemented")) throw error;
+      return outputOf(cri, containerOf("view", viewCommand, outputLog), output, signal);
+    });
     const outside = await lookOutside([podSandboxId, containerId], token);
     // What ended while it was looked at was not seen.
     if (elsewhere !== undefined && (await hasEnded(cri, podSandboxId)))
       throw new Error("it was looked at too late");
-    return { view: parseView(Buffer.from(stdout).toString()), outside, startSeconds };
+    return { view: parseView(said), outside, startSeconds };
   } catch (error) {
     throw elsewhere !== undefined && (await hasEnded(cri, podSandboxId)) ? new CanaryEnded(error) : error;
   }
+}
+
+/** What the view's command says in the canary's container. */
+async function execute(
+  { runtime }: CriClient,
+  containerId: string,
+  seconds: number,
+  signal: AbortSignal,
+): Promise<string> {
+  const request = { containerId, cmd: viewCommand, timeout: BigInt(seconds) };
+  const { stdout, stderr, exitCode } = await runtime.execSync(request, signal);
+  if (exitCode === 0) return Buffer.from(stdout).toString();
+  throw new RuntimeError(
+    "internal",
+    `The canary's container cannot run a command: exit code ${exitCode}: ${Buffer.from(stderr).toString().trim()}`,
+  );
 }
 
 /** Until the kubelet has ended a pod that it does not know. Where none looks, a few seconds. */

@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { capabilityNames } from "../spec/capabilities.ts";
 import type { HostFacts } from "../spec/host.ts";
+import { type Contexts, parseContexts, policyOf } from "../spec/selinux.ts";
 
 const read = (path: string): string => {
   try {
@@ -14,8 +15,24 @@ const read = (path: string): string => {
 const wantedSoftFiles = 1024;
 const wantedHardFiles = 524_288;
 
-/** Looks at the kernel and at this process. `driver` as configured; auto means systemd where it manages a v2 tree. */
-export const readHostFacts = (driver: "auto" | "cgroupfs" | "systemd"): HostFacts => {
+/** What the policy says of containers, at the places where every engine looks. `root` is the node's. */
+export const readContexts = (root = "/"): Contexts | undefined => {
+  const policy = policyOf(read(join(root, "etc/selinux/config")));
+  const places = ["usr/share/containers/selinux/contexts", `etc/selinux/${policy}/contexts/lxc_contexts`];
+  return parseContexts(places.map((place) => read(join(root, place))).find((text) => text !== "") ?? "");
+};
+
+/**
+ * Looks at the kernel and at this process, as configured: `driver` auto means systemd where it manages a v2 tree;
+ * without `selinux` nothing is labelled.
+ */
+export const readHostFacts = ({
+  driver,
+  selinux,
+}: {
+  driver: "auto" | "cgroupfs" | "systemd";
+  selinux: boolean;
+}): HostFacts => {
   const status = read("/proc/self/status");
   const bounding = BigInt(`0x${/^CapBnd:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
   const capabilities = capabilityNames.filter((_, bit) => (bounding >> BigInt(bit)) & 1n);
@@ -42,7 +59,7 @@ export const readHostFacts = (driver: "auto" | "cgroupfs" | "systemd"): HostFact
       : // systemd makes the directory whether or not the controller is there.
         existsSync("/sys/fs/cgroup/hugetlb/cgroup.procs"),
     apparmor: read("/sys/module/apparmor/parameters/enabled").startsWith("Y"),
-    selinux: existsSync("/sys/fs/selinux/enforce"),
+    selinux: selinux && existsSync("/sys/fs/selinux/enforce") ? { contexts: readContexts() } : undefined,
     seccomp: /^Seccomp:/m.test(status),
     arch: process.arch,
   };

@@ -20,6 +20,10 @@ type Needs = {
   linux: Pick<Linux, "canIdMap">;
   /** The pod's user namespace, and whose root files of images belong to there. */
   owners: Owners | undefined;
+  /** The SELinux label of the container's files. */
+  label: string | undefined;
+  /** Gives what is at a path of the node that label. */
+  relabel: (source: string) => Promise<void>;
 };
 
 const propagations = {
@@ -43,6 +47,7 @@ export const resolveMounts = async (mounts: readonly Mount[], needs: Needs): Pro
       const source = mount.image?.image
         ? await imageSource(mount, index, needs)
         : await hostSource(mount.hostPath);
+      if (mount.selinuxRelabel && !mount.image?.image) await needs.relabel(source);
       checkPropagation(table, source, propagation);
       const ids = idsOf(mount, source, needs);
       return {
@@ -117,12 +122,10 @@ const imageSource = async (mount: Mount, index: number, needs: Needs): Promise<s
     const image = needs.images.get(ref);
     if (!image) throw new Error(`image "${ref}" is not there`);
     const dir = await needs.imageMountDir(index);
-    await needs.snapshotter.mountReadonly(
-      `${basename(dirname(dir))}-${basename(dir)}`,
-      image.layers,
-      dir,
-      needs.owners,
-    );
+    await needs.snapshotter.mountReadonly(`${basename(dirname(dir))}-${basename(dir)}`, image.layers, dir, {
+      owners: needs.owners,
+      label: needs.label,
+    });
     if (mount.imageSubPath === "") return dir;
     const found = await resolveInRoot(dir, mount.imageSubPath);
     if (!(await stat(found)).isDirectory()) throw new Error(`"${mount.imageSubPath}" is not a directory`);

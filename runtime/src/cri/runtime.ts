@@ -50,6 +50,8 @@ export type Runtime = {
   streaming: StreamingServer;
   metrics: Metrics;
   log: Logger;
+  /** The AppArmor profile of containers that ask for no other; undefined where there is none. */
+  defaultApparmor: string | undefined;
   /** Path of bulkhead-exec-reaper, which also makes user namespaces. */
   namespaceMaker: string;
   /** Why this node's pods cannot have user namespaces; undefined when they can. */

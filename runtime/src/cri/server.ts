@@ -106,11 +106,14 @@ const serializer = (method: DescMethod): ((message: Message) => Buffer) =>
     ? listSerializer(method.output)
     : (message) => Buffer.from(toBinary(method.output, message));
 
+/** grpc-js says "cancelled" of every call when it is over: one made for each took a tenth of a list's time. */
+const over = new DOMException("The call is over", "AbortError");
+
 /** The parts of a call that both kinds share: its end, which is told and stands in its span. */
 const lifeOf = (service: DescService, method: DescMethod, observe: Observer, call: Calling) => {
   const from = performance.now();
   const controller = new AbortController();
-  call.on("cancelled", () => controller.abort());
+  call.on("cancelled", () => controller.abort(over));
   const [traceparent] = call.metadata.get("traceparent");
   return {
     called: {

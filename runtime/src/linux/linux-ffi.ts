@@ -110,6 +110,20 @@ export const createLinux = (): Linux => ({
     check(libc.lsetxattr(cpath(path), cstring(name), value, value.byteLength, 0), "lsetxattr", shown(path));
   },
 
+  async changeXattr(path, name, value) {
+    const file = cpath(path);
+    await offThread(
+      libc.lsetxattr,
+      "lsetxattr",
+      shown(path),
+      file,
+      cstring(name),
+      value,
+      value.byteLength,
+      0,
+    );
+  },
+
   lgetxattr(path, name) {
     // XATTR_SIZE_MAX; one call, so that a value that grows meanwhile cannot be cut off.
     const value = Buffer.alloc(65536);

@@ -22,6 +22,8 @@ export interface Linux {
   mknod(path: FilePath, mode: number, major: number, minor: number): void;
   mkfifo(path: FilePath, mode: number): void;
   lsetxattr(path: FilePath, name: string, value: Uint8Array): void;
+  /** lsetxattr(2) off the main thread, for file systems of others, which may be slow. */
+  changeXattr(path: FilePath, name: string, value: Uint8Array): Promise<void>;
   lgetxattr(path: FilePath, name: string): Uint8Array | undefined;
   /**
    * Makes the namespaces and bind-mounts them on files, which must exist. Hostname and loopback are set before

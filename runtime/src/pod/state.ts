@@ -35,6 +35,8 @@ type Identity = {
   /** The handler that the pod was started with; its file may change or go meanwhile. */
   readonly handler: HandlerConfig;
   readonly hostname: string;
+  /** The SELinux level of its containers that ask for none; undefined where nothing is labelled. */
+  readonly selinuxLevel?: string;
 };
 
 /**
@@ -92,13 +94,22 @@ export const stopped = (pod: Pod): Pod => ({
   held: pod.held.sandbox ? { sandbox: pod.held.sandbox } : {},
 });
 
-const identityOf = ({ id, createdAt, config, runtimeHandler, handler, hostname }: Pod): Identity => ({
+const identityOf = ({
   id,
   createdAt,
   config,
   runtimeHandler,
   handler,
   hostname,
+  selinuxLevel,
+}: Pod): Identity => ({
+  id,
+  createdAt,
+  config,
+  runtimeHandler,
+  handler,
+  hostname,
+  ...(selinuxLevel === undefined ? {} : { selinuxLevel }),
 });
 
 const wrongState = (pod: Pod, verb: string): RuntimeError =>

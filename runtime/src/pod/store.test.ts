@@ -30,7 +30,7 @@ test("a pod is the same after a restart, in every state", () => {
     pod("creating", 1),
     ready(hold(pod("ready", 2), { namespaces: { net: "/n" }, network })),
     lost(hold(pod("lost", 3), { network: {} }), "why"),
-    stopping(pod("stopping", 4)),
+    stopping({ ...pod("stopping", 4), selinuxLevel: "s0:c1,c2" }),
     stopped(hold(pod("stopped", 5), { sandbox: { state: { pid: 1 } }, network: {} })),
   ];
   for (const each of states) store.add(each);

@@ -23,6 +23,7 @@ const Record = z.object({
   runtimeHandler: z.string(),
   handler: HandlerConfig,
   hostname: z.string(),
+  selinuxLevel: z.string().optional(),
   state: z.enum(["creating", "ready", "lost", "stopping", "stopped"]),
   reason: z.string().optional(),
   held: z.record(z.string(), z.unknown()),
@@ -44,6 +45,7 @@ export const podCodec: Codec<Pod> = {
       runtimeHandler: record.runtimeHandler,
       handler: record.handler,
       hostname: record.hostname,
+      ...(record.selinuxLevel === undefined ? {} : { selinuxLevel: record.selinuxLevel }),
     };
     const held = record.held as Held;
     switch (record.state) {

@@ -269,7 +269,7 @@ export const snapshotterConformance = (
       const file = join(base, `changes-${serial++}.tar`);
       await snapshots.saveChanges("one", file, never);
       const second = target();
-      await snapshots.mountContainer("two", ["sha256:a"], second, undefined, file);
+      await snapshots.mountContainer("two", ["sha256:a"], second, { changes: file });
       expect(treeOf(second)).toEqual(treeOf(first));
       expect(treeOf(second)).toContain("/sub/kept");
       expect(treeOf(second)).not.toMatch(/gone|old/);
@@ -291,20 +291,20 @@ export const snapshotterConformance = (
       };
       await tar({ name: "a", type: "symlink", linkname: base }, { name: "a/outside", body: "x" });
       const path = target();
-      await snapshots.mountContainer("one", ["sha256:a"], path, undefined, file);
+      await snapshots.mountContainer("one", ["sha256:a"], path, { changes: file });
       expect(existsSync(outside)).toBe(false);
       for (const name of ["../../../outside", "x/../../outside"]) {
         await tar({ name, body: "x" });
         await expect(
-          snapshots.mountContainer("two", ["sha256:a"], target(), undefined, file),
+          snapshots.mountContainer("two", ["sha256:a"], target(), { changes: file }),
         ).rejects.toThrow('has ".."');
         await snapshots.removeContainer("two");
       }
       await tar({ name: "zeros", body: Buffer.alloc(1 << 20) });
       writeFileSync(file, gzipSync(readFileSync(file)));
-      await expect(snapshots.mountContainer("two", ["sha256:a"], target(), undefined, file)).rejects.toThrow(
-        "more than",
-      );
+      await expect(
+        snapshots.mountContainer("two", ["sha256:a"], target(), { changes: file }),
+      ).rejects.toThrow("more than");
       expect(existsSync(outside)).toBe(false);
     });
 

@@ -2,6 +2,8 @@ import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { createLinux } from "../linux/linux-ffi.ts";
@@ -11,9 +13,12 @@ import { createDirectoryTree } from "./directory-tree.ts";
 import { createErofsTree } from "./erofs/tree.ts";
 import { overlay } from "./overlay.ts";
 import { createTarReader } from "./tar.ts";
+import { tarHeader } from "./tar-header.ts";
 
 const linux = createLinux();
 const never = new AbortController().signal;
+setFlagsFromString("--expose-gc");
+const collect = runInNewContext("gc") as () => void;
 const limits = { entries: 1000, bytes: 10_000_000 };
 
 /** Names that meet each other, and ways out. */
@@ -145,6 +150,42 @@ describe.each(["directory", "erofs"] as const)("hostile layers kept as %s", (for
     );
     expect(look()).toBe(before);
   });
+});
+
+test("attributes of a layer kept as erofs are measured as they come, and are the heap's, which has a bound", () => {
+  const path = `/tmp/bh-xattrs-${process.pid}.img`;
+  const tree = createErofsTree(path);
+  try {
+    const applier = createApplier(tree, { entries: 10_000, bytes: 10_000_000 });
+    const reader = createTarReader(applier);
+    const pack = (name: string, values: number[]) =>
+      reader.push(
+        tarHeader({
+          ...{ name, type: "file", mode: 0o644, uid: 0, gid: 0, size: 0, mtime: 0n },
+          xattrs: new Map(values.map((size, n) => [`user.${n}`, Buffer.alloc(size, 1)])),
+        }),
+      );
+    const external = process.memoryUsage().external;
+    // Beside each value stands one that a layer never brings, in the same extended header.
+    for (let n = 0; n < 300; n++) {
+      const xattrs = new Map([["user.a", Buffer.alloc(200)]]);
+      xattrs.set("trusted.a", Buffer.alloc(900_000));
+      reader.push(
+        tarHeader({ name: `f${n}`, type: "file", mode: 0o644, uid: 0, gid: 0, size: 0, mtime: 0n, xattrs }),
+      );
+    }
+    collect();
+    expect(process.memoryUsage().external - external).toBeLessThan(100_000_000);
+    pack("fits", [32_000, 32_000]);
+    expect(() => pack("one", [0x10000])).toThrow(/attributes are too large/);
+    expect(() => pack("all", [32_000, 33_600])).toThrow(/attributes are too large/);
+    expect(() => {
+      for (let n = 0; n < 2200; n++) pack(`many${n}`, [32_000, 32_000]);
+    }).toThrow(/more than 134217728 bytes/);
+  } finally {
+    tree.abandon();
+    rmSync(path, { force: true });
+  }
 });
 
 /** So that the change gets past the checksum, where the block is a header. */

@@ -300,9 +300,7 @@ export const overlay = async (
   };
 
   const mountStack = async (lower: string[], rest: [string, string][], target: string, flags: number) => {
-    const joined = [["lowerdir", lower.join(":")] as [string, string], ...rest]
-      .map(([key, value]) => (value === "" ? key : `${key}=${value}`))
-      .join(",");
+    const joined = joinOptions([["lowerdir", lower.join(":")], ...rest]);
     if (joined.length <= OPTIONS_MAX) await linux.mount("overlay", target, "overlay", flags, joined);
     else {
       const each = lower.map((dir): [string, string] => ["lowerdir+", dir]);
@@ -310,13 +308,15 @@ export const overlay = async (
     }
   };
 
-  const mountUpper = async (key: string, lower: string[], target: string): Promise<void> => {
+  const mountUpper = async (
+    key: string,
+    lower: string[],
+    target: string,
+    label: string | undefined,
+  ): Promise<void> => {
     const upper = at("containers", key, "upper");
     const work = at("containers", key, "work");
-    const rest: [string, string][] = [
-      ["upperdir", upper],
-      ["workdir", work],
-    ];
+    const rest: [string, string][] = [["upperdir", upper], ["workdir", work], ...contextOf(label)];
     // The mark of an earlier volatile mount, which warns of a power cut that cannot have been: same boot.
     await rm(join(work, "work", "incompat"), { recursive: true, force: true });
     if (volatile) {
@@ -389,11 +389,11 @@ export const overlay = async (
       await discard(at("l", layer.dir));
     },
 
-    async mountContainer(key, ids, target, owners, changes) {
+    async mountContainer(key, ids, target, { owners, label, changes } = {}) {
       if (isMounted(target)) return;
       await standOn(key, ids, true, owners, changes);
       await withIdMapped(await lowerOf(ids), at("containers", key, "shifted"), owners, linux, (lower) =>
-        mountUpper(key, lower, target),
+        mountUpper(key, lower, target, label),
       ).catch((error) => {
         throw mountFailed(target, error);
       });
@@ -404,13 +404,13 @@ export const overlay = async (
       await writeChanges(at("containers", key, "upper"), file, signal);
     },
 
-    async mountReadonly(key, ids, target, owners) {
+    async mountReadonly(key, ids, target, { owners, label } = {}) {
       if (isMounted(target)) return;
       await standOn(key, ids, false, owners);
       const lowest = await lowerOf(ids);
       const dirs = ids.length < 2 ? [...lowest, at("l", NOTHING[1])] : lowest;
       await withIdMapped(dirs, at("containers", key, "shifted"), owners, linux, (lower) =>
-        mountStack(lower, [], target, MountFlags.RDONLY),
+        mountStack(lower, contextOf(label), target, MountFlags.RDONLY),
       ).catch((error) => {
         throw mountFailed(target, error);
       });
@@ -488,6 +488,15 @@ export const overlay = async (
   };
   return snapshotter;
 };
+
+/** Options as mount(2) takes them. A label has commas in it; SELinux takes the quotes off. */
+export const joinOptions = (options: readonly [key: string, value: string][]): string =>
+  options
+    .map(([key, value]) => (value === "" ? key : `${key}=${key === "context" ? `"${value}"` : value}`))
+    .join(",");
+
+const contextOf = (label: string | undefined): [string, string][] =>
+  label === undefined ? [] : [["context", label]];
 
 const usageOf = ({ bytes, inodes }: Layer): LayerUsage => ({ bytes, inodes });
 

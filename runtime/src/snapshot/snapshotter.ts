@@ -22,21 +22,20 @@ export interface Snapshotter {
   /** Removes a layer that nothing stands on. */
   removeLayer(id: string): Promise<void>;
   /**
-   * Makes a container root and mounts it at `target` (a directory made by the caller). Idempotent by key. With
-   * `owners` the files' owners are shifted into a user namespace. `changes` is a file that `saveChanges` made, or
-   * somebody else: the root begins with what it says, and nothing of it comes to lie outside.
+   * Makes a container root and mounts it at `target` (a directory made by the caller). Idempotent by key. `changes` is a
+   * file that `saveChanges` made, or somebody else: the root begins with what it says, and nothing of it comes to lie
+   * outside.
    */
   mountContainer(
     key: string,
     layers: string[],
     target: string,
-    owners?: Owners,
-    changes?: string,
+    look?: Look & { changes?: string | undefined },
   ): Promise<void>;
   /** Writes the container's writable part as a layer tar to `file`, which is made. Nothing may change it meanwhile. */
   saveChanges(key: string, file: string, signal: AbortSignal): Promise<void>;
   /** Mounts a chain of layers read-only (image volumes). */
-  mountReadonly(key: string, layers: string[], target: string, owners?: Owners): Promise<void>;
+  mountReadonly(key: string, layers: string[], target: string, look?: Look): Promise<void>;
   /** Unmounts `target`, lazily when it is busy. Succeeds when nothing is mounted. */
   unmount(target: string): Promise<void>;
   /** Removes the container's writable part. Succeeds when it is gone. */
@@ -46,6 +45,12 @@ export interface Snapshotter {
   /** Of all writable parts together, and the directory that they are in. */
   containersUsage(): Promise<{ path: string; bytes: bigint; inodes: bigint }>;
 }
+
+/**
+ * How files are shown: with `owners` shifted into a user namespace, with `label` all under this SELinux label
+ * (mount(8), context=).
+ */
+export type Look = { owners?: Owners | undefined; label?: string | undefined };
 
 /** The user namespace that files are shown in: its file, and which ids of the node its root's are. */
 export type Owners = { userNamespace: string; uid: number; gid: number };

@@ -1,13 +1,41 @@
-import type { LinuxContainerSecurityContext } from "@bulkhead/lib/gen/cri_pb.js";
+import {
+  type LinuxContainerSecurityContext,
+  SecurityProfile_ProfileType as ProfileType,
+} from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 
-/** The node's AppArmor profile that a container asks for; undefined: none, or the default, which is none here. */
-export const apparmorOf = (security: LinuxContainerSecurityContext | undefined): string | undefined => {
-  if (security?.privileged) return undefined;
-  if (security?.apparmor) return security.apparmor.localhostRef.replace(/^localhost\//, "") || undefined;
+export type ApparmorChoice = { use: "none" } | { use: "default" } | { use: "profile"; name: string };
+
+/** The AppArmor profile that a container asks for; who says nothing gets the default, and a privileged one none. */
+export const apparmorChoice = (security: LinuxContainerSecurityContext | undefined): ApparmorChoice => {
+  if (security?.privileged) return { use: "none" };
   // What kubelets before 1.30 sent.
   const older = security?.apparmorProfile ?? "";
-  return older.startsWith("localhost/") ? older.slice("localhost/".length) : undefined;
+  const { profileType, localhostRef } = security?.apparmor ?? {
+    profileType:
+      older === "unconfined"
+        ? ProfileType.Unconfined
+        : older === "" || older === "runtime/default"
+          ? ProfileType.RuntimeDefault
+          : ProfileType.Localhost,
+    localhostRef: older,
+  };
+  const name = localhostRef.replace(/^localhost\//, "");
+  switch (profileType) {
+    case ProfileType.RuntimeDefault:
+      return { use: "default" };
+    case ProfileType.Unconfined:
+      return { use: "none" };
+    case ProfileType.Localhost:
+      if (name === "")
+        throw new RuntimeError(
+          "invalid-argument",
+          "Cannot use an AppArmor profile of the node without its name",
+        );
+      return name === "unconfined" ? { use: "none" } : { use: "profile", name };
+    default:
+      throw new RuntimeError("invalid-argument", `Cannot use AppArmor profile type ${profileType}`);
+  }
 };
 
 /**

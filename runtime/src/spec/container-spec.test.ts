@@ -21,7 +21,7 @@ const host: HostFacts = {
   swapAccounting: true,
   hugetlb: true,
   apparmor: false,
-  selinux: false,
+  selinux: undefined,
   seccomp: true,
   arch: "x64",
 };
@@ -271,4 +271,15 @@ test("what an image's labels say reaches no part of a specification (CVE-2026-53
   const labels = Object.fromEntries(names.map((name) => [name, "from the image"]));
   const labelled = { ...base, image: { ...base.image, labels } };
   expect(containerSpec(labelled)).toEqual(containerSpec(base));
+});
+
+test("labels and profiles of the node's security modules are the process's, and the mounts' alone", () => {
+  const labels = { process: "u:r:container_t:s0:c1,c2", mount: "u:object_r:container_file_t:s0:c1,c2" };
+  const spec = containerSpec(input({}, { labels, apparmor: "bulkhead-default" }));
+  expect(spec.process).toMatchObject({ selinuxLabel: labels.process, apparmorProfile: "bulkhead-default" });
+  expect(spec.linux?.mountLabel).toBe(labels.mount);
+  const plain = containerSpec(input());
+  expect(plain.process).not.toHaveProperty("apparmorProfile");
+  expect(plain.process).not.toHaveProperty("selinuxLabel");
+  expect(plain.linux).not.toHaveProperty("mountLabel");
 });

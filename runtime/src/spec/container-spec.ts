@@ -2,7 +2,6 @@ import type { ContainerConfig, PodSandboxConfig } from "@bulkhead/lib/gen/cri_pb
 import type { Namespaces } from "../handler/handler.ts";
 import type { ImageConfig } from "../image/images.ts";
 import { containerAnnotations, passedAnnotations } from "./annotations.ts";
-import { apparmorOf } from "./apparmor.ts";
 import { capabilitiesOf } from "./capabilities.ts";
 import { cgroupsPath } from "./cgroup.ts";
 import { argsOf, cwdOf, envOf } from "./command.ts";
@@ -11,7 +10,7 @@ import { mountsOf, type PodFiles, type ResolvedMount, rootPropagation } from "./
 import { namespacesOf, type PidChoice, podNamespaces } from "./namespaces.ts";
 import type { Linux, Process, Spec } from "./oci.ts";
 import { clampOomScoreAdj, resourcesOf } from "./resources.ts";
-import { selinuxLabels } from "./selinux.ts";
+import type { SelinuxLabels } from "./selinux.ts";
 import { sysctlsOf } from "./sysctl.ts";
 import type { User } from "./user.ts";
 import { mappingsOf } from "./user-namespace.ts";
@@ -37,6 +36,10 @@ export type ContainerInput = {
   user: User;
   mounts: readonly ResolvedMount[];
   devices: readonly HostDevice[];
+  /** SELinux labels of its process and of what is mounted for it. */
+  labels?: SelinuxLabels | undefined;
+  /** The AppArmor profile, by its name in the kernel. */
+  apparmor?: string | undefined;
   /** The seccomp profile itself; undefined: unconfined. */
   seccomp: unknown;
   pid: PidChoice;
@@ -67,10 +70,8 @@ export const containerSpec = (input: ContainerInput): Spec => {
   };
 };
 
-const processOf = ({ config, pod, image, user, host }: ContainerInput): Process => {
+const processOf = ({ config, pod, image, user, host, labels, apparmor }: ContainerInput): Process => {
   const security = config.linux?.securityContext;
-  const apparmor = apparmorOf(security);
-  const selinux = host.selinux ? selinuxLabels(security?.selinuxOptions) : undefined;
   return {
     terminal: config.tty,
     user: { uid: user.uid, gid: user.gid, additionalGids: user.groups },
@@ -81,8 +82,8 @@ const processOf = ({ config, pod, image, user, host }: ContainerInput): Process 
     noNewPrivileges: security?.noNewPrivs ?? false,
     rlimits: [{ type: "RLIMIT_NOFILE", ...host.openFiles }],
     oomScoreAdj: clampOomScoreAdj(Number(config.linux?.resources?.oomScoreAdj ?? 0n), host),
-    ...(host.apparmor && apparmor !== undefined && { apparmorProfile: apparmor }),
-    ...(selinux && { selinuxLabel: selinux.process }),
+    ...(apparmor !== undefined && { apparmorProfile: apparmor }),
+    ...(labels && { selinuxLabel: labels.process }),
   };
 };
 
@@ -92,7 +93,6 @@ const linuxOf = (input: ContainerInput, host: HostFacts): Linux => {
   const privileged = security?.privileged ?? false;
   const own = podNamespaces(pod.config);
   const propagation = rootPropagation(input.mounts);
-  const selinux = host.selinux ? selinuxLabels(security?.selinuxOptions) : undefined;
   return {
     namespaces: namespacesOf(pod.namespaces, input.pid, host.cgroup, privileged),
     ...mappingsOf(pod.config),
@@ -125,7 +125,7 @@ const linuxOf = (input: ContainerInput, host: HostFacts): Linux => {
     maskedPaths: privileged ? [] : (security?.maskedPaths ?? []),
     readonlyPaths: privileged ? [] : (security?.readonlyPaths ?? []),
     ...(propagation !== undefined && { rootfsPropagation: propagation }),
-    ...(selinux && { mountLabel: selinux.mount }),
+    ...(input.labels && { mountLabel: input.labels.mount }),
     ...(input.seccomp !== undefined && { seccomp: input.seccomp }),
   };
 };

@@ -3,14 +3,12 @@ import {
   LinuxContainerResourcesSchema,
   NamespaceMode,
   PodSandboxConfigSchema,
-  SELinuxOptionSchema,
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { resourcesOf } from "./resources.ts";
 import { parseSeccomp } from "./seccomp-profile.ts";
-import { selinuxLabels } from "./selinux.ts";
 import { sysctlsOf } from "./sysctl.ts";
 import { parseGroup, parsePasswd, userOf } from "./user.ts";
 import { podIdsOf } from "./user-namespace.ts";
@@ -187,15 +185,6 @@ describe("sysctlsOf()", () => {
       ),
     );
   });
-});
-
-test("SELinux labels are made of what was asked for, with the usual parts for the rest", () => {
-  expect(selinuxLabels(create(SELinuxOptionSchema, {}))).toBeUndefined();
-  expect(selinuxLabels(create(SELinuxOptionSchema, { type: "spc_t", level: "s0:c1,c2" }))).toEqual({
-    process: "system_u:system_r:spc_t:s0:c1,c2",
-    mount: "system_u:object_r:container_file_t:s0:c1,c2",
-  });
-  expect(() => selinuxLabels(create(SELinuxOptionSchema, { type: "a b" }))).toThrow('SELinux type "a b"');
 });
 
 describe("podIdsOf()", () => {

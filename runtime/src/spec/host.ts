@@ -1,3 +1,5 @@
+import type { Contexts } from "./selinux.ts";
+
 /** What this node's kernel and this process may do, read once at start. */
 export type HostFacts = {
   /** Capabilities in the bounding set of this process. */
@@ -11,7 +13,8 @@ export type HostFacts = {
   swapAccounting: boolean;
   hugetlb: boolean;
   apparmor: boolean;
-  selinux: boolean;
+  /** SELinux is on, and labels are wanted: the contexts of the node's policy, where it has some for containers. */
+  selinux: { contexts: Contexts | undefined } | undefined;
   seccomp: boolean;
   /** As process.arch. */
   arch: string;

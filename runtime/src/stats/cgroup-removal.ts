@@ -5,17 +5,19 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Linux } from "../linux/linux.ts";
 import { readProcess } from "../monitor/process.ts";
 import { processesOf } from "./cgroup.ts";
-import { type CgroupLayout, type CgroupPaths, everywhere } from "./layout.ts";
+import { type CgroupLayout, type CgroupPaths, everywhere, pathOf } from "./layout.ts";
 
 /**
  * The cgroup that the specification in `file` asks for, {} when it is not one of `id` alone. A runtime that was
- * killed half-way has made it and knows nothing of it: the specification does. systemd's scopes go by themselves.
+ * killed half-way has made it and knows nothing of it: the specification does. A scope of systemd's goes by itself,
+ * but only when nothing runs in it any more.
  */
 export const specCgroup = async (file: string, id: string, layout: CgroupLayout): Promise<CgroupPaths> => {
   try {
     const spec = JSON.parse(await readFile(file, "utf8")) as { linux?: { cgroupsPath?: unknown } };
-    const path = spec.linux?.cgroupsPath;
-    return typeof path === "string" && path.startsWith("/") && basename(path) === id
+    const asked = spec.linux?.cgroupsPath;
+    const path = typeof asked === "string" ? pathOf(asked) : undefined;
+    return path !== undefined && [id, `bulkhead-${id}.scope`].includes(basename(path))
       ? everywhere(path, layout)
       : {};
   } catch {

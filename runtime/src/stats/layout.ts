@@ -88,6 +88,14 @@ export const parentOf = (cgroupsPath: string | undefined): string | undefined =>
   return parent === "/" ? undefined : parent;
 };
 
+/** The path of the cgroup itself that `cgroupsPath` names: a path, or systemd's scope; undefined for what is neither. */
+export const pathOf = (cgroupsPath: string): string | undefined => {
+  const [, prefix, name, ...rest] = cgroupsPath.split(":");
+  if (prefix !== undefined && name !== undefined && rest.length === 0)
+    return join(parentOf(cgroupsPath) ?? "/", `${prefix}-${name}.scope`);
+  return cgroupsPath.startsWith("/") ? cgroupsPath : undefined;
+};
+
 /** A mount may show a part of the hierarchy only; paths are told from its top. */
 const below = (path: string, root: string) =>
   root !== "/" && (path === root || path.startsWith(`${root}/`)) ? path.slice(root.length) : path;

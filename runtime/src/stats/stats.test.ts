@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { cgroupAt, everywhere, parentOf, parseCgroups, parseLayout } from "./layout.ts";
+import { cgroupAt, everywhere, parentOf, parseCgroups, parseLayout, pathOf } from "./layout.ts";
 import { parseOomKills, parseV1, parseV2 } from "./usage.ts";
 
 const hybrid = `31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -51,6 +51,17 @@ describe("layout", () => {
     ],
     ["the root slice is nobody's", "-.slice:cri:c1", undefined],
   ])("takes %s", (_, path, parent) => expect(parentOf(path)).toBe(parent));
+
+  test.each<[string, string, string | undefined]>([
+    ["a path", "/kubepods/pod1/c1", "/kubepods/pod1/c1"],
+    [
+      "a scope",
+      "kubepods-besteffort.slice:bulkhead:c1",
+      "/kubepods.slice/kubepods-besteffort.slice/bulkhead-c1.scope",
+    ],
+    ["a scope at the root", "-.slice:bulkhead:c1", "/bulkhead-c1.scope"],
+    ["neither", "c1", undefined],
+  ])("finds the cgroup of %s", (_, asked, path) => expect(pathOf(asked)).toBe(path));
 
   test("gives the directories of a path", () => {
     const layout = parseLayout("30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw");

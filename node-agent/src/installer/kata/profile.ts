@@ -35,7 +35,7 @@ export function vmFiles(
       optionsTypeUrl: "io.containerd.kata.v2.options",
       configPath: path,
       wall: "vm",
-      kata: { runtime: vm.shim, rootfs: vm.rootfs, diskMiB: vm.diskMiB },
+      kata: { runtime: vm.shim, rootfs: vm.rootfs, diskMiB: vm.diskMiB, metrics: servesMetrics(vm) },
       allowedAnnotations: vm.enableAnnotations.map((each) => `io.katacontainers.config.hypervisor.${each}`),
       // The sandbox's create boots the guest and makes a container in it; what Kata itself does is beside that.
       deadlines: { create: boot + createContainer + 30, start: createContainer, stop },
@@ -43,6 +43,13 @@ export function vmFiles(
     },
   };
 }
+
+/**
+ * Of QEMU and Firecracker runtime-rs knows no metrics, and as of 4.1 its handler of that question is a panic that ends
+ * the shim.
+ */
+const servesMetrics = ({ shim, hypervisor }: VmSettings): boolean =>
+  shim === "go" || hypervisor === "dragonball" || hypervisor === "cloud-hypervisor";
 
 /** A command line that succeeds when the profile's shim runs on the node. */
 export const vmCheck = (profile: Pick<DesiredProfile, "handler">, root: string, node: NodeOfVm): string[] => [

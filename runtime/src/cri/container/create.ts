@@ -14,6 +14,7 @@ import { resolveCdi } from "../../container/cdi.ts";
 import { allDevices, askedDevices } from "../../container/devices.ts";
 import { specForGvisor } from "../../container/gvisor-paths.ts";
 import { resolveMounts } from "../../container/mounts.ts";
+import { relabel as relabelTree } from "../../container/relabel.ts";
 import { makeInRoot, resolveInRoot } from "../../container/rootfs.ts";
 import { readSeccomp } from "../../container/seccomp-file.ts";
 import { created, newContainer } from "../../container/state.ts";
@@ -23,7 +24,7 @@ import { timed } from "../../metrics.ts";
 import { emptyDirHints } from "../../pod/empty-dirs.ts";
 import { letThrough, podFiles } from "../../pod/files.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
-import { apparmorOf, requireApparmor } from "../../spec/apparmor.ts";
+import { apparmorChoice, requireApparmor } from "../../spec/apparmor.ts";
 import { capabilitiesOf } from "../../spec/capabilities.ts";
 import { withEdits } from "../../spec/cdi.ts";
 import { containerSpec } from "../../spec/container-spec.ts";
@@ -33,7 +34,7 @@ import { type PidChoice, podNamespaces } from "../../spec/namespaces.ts";
 import type { Spec } from "../../spec/oci.ts";
 import { seccompChoice } from "../../spec/seccomp.ts";
 import { defaultSeccomp } from "../../spec/seccomp-default.ts";
-import { selinuxLabels } from "../../spec/selinux.ts";
+import { type SelinuxLabels, selinuxLabels, selinuxOptions } from "../../spec/selinux.ts";
 import { stopSignalOf } from "../../spec/stop-signal.ts";
 import { type User, userOf } from "../../spec/user.ts";
 import { podIdsOf, requireSameIds } from "../../spec/user-namespace.ts";
@@ -100,9 +101,9 @@ export const createIn = async (
     pod.config.linux?.securityContext?.namespaceOptions,
     config.linux?.securityContext?.namespaceOptions,
   );
-  checkSelinux(config, runtime);
-  await checkApparmor(config, runtime.host);
+  const apparmor = await apparmorOf(config, pod, runtime);
   const pid = pidOf(runtime, config, pod);
+  const labels = labelsOf(runtime, config, pod);
   const id = randomBytes(32).toString("hex");
   const saved =
     restored && handler.restores
@@ -116,7 +117,7 @@ export const createIn = async (
   );
   try {
     const made = await timed(runtime.metrics, pod.handler.name, "create", () =>
-      make(runtime, { id, pod, config, image, handler, pid, logPath, saved }, signal),
+      make(runtime, { id, pod, config, image, handler, pid, logPath, saved, labels, apparmor }, signal),
     );
     // Whoever gave up meanwhile would never learn the id.
     signal.throwIfAborted();
@@ -140,29 +141,39 @@ const checkPrivileges = (config: ContainerConfig, pod: Pod): void => {
 };
 
 /**
- * Where SELinux is off a label is nobody's to enforce: it is left out and told, as everywhere; charts that were
- * written for one node shall run on another.
+ * The SELinux labels of a container; a privileged one has none. Where SELinux is off a label is nobody's to enforce: it
+ * is left out and told, as everywhere; charts that were written for one node shall run on another.
  */
-const checkSelinux = (config: ContainerConfig, { host, log }: Pick<Runtime, "host" | "log">): void => {
-  const labels = selinuxLabels(config.linux?.securityContext?.selinuxOptions);
-  if (labels !== undefined && !host.selinux)
+const labelsOf = (
+  { host, log }: Pick<Runtime, "host" | "log">,
+  config: ContainerConfig,
+  pod: Pod,
+): SelinuxLabels | undefined => {
+  const security = config.linux?.securityContext;
+  const asked = selinuxOptions(security?.selinuxOptions, pod.config.linux?.securityContext?.selinuxOptions);
+  const labels = selinuxLabels(asked, { contexts: host.selinux?.contexts, level: pod.selinuxLevel });
+  if (labels !== undefined && host.selinux === undefined)
     log.warn({ name: config.metadata?.name, label: labels.process }, "SELinux is off: label left out");
-  const relabel = config.mounts.find((mount) => mount.selinuxRelabel);
-  if (relabel !== undefined && host.selinux)
-    throw new RuntimeError(
-      "unimplemented",
-      `Cannot relabel "${relabel.hostPath}": this runtime changes no SELinux labels of files`,
-    );
+  return host.selinux === undefined || security?.privileged ? undefined : labels;
 };
 
-/** A log below the pod's own directory; kubelet's names have no way out of it. */
-const checkApparmor = async (config: ContainerConfig, host: Runtime["host"]): Promise<void> => {
-  const profile = apparmorOf(config.linux?.securityContext);
-  if (profile === undefined || profile === "unconfined") return;
+/**
+ * The name of a container's AppArmor profile. The default is of the node's kernel: a sandbox has one of its own, and
+ * its processes are no container's.
+ */
+const apparmorOf = async (
+  config: ContainerConfig,
+  pod: Pod,
+  { host, defaultApparmor }: Pick<Runtime, "host" | "defaultApparmor">,
+): Promise<string | undefined> => {
+  const choice = apparmorChoice(config.linux?.securityContext);
+  if (choice.use === "none") return undefined;
+  if (choice.use === "default") return isVm(pod) || runscOf(pod) ? undefined : defaultApparmor;
   const loaded = host.apparmor
     ? await readFile("/sys/kernel/security/apparmor/profiles", "utf8").catch(() => undefined)
     : undefined;
-  requireApparmor(profile, host.apparmor, loaded);
+  requireApparmor(choice.name, host.apparmor, loaded);
+  return choice.name;
 };
 
 /** The PID namespace of the container. CRI's default, and its enum's zero, is the pod's. */
@@ -232,10 +243,12 @@ type Plan = {
   logPath: string;
   /** What was taken of a checkpoint, where it is made from one. */
   saved: SavedContainer | undefined;
+  labels: SelinuxLabels | undefined;
+  apparmor: string | undefined;
 };
 
 const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
-  const { id, pod, config, image, handler } = plan;
+  const { id, pod, config, image, handler, labels } = plan;
   const { host, snapshotter, images } = runtime;
   const security = config.linux?.securityContext;
   const stateDir = containerDir(runtime, id);
@@ -248,6 +261,10 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
       ? undefined
       : { userNamespace, uid: ids.uids[0].hostID, gid: ids.gids[0].hostID };
   if (owners) await letThrough(stateDir, owners.gid);
+  const relabel = async (source: string): Promise<void> => {
+    if (labels) await relabelTree(source, labels.mount, runtime.linux, signal);
+  };
+  const files = podFiles(join(runtime.stateDir, "pods", pod.id), podNamespaces(pod.config).ipc);
   const imageMounts = config.mounts.flatMap((mount, index) =>
     mount.image?.image ? [join(stateDir, `image-${index}`)] : [],
   );
@@ -263,13 +280,25 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
       },
       linux: runtime.linux,
       owners,
+      label: labels?.mount,
+      relabel,
     }),
     // Into a virtual machine the node's disks would be plugged: privileged is so inside it alone.
     security?.privileged && !isVm(pod) ? allDevices() : askedDevices(config.devices),
     seccompOf(config, host),
     resolveCdi(config.CDIDevices.map(({ name }) => name)),
     span("rootfs", { "bulkhead.layers": image.layers.length }, () =>
-      snapshotter.mountContainer(id, image.layers, rootfs, owners, plan.saved?.changes),
+      snapshotter.mountContainer(id, image.layers, rootfs, {
+        owners,
+        label: labels?.mount,
+        changes: plan.saved?.changes,
+      }),
+    ),
+    // The node's own /dev/shm stays as it is.
+    Promise.all(
+      [files.hostname, files.hosts, files.resolvConf, ...(files.shm === "/dev/shm" ? [] : [files.shm])].map(
+        relabel,
+      ),
     ),
     plan.logPath === "" ? undefined : mkdir(dirname(plan.logPath), { recursive: true, mode: 0o755 }),
   ]);
@@ -283,12 +312,15 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
       config: pod.config,
       namespaces: pod.held.namespaces ?? {},
       hostname: pod.hostname,
-      files: podFiles(join(runtime.stateDir, "pods", pod.id), podNamespaces(pod.config).ipc),
+      files,
     },
     image: image.config,
     user,
     mounts: [...volumes, ...mounts],
     devices,
+    // Of the node's kernel: a sandbox has another, and gVisor refuses them.
+    labels: isVm(pod) || runscOf(pod) ? undefined : labels,
+    apparmor: plan.apparmor,
     seccomp,
     pid: plan.pid,
     rootfs,

@@ -1,4 +1,4 @@
-import { randomBytes } from "node:crypto";
+import { randomBytes, randomInt } from "node:crypto";
 import { mkdir, writeFile } from "node:fs/promises";
 import { hostname as nodeName } from "node:os";
 import { join } from "node:path";
@@ -16,6 +16,7 @@ import { requireAllowed } from "../../spec/annotations.ts";
 import { holderProgram } from "../../spec/holder-program.ts";
 import { holderPath, holderSpec } from "../../spec/holder-spec.ts";
 import { podNamespaces } from "../../spec/namespaces.ts";
+import { freeLevel } from "../../spec/selinux.ts";
 import { sysctlsOf } from "../../spec/sysctl.ts";
 import { podIdsOf } from "../../spec/user-namespace.ts";
 import { restoreAnnotation } from "../container/restore.ts";
@@ -92,7 +93,10 @@ export const runPod = async (runtime: Runtime, plan: PodPlan, signal: AbortSigna
   const own = podNamespaces(config);
   const hostname = own.uts === "host" ? nodeName() : config.hostname || nodeName();
   runtime.pods.add(
-    newPod({ id, createdAt: now(), config, runtimeHandler, handler: loaded.config, hostname }),
+    newPod({
+      ...{ id, createdAt: now(), config, runtimeHandler, handler: loaded.config, hostname },
+      ...(runtime.host.selinux === undefined ? {} : { selinuxLevel: levelOf(runtime, config) }),
+    }),
   );
   try {
     await build(runtime, id, plan, signal);
@@ -109,6 +113,11 @@ export const runPod = async (runtime: Runtime, plan: PodPlan, signal: AbortSigna
   );
   return id;
 };
+
+/** As the pod asks, or one of its own, which is its own until the record is gone. */
+const levelOf = ({ pods }: Pick<Runtime, "pods">, config: PodSandboxConfig): string =>
+  config.linux?.securityContext?.selinuxOptions?.level ||
+  freeLevel(new Set(pods.list().map(({ selinuxLevel }) => selinuxLevel ?? "")), randomInt);
 
 /** What cannot be given back now stays as a pod that is not ready, for kubelet to stop and remove. */
 const rollBack = async (runtime: Runtime, id: string, cause: unknown): Promise<void> => {

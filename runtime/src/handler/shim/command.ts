@@ -35,7 +35,7 @@ export const grpcAddress = (context: Pick<LaunchContext, "socketDir">): string =
 export const argumentsOf = (context: LaunchContext, id: string): string[] => [
   "-namespace",
   namespace,
-  // Nothing listens there: shims hash it into their socket's name and call it never.
+  // Shims hash it into their socket's name. Nobody there has a service of containerd's.
   "-address",
   grpcAddress(context),
   // Kata's shim refuses an empty one; shims of before 2019 report their events by it.

@@ -6,6 +6,7 @@ import type { ContainerLaunch, ContainerRef, HandlerState, Usage } from "../hand
 import { bundleOf, groupedSpec, resourcesAny } from "./bundle.ts";
 import { files, readMemory, writeState } from "./files.ts";
 import { follow } from "./follow.ts";
+import type { ShimPod } from "./pod.ts";
 import { restoreConfig, restoreFailed, stagedCount, startHolder, unstage } from "./restore.ts";
 import { containerStateOf, now, type Shims, SIGKILL } from "./shims.ts";
 import type { ContainerState } from "./state.ts";
@@ -59,14 +60,7 @@ export async function createContainer(
     },
     { signal, timeoutMs: shims.createMs },
   );
-  const process = shims.named(pid, pod.state);
-  if (process) state.process = process;
-  const cgroups = process && cgroupsOf(pid);
-  if (cgroups) {
-    state.cgroups = cgroups;
-    const kills = oomKills(cgroups);
-    if (kills !== undefined) state.oomKills = kills;
-  }
+  takeProcess(shims, pod, id, state, pid);
   writeState(stateDir, files.container, state);
   setMemoryLimit(shims, stateDir, launch.spec.linux?.resources);
   const input = holdInput(stdio);
@@ -75,7 +69,31 @@ export async function createContainer(
   return state;
 }
 
-export async function startContainer(shims: Shims, ref: ContainerRef, signal: AbortSignal): Promise<void> {
+/**
+ * Takes up the process that a shim names as a container's, with its cgroups; true where it is another than was known.
+ * Before a container has started, runwasi's shims name themselves.
+ */
+const takeProcess = (shims: Shims, pod: ShimPod, id: string, state: ContainerState, pid: number): boolean => {
+  const process = shims.named(pid, pod.state);
+  const itself = process?.pid === pod.state.shim?.pid && shims.config.wall !== "vm";
+  if (!process || itself || process.pid === state.process?.pid) return false;
+  state.process = process;
+  const cgroups = cgroupsOf(pid);
+  if (cgroups) {
+    state.cgroups = cgroups;
+    // In one of its own nothing was killed before it.
+    const kills = cgroups.memory.includes(id) ? 0 : oomKills(cgroups);
+    if (kills !== undefined) state.oomKills = kills;
+  }
+  return true;
+};
+
+/** Returns what is to be recorded of the container, where its start told something new. */
+export async function startContainer(
+  shims: Shims,
+  ref: ContainerRef,
+  signal: AbortSignal,
+): Promise<HandlerState | undefined> {
   const pod = await shims.podOf(ref.sandbox, signal);
   await startHolder(shims, pod, signal);
   const live = pod.containers.get(ref.id);
@@ -85,18 +103,22 @@ export async function startContainer(shims: Shims, ref: ContainerRef, signal: Ab
       () => true,
       () => false,
     );
+  let pid: number;
   try {
-    await started;
+    ({ pid } = await started);
   } catch (error) {
     if (stagedCount(pod.stateDir) !== undefined) await restoreFailed(shims, pod, error);
     throw error;
   }
-  if (!live) return;
+  if (!live) return undefined;
+  const known = takeProcess(shims, pod, ref.id, live.state, pid);
+  if (known) writeState(ref.stateDir, files.container, live.state);
   live.started = true;
   live.held?.[Symbol.dispose]();
   const count = stagedCount(pod.stateDir);
   const running = [...pod.containers.values()].filter((each) => each.started && !each.exit);
   if (count !== undefined && running.length >= count) unstage(pod.stateDir);
+  return known ? live.state : undefined;
 }
 
 export async function killContainer(

@@ -237,7 +237,7 @@ const methods: Record<string, Method> = {
   },
   Start: async ({ id: name }) => {
     await run(name, containerOf(name));
-    return { pid: containerOf(name).pid };
+    return { pid: has("wrong-pid") ? 1 : containerOf(name).pid };
   },
   State: async ({ id: name }) => {
     const { status, pid, code } = containerOf(name);

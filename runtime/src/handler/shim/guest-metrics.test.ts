@@ -26,16 +26,24 @@ test("a family of several pods stands together, its type once", () => {
   expect(merged).toMatch(/pod="a".*\n.*pod="b"/);
 });
 
-test("a histogram keeps its buckets, sum and count in one family", () => {
+test("a histogram's sum and count stay, as a summary's; its buckets crowd out nothing", () => {
   const text = [
     "# TYPE kata_agent_seconds histogram",
-    'kata_agent_seconds_bucket{le="1"} 2',
+    ...Array.from({ length: 500 }, (_, i) => `kata_agent_seconds_bucket{le="${i}"} 2`),
     "kata_agent_seconds_sum 1.5",
     "kata_agent_seconds_count 2",
+    "# TYPE kata_guest_tasks gauge",
+    'kata_guest_tasks{item="cur"} 3',
   ].join("\n");
-  expect(mergeMetrics([{ labels: labels("a"), text }]).split("\n")[0]).toBe(
-    "# TYPE kata_agent_seconds histogram",
-  );
+  expect(mergeMetrics([{ labels: labels("a"), text }]).split("\n")).toEqual([
+    "# TYPE kata_agent_seconds summary",
+    'kata_agent_seconds_sum{pod="a",namespace="shop",handler="vm"} 1.5',
+    'kata_agent_seconds_count{pod="a",namespace="shop",handler="vm"} 2',
+    "",
+    "# TYPE kata_guest_tasks gauge",
+    'kata_guest_tasks{pod="a",namespace="shop",handler="vm",item="cur"} 3',
+    "",
+  ]);
 });
 
 test("what a guest says beside its samples is dropped: other names, broken lines, labels that end early", () => {

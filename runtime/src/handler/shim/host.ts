@@ -7,6 +7,8 @@ import { Events } from "@bulkhead/lib/gen/shim_events_service_pb.js";
 import { serveTtrpc } from "@bulkhead/lib/ttrpc/server.ts";
 import type { Linux } from "../../linux/linux.ts";
 import { createReadiness, type Readiness } from "../../linux/readiness.ts";
+import { grpcAddress } from "./command.ts";
+import { serveNoEngine } from "./engine.ts";
 import { type CopyPipe, openCopyPipe } from "./output.ts";
 import { takePublished } from "./published.ts";
 
@@ -68,11 +70,13 @@ export async function openShimHost(
       return {};
     },
   });
+  const socketDir = join(directory, "s");
+  stack.use(await serveNoEngine(grpcAddress({ socketDir })));
   const published = stack.use(takePublished(join(directory, "published"), programs, take));
   const copyPipe = stack.use(openCopyPipe(directory, linux));
   const resources = stack.move();
   return {
-    socketDir: join(directory, "s"),
+    socketDir,
     eventsAddress,
     publisher: published.program,
     tookOom: (id) => oom.delete(id),

@@ -52,6 +52,8 @@ export type PodDeps = {
   onExit(containerId: string, listener: () => void): Disposable;
   /** `SHIM delete` for what is left of a container. */
   deleteLeftovers(id: string, bundle: string): Promise<{ code: number } | undefined>;
+  /** Ends the machine that a dead shim left. */
+  endMachine(): Promise<void>;
   killProcess(process: ProcessState | undefined): void;
   /** How long the shim may take to answer a question. */
   answerMs: number;
@@ -280,6 +282,7 @@ export class ShimPod {
 
   async #sandboxGone(message: string): Promise<void> {
     const containers = [...this.containers.values()];
+    if (!this.alive) await this.#deps.endMachine();
     // Behind gVisor and in a VM they went with it; where the wall is namespaces they must be sent after it.
     for (const { id, exit } of containers)
       if (this.alive && !exit)

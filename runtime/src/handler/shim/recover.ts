@@ -24,6 +24,7 @@ export async function recoverPod(
   signal: AbortSignal,
 ): Promise<Recovered> {
   const pod = await shims.podToEnd(ref, signal);
+  if (!pod) await shims.endMachine(ref.id, ref.stateDir);
   const found: Recovered["containers"] = new Map();
   for (const container of containers) {
     const exit = readExit(container.stateDir) ?? (await exitOf(shims, pod, container, signal));

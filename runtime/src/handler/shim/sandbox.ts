@@ -98,7 +98,8 @@ export async function runSandbox(
         });
       hold(pid);
       if (!launch.awaitsRestore)
-        await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs });
+        // Before its start some name the shim.
+        hold((await probe.task.start({ id: launch.id }, { signal: deadline, timeoutMs: startMs })).pid);
     }
     const { shimPid } = holder
       ? await probe.task.connect({ id: launch.id }, { signal: deadline, timeoutMs: shims.answerMs })
@@ -157,6 +158,7 @@ export async function stopSandbox(shims: Shims, ref: SandboxRef, signal: AbortSi
   } else {
     await shims.gone(ref.id);
     shims.killShim(ref, shimStateOf(ref));
+    await shims.endMachine(ref.id, ref.stateDir);
     await shims.deleteLeftovers(ref.id, bundle, signal);
   }
   await shims.removeCgroup(ref.id, bundle);

@@ -62,10 +62,7 @@ export async function createShimHandler(
       if (launch.restoreFrom !== undefined) stageImage(launch.sandbox, launch.restoreFrom, 1);
       return state;
     },
-    async start(ref, signal) {
-      await startContainer(shims, ref, signal);
-      return undefined;
-    },
+    start: (ref, signal) => startContainer(shims, ref, signal),
     kill: (ref, signo, all, signal) => killContainer(shims, ref, signo, all, signal),
     remove: (ref, signal) => removeContainer(shims, ref, signal),
     update: (ref, resources, signal) => updateContainer(shims, ref, resources, signal),

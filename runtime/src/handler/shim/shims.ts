@@ -150,6 +150,7 @@ export class Shims {
         tookOom: host.tookOom,
         onExit: host.onExit,
         killProcess: (process) => this.killProcess(process),
+        endMachine: () => this.endMachine(id, stateDir),
         deleteLeftovers: (each, bundle) => this.deleteLeftovers(each, bundle),
         answerMs: this.answerMs,
         now,
@@ -427,6 +428,17 @@ export class Shims {
       bundle: writeBundle(launch.stateDir, launch.id, rootfs.length > 0 ? rooted(spec) : spec),
       rootfs,
     };
+  }
+
+  /**
+   * Ends what a dead shim left running: Kata's machine outlives it, and `SHIM delete` would ask a guest that nobody
+   * watches, or leave it. Of other walls `delete` is what ends them.
+   */
+  async endMachine(id: string, stateDir: string): Promise<void> {
+    if (this.config.wall !== "vm") return;
+    await this.removeCgroup(id, bundleOf(stateDir, id)).catch((error) =>
+      this.failed(error, `Cannot end the machine of pod ${id}`),
+    );
   }
 
   /**

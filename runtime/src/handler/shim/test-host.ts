@@ -222,7 +222,7 @@ export async function openTestHost(kind: Kind) {
       },
     ],
     linux: {
-      cgroupsPath: `${cgroup}/pod${pod.slice(0, 12)}/${id.slice(0, 12)}`,
+      cgroupsPath: `${cgroup}/pod${pod.slice(0, 12)}/${id}`,
       namespaces: [
         { type: "network", path: netns },
         { type: "pid" },

@@ -92,8 +92,8 @@ const PREFIXES: [prefix: string, index: number][] = [
   ["security.", 6],
 ];
 
-/** The attributes as they stand behind an inode; none that EROFS has no name for. undefined when they are too many. */
-export const xattrBody = (xattrs: ReadonlyMap<string, Uint8Array>): Buffer | undefined => {
+/** The attributes (values are byte strings) as they stand behind an inode; none that EROFS has no name for. undefined when they are too many. */
+export const xattrBody = (xattrs: ReadonlyMap<string, string>): Buffer | undefined => {
   const parts: Buffer[] = [];
   for (const [name, value] of xattrs) {
     const [prefix, index] = PREFIXES.find(([start]) => name.startsWith(start)) ?? [];
@@ -105,7 +105,7 @@ export const xattrBody = (xattrs: ReadonlyMap<string, Uint8Array>): Buffer | und
     entry.writeUInt8(index, 1);
     entry.writeUInt16LE(value.length, 2);
     entry.set(rest, 4);
-    entry.set(value, 4 + rest.length);
+    entry.write(value, 4 + rest.length, "latin1");
     parts.push(entry);
   }
   if (parts.length === 0) return Buffer.alloc(0);

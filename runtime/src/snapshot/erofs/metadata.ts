@@ -12,7 +12,7 @@ import {
   superblock,
   xattrBody,
 } from "./format.ts";
-import type { Node } from "./node.ts";
+import { type Node, tooLarge } from "./node.ts";
 import type { Spool } from "./spool.ts";
 
 /** A node and its place among the inodes. */
@@ -86,11 +86,7 @@ const place = (root: Node, byNode: Map<Node, Placed>): Placed[] => {
       continue;
     }
     const xattrs = xattrBody(node.xattrs);
-    if (xattrs === undefined)
-      throw new RuntimeError(
-        "invalid-argument",
-        "Cannot unpack layer: a file's extended attributes are too large",
-      );
+    if (xattrs === undefined) throw tooLarge();
     const placed: Placed = {
       ...{ node, parent, number: order.length + 1, links: 1, at: 0, xattrs, layout: Layout.plain },
       ...{ names: [], blocks: [], block: 0 },

@@ -1,3 +1,4 @@
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Attributes } from "../layer-tree.ts";
 
 /** A file of an image in the making, under one name or several. Metadata is in memory, data is in the image. */
@@ -7,7 +8,8 @@ export type Node = {
   uid: number;
   gid: number;
   mtime: bigint;
-  xattrs: ReadonlyMap<string, Uint8Array>;
+  /** Values are byte strings: kept until the end, so they are the heap's, which has a bound. */
+  xattrs: ReadonlyMap<string, string>;
   size: number;
   content: Content;
 };
@@ -29,7 +31,7 @@ export const typeBits = {
   symlink: 0o120000,
 } as const;
 
-const NONE: ReadonlyMap<string, Uint8Array> = new Map();
+const NONE: ReadonlyMap<string, string> = new Map();
 
 export const nodeOf = (type: keyof typeof typeBits, content: Content, size = 0): Node => ({
   mode: typeBits[type] | (type === "directory" ? 0o755 : 0),
@@ -41,10 +43,30 @@ export const nodeOf = (type: keyof typeof typeBits, content: Content, size = 0):
   content,
 });
 
+/** What the inodes of EROFS have room for; ext4 and xfs take no more of one attribute either. */
+const XATTRS_MAX = 0xffff;
+
 export const dressNode = (node: Node, { mode, uid, gid, mtime, xattrs }: Attributes): void => {
   node.mode = (node.mode & 0o170000) | (mode & 0o7777);
   node.uid = uid;
   node.gid = gid;
   node.mtime = mtime;
-  node.xattrs = xattrs.size === 0 && node.xattrs.size === 0 ? NONE : new Map([...node.xattrs, ...xattrs]);
+  node.xattrs = withXattrs(node.xattrs, xattrs);
 };
+
+/** Those that come are measured at once: the next entry may bring as much again. */
+const withXattrs = (before: Node["xattrs"], more: Attributes["xattrs"]): Node["xattrs"] => {
+  if (more.size === 0) return before;
+  const xattrs = new Map(before);
+  for (const [name, value] of more) {
+    if (value.length > XATTRS_MAX) throw tooLarge();
+    xattrs.set(name, Buffer.from(value.buffer, value.byteOffset, value.length).toString("latin1"));
+  }
+  let sum = 0;
+  for (const [name, value] of xattrs) sum += name.length + value.length;
+  if (sum > XATTRS_MAX) throw tooLarge();
+  return xattrs;
+};
+
+export const tooLarge = () =>
+  new RuntimeError("invalid-argument", "Cannot unpack layer: a file's extended attributes are too large");

@@ -1,16 +1,18 @@
 import { closeSync, lstatSync, openSync, readlinkSync, readSync } from "node:fs";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { readXattrs } from "../../linux/file-attributes.ts";
-import type { LayerTree } from "../layer-tree.ts";
+import type { Attributes, LayerTree } from "../layer-tree.ts";
 import { BLOCK, deviceNumber, NO_BLOCK } from "./format.ts";
 import { writeMetadata } from "./metadata.ts";
 import { dressNode, type Node, nodeOf } from "./node.ts";
 import { createSpool } from "./spool.ts";
 
-const OPAQUE: ReadonlyMap<string, Uint8Array> = new Map([["trusted.overlay.opaque", Buffer.from("y")]]);
+const OPAQUE: [string, string] = ["trusted.overlay.opaque", "y"];
 /** A sparse file has no more chunks than this; they grow with it. */
 const CHUNKS_MAX = 65_536;
 const SPARSE_MAX = 2 ** 44;
+/** Bytes of extended attributes of one layer, which wait in memory for its end. */
+const ATTRIBUTES_MAX = 128 * 1024 * 1024;
 
 /**
  * A layer as one EROFS image at `path`. Data goes into it as it comes, each file from a block's beginning; what is
@@ -45,6 +47,17 @@ export const createErofsTree = (path: string): LayerTree => {
     const { children, base } = slot(name);
     children.set(base, node);
     return node;
+  };
+
+  let attributeBytes = 0;
+  const dress = (node: Node, attributes: Attributes) => {
+    dressNode(node, attributes);
+    for (const [name, value] of attributes.xattrs) attributeBytes += name.length + value.length;
+    if (attributeBytes > ATTRIBUTES_MAX)
+      throw new RuntimeError(
+        "resource-exhausted",
+        `Cannot unpack layer: more than ${ATTRIBUTES_MAX} bytes of extended attributes`,
+      );
   };
 
   const here = () => {
@@ -110,7 +123,7 @@ export const createErofsTree = (path: string): LayerTree => {
         closeSync(fd);
       }
     } else node.content = { is: "special", device: Number(stat.rdev) };
-    dressNode(node, {
+    dress(node, {
       mode,
       uid: Number(stat.uid),
       gid: Number(stat.gid),
@@ -136,21 +149,21 @@ export const createErofsTree = (path: string): LayerTree => {
     mkdir: (name) => void add(name, nodeOf("directory", { is: "directory", children: new Map() })),
     setOpaque(name) {
       const node = get(name);
-      node.xattrs = new Map([...node.xattrs, ...OPAQUE]);
+      node.xattrs = new Map([...node.xattrs, OPAQUE]);
     },
     whiteout: (name) => void add(name, nodeOf("character-device", { is: "special", device: 0 })),
     symlink: (name, target, attributes) =>
-      dressNode(add(name, nodeOf("symlink", { is: "symlink", target })), { ...attributes, mode: 0o777 }),
+      dress(add(name, nodeOf("symlink", { is: "symlink", target })), { ...attributes, mode: 0o777 }),
     special: (name, { type, major, minor }, attributes) => {
       const device = type === "fifo" ? 0 : deviceNumber(major, minor);
-      dressNode(add(name, nodeOf(type, { is: "special", device })), attributes);
+      dress(add(name, nodeOf(type, { is: "special", device })), attributes);
     },
     link: (name, to) => void add(to, get(name)),
     remove(name) {
       const { children, base } = slot(name);
       children.delete(base);
     },
-    dress: (name, attributes) => dressNode(get(name), attributes),
+    dress: (name, attributes) => dress(get(name), attributes),
 
     open(name, size, isSparse) {
       const { children, base } = slot(name);
@@ -169,7 +182,7 @@ export const createErofsTree = (path: string): LayerTree => {
       const { node } = file!;
       endChunk();
       spool.align(BLOCK);
-      dressNode(node, attributes);
+      dress(node, attributes);
       file = undefined;
     },
 

@@ -1,0 +1,20 @@
+import { kataHandler } from "@bulkhead/lib/api/kata.ts";
+import { expect, test } from "vitest";
+import { vmFiles } from "./profile.ts";
+
+const handlerOf = (kata: object) =>
+  vmFiles({ name: "vm", revision: "0123456789", handler: { kata: kataHandler.parse(kata) } }, "/opt/kata", {
+    arch: "amd64",
+    vhostNet: true,
+  }).handler;
+
+test.each<[object, boolean]>([
+  [{ shim: "rust", hypervisor: "qemu" }, false],
+  [{ shim: "rust", hypervisor: "firecracker" }, false],
+  [{ shim: "rust", hypervisor: "dragonball" }, true],
+  [{ shim: "rust", hypervisor: "cloud-hypervisor" }, true],
+  [{ shim: "go", hypervisor: "qemu" }, true],
+  [{ shim: "go", hypervisor: "firecracker" }, true],
+])("a shim is asked for metrics only where the question does not end it: %o %s", (kata, metrics) => {
+  expect(handlerOf(kata)).toMatchObject({ kata: { metrics } });
+});
