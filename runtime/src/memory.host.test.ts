@@ -33,3 +33,12 @@ test("one within its bound is left alone, and the look at it holds no program up
   );
   expect({ said, signal }).toEqual({ said: "done", signal: null });
 });
+
+test("the program has 64 threads for calls that may hang, whatever started it", async () => {
+  const { said } = await run(
+    `const { readdirSync } = await import("node:fs");
+     await (await import("node:fs/promises")).stat("/");
+     process.stdout.write(String(readdirSync("/proc/self/task").length > 64));`,
+  );
+  expect(said).toBe("true");
+});

@@ -19,6 +19,10 @@ setFlagsFromString("--semi-space-growth-factor=1");
 // One arena for all threads: glibc's eight a core each keep what they once had. Ours rarely allocate at once.
 libc.mallopt(M_ARENA_MAX, 1);
 
+// A call of the kernel's that hangs, as on a dead network disk, takes one of libuv's threads for as long. It makes all
+// of them at the first call, 8 KiB each.
+process.env.UV_THREADPOOL_SIZE ??= "64";
+
 const LOOK_MS = 1_000;
 const GIB = 2 ** 30;
 

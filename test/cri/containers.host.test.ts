@@ -2,9 +2,14 @@ import { existsSync } from "node:fs";
 import { mkdir, readdir, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
-import { CheckpointContainerRequestSchema, ExecSyncRequestSchema } from "@bulkhead/lib/gen/cri_pb.js";
+import {
+  CheckpointContainerRequestSchema,
+  CreateContainerRequestSchema,
+  ExecSyncRequestSchema,
+} from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { hungDisk } from "../../runtime/src/container/hung-disk.ts";
 import { pushImage } from "../images/build.ts";
 import { imageOf, mediaTypes, type RunConfig } from "../images/image.ts";
 import { blobOf, digestOf } from "../images/push.ts";
@@ -84,6 +89,27 @@ const userns = (hostId: number, pid = 1): Fields => {
     },
   };
 };
+
+test("volumes on a disk that does not answer hold up neither other pods nor the end of their own", async () => {
+  const place = join(scratch, "hung");
+  await using _ = await hungDisk(place);
+  const pod = await runPod();
+  const names = ["a", "b", "c", "d", "e", "f"];
+  const hung = await Promise.all(
+    names.map((name) => {
+      const mounts = [{ host_path: join(place, name), container_path: "/data" }];
+      const config = containerConfig(name, "true", busybox, { mounts });
+      const request = create(CreateContainerRequestSchema, {
+        ...{ podSandboxId: pod.id, config, sandboxConfig: pod.config },
+      });
+      return call.createContainer(request, AbortSignal.timeout(2_000)).catch(messageOf);
+    }),
+  );
+  expect(hung.every((said) => typeof said === "string")).toBe(true);
+  // Six calls hang in the kernel still.
+  expect(await output("echo on")).toBe("on\n");
+  await removePod(pod.id);
+});
 
 test("two pods run in user namespaces of different ranges, own their files and share volumes by id-mapped mounts", async () => {
   const volume = join(scratch, "volume");

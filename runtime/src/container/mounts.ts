@@ -1,4 +1,4 @@
-import { mkdir, realpath, stat } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { type Mount, MountPropagation } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
@@ -7,6 +7,7 @@ import type { Linux } from "../linux/linux.ts";
 import type { Owners, Snapshotter } from "../snapshot/snapshotter.ts";
 import type { ResolvedMount } from "../spec/mounts.ts";
 import { idMappings } from "../spec/user-namespace.ts";
+import { hostSource } from "./mount-source.ts";
 import { type MountPoint, mountOf, readMountTable } from "./mount-table.ts";
 import { resolveInRoot } from "./rootfs.ts";
 
@@ -36,7 +37,11 @@ const propagations = {
 const allowedOptions = new Set(["noexec", "nosuid", "nodev", "noatime", "nodiratime", "relatime"]);
 
 /** Finds the source of each mount on the node: symbolic links followed, missing directories made, images mounted. */
-export const resolveMounts = async (mounts: readonly Mount[], needs: Needs): Promise<ResolvedMount[]> => {
+export const resolveMounts = async (
+  mounts: readonly Mount[],
+  needs: Needs,
+  signal: AbortSignal,
+): Promise<ResolvedMount[]> => {
   const table = mounts.some((mount) => mount.propagation !== MountPropagation.PROPAGATION_PRIVATE)
     ? await readMountTable()
     : [];
@@ -46,7 +51,7 @@ export const resolveMounts = async (mounts: readonly Mount[], needs: Needs): Pro
       const propagation = propagations[mount.propagation];
       const source = mount.image?.image
         ? await imageSource(mount, index, needs)
-        : await hostSource(mount.hostPath);
+        : await hostSource(mount.hostPath, signal);
       if (mount.selinuxRelabel && !mount.image?.image) await needs.relabel(source);
       checkPropagation(table, source, propagation);
       const ids = idsOf(mount, source, needs);
@@ -100,20 +105,6 @@ const idsOf = (mount: Mount, source: string, { owners, linux }: Needs): Resolved
       `${what}: the file system of "${source}" cannot be mounted id-mapped by this kernel`,
     );
   return { uids, gids };
-};
-
-const hostSource = async (path: string): Promise<string> => {
-  if (!path.startsWith("/"))
-    throw new RuntimeError("invalid-argument", `Cannot mount "${path}": not an absolute path`);
-  try {
-    return await realpath(path);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT")
-      throw new RuntimeError("unknown", `Cannot mount "${path}": ${messageOf(error)}`, { cause: error });
-    // As every engine does: kubelet's own check (hostPath type) comes before us.
-    await mkdir(path, { recursive: true, mode: 0o755 });
-    return await realpath(path);
-  }
 };
 
 const imageSource = async (mount: Mount, index: number, needs: Needs): Promise<string> => {

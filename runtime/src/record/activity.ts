@@ -1,3 +1,5 @@
+import { waitFor } from "./lock.ts";
+
 /** Counts what is being done to a thing, so that whoever ends it can wait until the last one is through. */
 export class Activity {
   readonly #busy = new Map<string, { count: number; idle: PromiseWithResolvers<void> }>();
@@ -16,8 +18,9 @@ export class Activity {
     };
   }
 
-  /** Settles when nothing is being done to `id`. */
-  async idle(id: string): Promise<void> {
-    await this.#busy.get(id)?.idle.promise;
+  /** Settles when nothing is being done to `id`; rejects with the signal's reason when that comes first. */
+  async idle(id: string, signal: AbortSignal): Promise<void> {
+    const busy = this.#busy.get(id);
+    if (busy !== undefined) await waitFor(busy.idle.promise, signal);
   }
 }

@@ -250,6 +250,7 @@ type Plan = {
 const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
   const { id, pod, config, image, handler, labels } = plan;
   const { host, snapshotter, images } = runtime;
+  const deadline = AbortSignal.any([signal, AbortSignal.timeout(pod.handler.deadlines.create * 1000)]);
   const security = config.linux?.securityContext;
   const stateDir = containerDir(runtime, id);
   const rootfs = join(stateDir, "rootfs");
@@ -269,20 +270,24 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     mount.image?.image ? [join(stateDir, `image-${index}`)] : [],
   );
   const [mounts, devices, seccomp, cdi] = await Promise.all([
-    resolveMounts(config.mounts, {
-      images,
-      snapshotter,
-      recursiveReadOnly: handler.features().recursiveReadOnlyMounts,
-      imageMountDir: async (index) => {
-        const dir = join(stateDir, `image-${index}`);
-        await mkdir(dir, { mode: 0o755 });
-        return dir;
+    resolveMounts(
+      config.mounts,
+      {
+        images,
+        snapshotter,
+        recursiveReadOnly: handler.features().recursiveReadOnlyMounts,
+        imageMountDir: async (index) => {
+          const dir = join(stateDir, `image-${index}`);
+          await mkdir(dir, { mode: 0o755 });
+          return dir;
+        },
+        linux: runtime.linux,
+        owners,
+        label: labels?.mount,
+        relabel,
       },
-      linux: runtime.linux,
-      owners,
-      label: labels?.mount,
-      relabel,
-    }),
+      deadline,
+    ),
     // Into a virtual machine the node's disks would be plugged: privileged is so inside it alone.
     security?.privileged && !isVm(pod) ? allDevices() : askedDevices(config.devices),
     seccompOf(config, host),
@@ -347,7 +352,7 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
       logPath: plan.logPath,
       ...(plan.saved && { restoreFrom: plan.saved.images }),
     },
-    AbortSignal.any([signal, AbortSignal.timeout(pod.handler.deadlines.create * 1000)]),
+    deadline,
   );
   return {
     handlerState,

@@ -21,9 +21,9 @@ export const stopPod = async (runtime: Runtime, pod: Pod, signal: AbortSignal): 
   if (before === undefined || before.state === "stopped") return;
   // From here on nothing new is let in; what is under way must be through before we count.
   runtime.pods.learn(pod.id, stopping);
-  await runtime.activity.idle(pod.id);
   const seconds = pod.handler.deadlines.stop;
   const deadline = AbortSignal.any([signal, AbortSignal.timeout(seconds * 1000)]);
+  await runtime.activity.idle(pod.id, deadline);
   await Promise.all(
     runtime.containers
       .list()
