@@ -3,7 +3,7 @@ import { readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { create } from "@bufbuild/protobuf";
-import { CheckpointContainerRequestSchema } from "@bulkhead/lib/gen/cri_pb.js";
+import { CheckpointContainerRequestSchema, CheckpointPodRequestSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { pushCheckpoint } from "../images/checkpoint.ts";
 import type { RunningRegistry } from "../images/registry.ts";
@@ -223,6 +223,25 @@ test("a damaged memory image ends in StartError with CRIU's words", async () => 
   await expect(start(id)).rejects.toThrow(/Cannot restore container/);
   expect(await statusOf(id)).toMatchObject({ exitCode: 128, reason: "StartError" });
   await removePod(pod.id);
+});
+
+test("what containers of a pod share is in no checkpoint of theirs: why pods are not saved under runc", async () => {
+  const pod = await runPod();
+  const shares = `exec 9>/dev/shm/shared; ${counting}`;
+  const id = await startIn(pod, containerConfig("main", shares));
+  await eventually(() => countOf(id)).toBeGreaterThan(3);
+  const location = join(scratch, "shares.tar");
+  await checkpoint(id, location);
+  const request = create(CheckpointPodRequestSchema, {
+    podSandboxId: pod.id,
+    outputPath: join(scratch, "pod"),
+  });
+  await expect(call.checkpointPod(request, soon())).rejects.toThrow(/saves no pods/);
+  await removePod(pod.id);
+  const next = await runPod();
+  const restored = await createIn(next, containerConfig("main", shares, location));
+  await expect(start(restored)).rejects.toThrow(/shm\/shared|No such file/);
+  await removePod(next.id);
 });
 
 test("nothing is left of all these containers", async () => {

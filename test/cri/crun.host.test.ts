@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { mkdtemp, readFile, rm, rmdir, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -7,6 +8,7 @@ import { ensureTestImages } from "../images/build.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
 import { inCache, tool } from "../tools/cache.ts";
 import { built } from "../tools/cargo.ts";
+import { criuHome } from "../tools/criu.ts";
 import { createDaemon, type Daemon, remains } from "./daemon.ts";
 
 /** Debian's crun and youki as handlers: what their command lines do otherwise than runc's. */
@@ -14,9 +16,23 @@ import { createDaemon, type Daemon, remains } from "./daemon.ts";
 /** Of the pods' PID namespace: shared, or each container's own. */
 const PID = { shared: 0, own: 1 };
 const runtimes = [
-  { name: "crun", binary: "/usr/bin/crun", pid: PID.shared, subnet: 86, refusal: /no\/such\/program/ },
+  {
+    name: "crun",
+    binary: "/usr/bin/crun",
+    pid: PID.shared,
+    subnet: 86,
+    refusal: /no\/such\/program/,
+    unsaved: /./,
+  },
   // On cgroup v1 it takes its number in the pod's PID namespace for one of the node's: only 1 is surely there.
-  { name: "youki", binary: tool("youki"), pid: PID.own, subnet: 95, refusal: /exec process failed/ },
+  {
+    name: "youki",
+    binary: tool("youki"),
+    pid: PID.own,
+    subnet: 95,
+    refusal: /exec process failed/,
+    unsaved: /./,
+  },
 ];
 
 const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
@@ -75,7 +91,8 @@ describe.each(there)("$name", ({ name, binary, pid, subnet, refusal }) => {
     scratch = await mkdtemp(join(tmpdir(), `bh-${name}-`));
     registry = await startRegistry({ dir: inCache("cri-registry") });
     await ensureTestImages(registry.host, ["e2e-test-images/busybox:1.29-2"]);
-    const under = ["unshare", "--mount", "sh", "-c", onlyV1, "sh"];
+    const path = `PATH=${criuHome()}:${process.env.PATH}`;
+    const under = ["env", path, "unshare", "--mount", "sh", "-c", onlyV1, "sh"];
     daemon = await createDaemon({ registry: registry.host, subnet, under });
     const handler = { kind: "oci", name, binary };
     await writeFile(join(daemon.handlersDir, `${name}.yaml`), JSON.stringify(handler));
@@ -146,6 +163,21 @@ describe.each(there)("$name", ({ name, binary, pid, subnet, refusal }) => {
     expect(code).not.toBe(0);
     expect(stderr).toMatch(/Cannot start the container: /);
     expect(stderr).toMatch(refusal);
+  });
+
+  test("containers are not saved, which is said before anything stands still", async () => {
+    const count = "i=0; while :; do i=$((i+1)); echo $i >/count; sleep 0.05; done";
+    const id = await start("counts", ["sh", "-c", count]);
+    const counted = async () => Number(await daemon.crictl("exec", "-s", id, "cat", "/count"));
+    await expect.poll(counted, { timeout: 20_000 }).toBeGreaterThan(0);
+    const archive = join(scratch, "checkpoint.tar");
+    const { code, stderr } = await daemon.tryCrictl("checkpoint", "--export", archive, id);
+    expect(code).not.toBe(0);
+    expect(stderr).toContain("FailedPrecondition");
+    expect(stderr).toContain(`${binary} has no command checkpoint: it was built without CRIU`);
+    expect(existsSync(archive)).toBe(false);
+    const before = await counted();
+    await expect.poll(counted, { timeout: 20_000 }).toBeGreaterThan(before);
   });
 
   test("a container that ignores SIGTERM is killed", async () => {

@@ -27,8 +27,20 @@ export const criuFailure = (log: string): string =>
 /** Asked once: what CRIU says of a kernel stays. One that is not there may come. */
 let looksGood = false;
 
-/** Throws, in CRIU's own words, where it is not installed or cannot work with this kernel. */
-export const requireCriu = async (signal: AbortSignal): Promise<void> => {
+/**
+ * Throws where the OCI runtime has no such command (it was built without CRIU, as Debian 12's crun), and in CRIU's own
+ * words where that is not installed or cannot work with this kernel.
+ */
+export const requireCriu = async (
+  command: RuntimeCommand,
+  verb: "checkpoint" | "restore",
+  signal: AbortSignal,
+): Promise<void> => {
+  if ((await run(command, [verb, "--help"], signal)).code !== 0)
+    throw new RuntimeError(
+      "failed-precondition",
+      `The OCI runtime ${command.path} has no command ${verb}: it was built without CRIU`,
+    );
   if (looksGood) return;
   const { code, said } = await criuCheck(signal);
   if (code === undefined)
@@ -88,7 +100,7 @@ export const checkpointTo = async (
   saveRoot: (file: string) => Promise<void>,
   signal: AbortSignal,
 ): Promise<void> => {
-  await requireCriu(signal);
+  await requireCriu(command, "checkpoint", signal);
   await using undo = new AsyncDisposableStack();
   const work = join(directory, "work");
   await mkdir(work, { mode: 0o700 });

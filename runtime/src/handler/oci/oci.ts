@@ -349,7 +349,7 @@ export const createOciHandler = async (
 
     async create(container, signal) {
       const { id, stateDir, spec, tty, restoreFrom } = container;
-      if (restoreFrom !== undefined) await requireCriu(signal);
+      if (restoreFrom !== undefined) await requireCriu(command, "restore", signal);
       await using undo = new AsyncDisposableStack();
       undo.defer(() => discard({ id, stateDir, isHalfMade: true }, AbortSignal.timeout(15_000)));
       warmCgroups();
