@@ -159,7 +159,7 @@ export const templateRevisions: Resource<KubeObject & { revision: number }> = {
 /** A pod of the node agents' DaemonSet. */
 export type AgentPod = Pod & {
   status?: {
-    conditions?: { type: string; status: string }[];
+    conditions?: { type: string; status: string; lastTransitionTime?: string }[];
     containerStatuses?: { ready: boolean }[];
   };
 };

@@ -86,7 +86,8 @@ const nodeOf = (
   });
   const since = (time = ""): number => now - (Date.parse(time) || now);
   const isLate = (ms: number): boolean => ms > deadlineSeconds * 1000;
-  const ready = status?.conditions?.some((each) => each.type === "Ready" && each.status === "True") ?? false;
+  const condition = status?.conditions?.find(({ type }) => type === "Ready");
+  const ready = condition?.status === "True";
   const containers = status?.containerStatuses ?? [];
 
   if (metadata.deletionTimestamp !== undefined || asked?.has(metadata.uid ?? "")) {
@@ -106,11 +107,15 @@ const nodeOf = (
     };
   }
   if (ready) return is("ready", "Ready");
+  // One that was ready, and is not since its node booted, begins anew.
+  const waited = Math.min(
+    since(metadata.creationTimestamp),
+    since(condition?.lastTransitionTime ?? metadata.creationTimestamp),
+  );
   const { heartbeat = "", ...reported } = nodeRuntimes.get(name)?.status ?? {};
-  // What the agent before said is no word of this one's.
-  const fault = Date.parse(heartbeat) > Date.parse(metadata.creationTimestamp ?? "") && faultOf(reported);
+  // What was said before is of the agent before, or of the node before it booted.
+  const fault = Date.parse(heartbeat) > now - waited && faultOf(reported);
   if (fault) return is("failed", fault.reason, fault.message);
-  const waited = since(metadata.creationTimestamp);
   return isLate(waited)
     ? is("failed", "AgentNotReady", `its pod ${metadata.name} is not ready after ${age(waited)}`)
     : is("updating", "RollingOut", "the agent puts its version in place and proves it");

@@ -34,7 +34,10 @@ export const slimAgentPod = ({ metadata, spec, status }: AgentPod): AgentPod => 
     status: {
       conditions: (status?.conditions ?? [])
         .filter(({ type }) => type === "Ready")
-        .map(({ type, status }) => ({ type, status })),
+        .map(({ type, status, lastTransitionTime }) => ({
+          ...{ type, status },
+          ...(lastTransitionTime === undefined ? {} : { lastTransitionTime }),
+        })),
       containerStatuses: (status?.containerStatuses ?? []).map(({ ready }) => ({ ready })),
     },
   };

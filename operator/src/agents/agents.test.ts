@@ -14,8 +14,13 @@ const owner = (uid: string) => ({
   uid,
   controller: true,
 });
-const is = (ready: boolean, containers = ready): AgentPod["status"] => ({
-  conditions: [{ type: "Ready", status: ready ? "True" : "False" }],
+const is = (ready: boolean, containers = ready, since?: number): AgentPod["status"] => ({
+  conditions: [
+    {
+      ...{ type: "Ready", status: ready ? "True" : "False" },
+      ...(since === undefined ? {} : { lastTransitionTime: minutes(since) }),
+    },
+  ],
   containerStatuses: [{ ready: true }, { ready: containers }],
 });
 
@@ -30,6 +35,8 @@ const pods = {
   b: { hash: "b", made: 3, status: is(true) },
   "b-new": { hash: "b", made: 1, status: is(false) },
   "b-late": { hash: "b", made: 11, status: is(false) },
+  /** Its node booted a minute ago. */
+  "b-again": { hash: "b", made: 600, status: is(false, false, 1) },
   "b-lost": { hash: "b", made: 11, status: is(false, true) },
   other: { hash: "a", made: 600, status: is(true), uid: "another-daemonset" },
 } satisfies Record<
@@ -155,6 +162,7 @@ describe("A version of Bulkhead's own", () => {
       [2],
     ],
     ["goes on where an agent ended by itself", ["b", "b", "b-new", "a"], {}, "RollingOut", []],
+    ["counts a node that booted as under way", ["b", "b-again", "a"], {}, "RollingOut", []],
     ["is held by a pause", ["b", "a"], { paused: true }, "Paused", []],
     ["is rolled out, paused or not, when every node has it", ["b", "b"], { paused: true }, "RolledOut", []],
     ["leaves a node that is gone for a while, and goes on", ["b", "a-lost", "a"], {}, "RollingOut", [2]],
@@ -244,6 +252,13 @@ describe("A version of Bulkhead's own", () => {
   test("is not judged by what the agent before it said", () => {
     const { view } = look(["b-new", "a"], { says: { 0: { ...broken, heartbeat: minutes(2) } } });
     expect(view?.reason).toBe("RollingOut");
+  });
+
+  test("is not judged by what was said before the node booted", () => {
+    const { view } = look(["b", "b-again"], { says: { 1: { ...broken, heartbeat: minutes(2) } } });
+    expect(view?.reason).toBe("RollingOut");
+    const again = look(["b", "b-again"], { says: { 1: { ...broken, heartbeat: minutes(0) } } });
+    expect(again.view?.reason).toBe("FailureThreshold");
   });
 
   test("reaches every node in the end, and takes no more than maxUnavailable at a time", () => {

@@ -39,16 +39,17 @@ export const createAgentsRollout = (options: {
     labelNames: ["state"] as const,
     registers: [options.registry],
   });
+  /** What was told last of a rollout that goes on. */
   let told = "";
 
   const tell = ({ daemonSet, version, reason, message, count }: AgentsView) => {
     for (const state of agentStates) gauge.set({ state }, count[state]);
-    // That nothing goes on is no news to an operator that has just begun.
-    const isNews = told !== "" || reason !== "RolledOut";
+    // Nodes that boot or join are no news: a rollout is one while nodes wait, and ends once.
+    if (reason === "RollingOut" && count.waiting === 0) return;
+    if (reason === "RolledOut" && told === "") return;
     const key = `${version} ${reason} ${reason === "FailureThreshold" ? count.failed : ""}`;
     if (key === told) return;
-    told = key;
-    if (!isNews) return;
+    told = reason === "RolledOut" ? "" : key;
     log.info({ version, reason, message }, "agents");
     recorder.emit({
       regarding: { apiVersion: daemonSets.apiVersion, kind: daemonSets.kind, ...daemonSet },
