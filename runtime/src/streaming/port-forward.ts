@@ -3,6 +3,7 @@ import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { streamCreationTimeout } from "./channels.ts";
 import { SpdyConnection, type SpdyStream } from "./spdy/connection.ts";
 import type { StreamingBackend } from "./streaming.ts";
+import type { UnreadOfClient } from "./unread.ts";
 
 /** After the client half-closed, the pod's side may stay silent this long before the connection is given up. */
 const halfCloseIdle = 30_000;
@@ -15,10 +16,15 @@ export const portForwardProtocol = "portforward.k8s.io";
  * Serves port-forward on a connection (SPDY, or SPDY inside WebSocket messages): each forwarded connection is a
  * pair of streams with the same requestid, `error` and `data`, that name the port in their headers.
  */
-export function servePortForward(backend: StreamingBackend, podId: string, transport: Duplex): void {
+export function servePortForward(
+  backend: StreamingBackend,
+  podId: string,
+  transport: Duplex,
+  unread: UnreadOfClient,
+): void {
   type Pair = { error?: SpdyStream; data?: SpdyStream; timer: NodeJS.Timeout };
   const pending = new Map<string, Pair>();
-  const connection = new SpdyConnection(transport, (stream) => {
+  const connection = new SpdyConnection(transport, unread, (stream) => {
     const type = stream.headers.get("streamtype");
     const port = Number(stream.headers.get("port"));
     if ((type !== "error" && type !== "data") || !Number.isInteger(port) || port < 1 || port > 65535) {

@@ -189,3 +189,44 @@ test("Port-forward to a closed port says so on the error stream", async () => {
   await expect.poll(() => client.received.get(1)).toContain("error forwarding port 1 to pod p");
   client.close();
 });
+
+test("Port-forward to a port that has failed holds up neither the other ports nor the client's end", async () => {
+  const echo = createServer((socket) => socket.pipe(socket)).listen(0, "127.0.0.1");
+  await new Promise((resolve) => echo.once("listening", resolve));
+  const { port } = echo.address() as { port: number };
+  const url = server.portForwardUrl({ podId: "p", ports: [1, port] }).replace("http", "ws");
+  const socket = new WebSocket(url, ["v4.channel.k8s.io"]);
+  let received = "";
+  socket.on("message", (data: Buffer) => {
+    if (data[0] === 2) received += data.subarray(1);
+  });
+  await new Promise((resolve) => socket.once("open", resolve));
+  for (let n = 0; n < 40; n++) socket.send(Buffer.alloc(100_000));
+  socket.send(Buffer.from("\x02over"));
+  await expect.poll(() => received).toContain("over");
+  const closed = new Promise((resolve) => socket.once("close", resolve));
+  socket.close();
+  await closed;
+  echo.close();
+});
+
+test.each(["SPDY", "WebSocket"])(
+  "A connection on which nothing comes or goes is given up (%s)",
+  async (kind) => {
+    const impatient = await createStreamingServer({ host: "127.0.0.1", port: 0, idleMs: 200 }, backend);
+    try {
+      const url = impatient.portForwardUrl({ podId: "p", ports: [] });
+      if (kind === "SPDY") {
+        const client = await spdy(url, "portforward.k8s.io");
+        expect(await client.answer).toContain("101");
+        await client.ended;
+      } else {
+        const socket = new WebSocket(url.replace("http", "ws"), ["v4.channel.k8s.io"]);
+        socket.on("error", () => {});
+        await new Promise((resolve) => socket.once("close", resolve));
+      }
+    } finally {
+      await impatient.close();
+    }
+  },
+);

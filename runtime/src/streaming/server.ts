@@ -7,6 +7,7 @@ import { runAttach, runExec } from "./remote-command.ts";
 import { spdyChannels, spdyProtocols } from "./spdy/channels.ts";
 import type { StreamingBackend, StreamingServer, StreamRequest } from "./streaming.ts";
 import { Tokens } from "./token.ts";
+import { Unread } from "./unread.ts";
 import { webSocketChannels, webSocketProtocols } from "./websocket/channels.ts";
 import { webSocketPortForward } from "./websocket/port-forward.ts";
 import { tunnelProtocol, tunnelToken, webSocketTunnel } from "./websocket/tunnel.ts";
@@ -17,22 +18,29 @@ type Request =
 
 /** One message of a WebSocket client: kubectl sends at most 32 KiB, crictl somewhat more. */
 const maxMessage = 1024 * 1024;
+/** Connections at a time; further ones are hung up on. */
+const maxConnections = 512;
+/** A connection on which nothing comes or goes is given up, as by kubelet and containerd. */
+const idleLimit = 4 * 60 * 60 * 1000;
 
 /**
  * Serves the streaming URLs of CRI's Exec, Attach and PortForward. Listens on loopback: kubelet proxies clients
  * here, and whoever connects must hold a single-use token.
  */
 export async function createStreamingServer(
-  options: { host: string; port: number },
+  options: { host: string; port: number; idleMs?: number },
   backend: StreamingBackend,
 ): Promise<StreamingServer> {
+  const { idleMs = idleLimit } = options;
   const tokens = new Tokens<Request>();
+  const unread = new Unread();
   const sockets = new Set<Duplex>();
   const server = createServer((_request, response) => {
     response
       .writeHead(400, { "Content-Type": "text/plain" })
       .end("Upgrade to SPDY/3.1 or WebSocket expected\n");
   });
+  server.maxConnections = maxConnections;
   const webSockets = new WebSocketServer({
     noServer: true,
     maxPayload: maxMessage,
@@ -82,9 +90,11 @@ export async function createStreamingServer(
       `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: ${protocol}\r\n\r\n`,
     );
     if (head.length > 0) socket.unshift(head);
-    if (request.kind === "portforward") return servePortForward(backend, request.podId, socket);
+    socket.setTimeout(idleMs, () => socket.destroy());
+    if (request.kind === "portforward")
+      return servePortForward(backend, request.podId, socket, unread.client());
     const { kind } = request;
-    spdyChannels(socket, protocol as (typeof spdyProtocols)[number], request)
+    spdyChannels(socket, protocol as (typeof spdyProtocols)[number], request, unread.client())
       .then((channels) => (kind === "exec" ? runExec : runAttach)(backend, request, channels))
       .catch(() => socket.destroy());
   }
@@ -95,13 +105,16 @@ export async function createStreamingServer(
       message.headers["sec-websocket-protocol"] = offered.replace(tunnelProtocol, tunnelToken);
     webSockets.handleUpgrade(message, socket, head, (webSocket) => {
       const { protocol } = webSocket;
+      // Only now: it takes the timeouts of before away.
+      socket.setTimeout(idleMs, () => socket.destroy());
       if (request.kind === "portforward") {
-        if (protocol === tunnelToken) servePortForward(backend, request.podId, webSocketTunnel(webSocket));
-        else webSocketPortForward(backend, request.podId, request.ports, webSocket);
+        if (protocol === tunnelToken)
+          servePortForward(backend, request.podId, webSocketTunnel(webSocket), unread.client());
+        else webSocketPortForward(backend, request.podId, request.ports, webSocket, unread.client());
         return;
       }
       const spoken = webSocketProtocols.find((each) => each === protocol) ?? "channel.k8s.io";
-      const channels = webSocketChannels(webSocket, spoken, request);
+      const channels = webSocketChannels(webSocket, spoken, request, unread.client());
       (request.kind === "exec" ? runExec : runAttach)(backend, request, channels).catch(() =>
         webSocket.terminate(),
       );

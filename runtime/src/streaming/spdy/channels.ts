@@ -2,6 +2,7 @@ import type { Duplex } from "node:stream";
 import { finished } from "node:stream/promises";
 import { type Channels, streamCreationTimeout, type Wanted } from "../channels.ts";
 import { statusJson, statusText } from "../status.ts";
+import type { UnreadOfClient } from "../unread.ts";
 import { SpdyConnection, type SpdyStream } from "./connection.ts";
 
 /** Subprotocols of remotecommand over SPDY that we speak, best first. The first version has no name on old clients. */
@@ -18,6 +19,7 @@ export async function spdyChannels(
   transport: Duplex,
   protocol: SpdyProtocol,
   wanted: Wanted,
+  unread: UnreadOfClient,
 ): Promise<Channels> {
   const resizable = wanted.tty && (protocol === "v4.channel.k8s.io" || protocol === "v3.channel.k8s.io");
   const expected = new Set<string>(["error"]);
@@ -28,7 +30,7 @@ export async function spdyChannels(
 
   const streams = new Map<string, SpdyStream>();
   const complete = Promise.withResolvers<void>();
-  const connection = new SpdyConnection(transport, (stream) => {
+  const connection = new SpdyConnection(transport, unread, (stream) => {
     const type = stream.headers.get("streamtype") ?? "";
     if (!expected.has(type) || streams.has(type)) {
       stream.destroy();

@@ -3,6 +3,7 @@ import { type Duplex, duplexPair } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import { Unread } from "../unread.ts";
 import { SpdyConnection, type SpdyStream } from "./connection.ts";
 import { dataHeader, decodeFrame, type Frame, frameSize, ping, rst, rstStream, synStream } from "./frame.ts";
 import { HeaderDeflater } from "./headers.ts";
@@ -10,10 +11,10 @@ import { HeaderDeflater } from "./headers.ts";
 const mebi = 1024 * 1024;
 
 /** The server's end of a connection, and the client's as bytes out and frames in. */
-const connect = () => {
+const connect = (all = new Unread()) => {
   const [server, client] = duplexPair() as [Duplex, Duplex];
   const streams: SpdyStream[] = [];
-  const connection = new SpdyConnection(server, (stream) => void streams.push(stream));
+  const connection = new SpdyConnection(server, all.client(), (stream) => void streams.push(stream));
   const frames: Frame[] = [];
   let rest = Buffer.alloc(0);
   client.on("data", (chunk: Buffer) => {
@@ -23,7 +24,7 @@ const connect = () => {
       rest = rest.subarray(size);
     }
   });
-  client.on("error", () => {});
+  client.on("error", () => {}).setMaxListeners(0);
   const deflater = new HeaderDeflater();
   const open = (id: number) => synStream(id, deflater.encode(new Map([["streamtype", "data"]])));
   return { client, connection, streams, frames, open };
@@ -102,6 +103,51 @@ test("a slow reader of one stream holds the client back after 1 MiB", async () =
   expect(streams[0]!.readableLength).toBeLessThan(1.2 * mebi);
   connection.close();
   await pour;
+});
+
+/** Sends to one stream after the other until nothing is taken any more. */
+const pourInto = async ({ client, connection, open }: ReturnType<typeof connect>, count: number) => {
+  for (let n = 0; n < count; n++) client.write(open(2 * n + 1));
+  const pour = (async () => {
+    for (let n = 0; n < count && !connection.closed.aborted; n++)
+      for (let sent = 0; sent < mebi - 64 * 1024; sent += 32 * 1024) {
+        const piece = Buffer.concat([dataHeader(2 * n + 1, 32 * 1024, false), Buffer.alloc(32 * 1024)]);
+        if (!client.write(piece)) await Promise.race([once(client, "drain"), isClosed(connection)]);
+      }
+  })();
+  let before = -1;
+  for (let now = 0; now !== before; [before, now] = [now, connection.unread]) await sleep(200);
+  return { pour };
+};
+
+test("streams that nobody reads hold 4 MiB together, and when one is read the client goes on", async () => {
+  const one = connect();
+  const { pour } = await pourInto(one, 40);
+  expect(one.connection.unread).toBeLessThan(4.1 * mebi);
+  expect(one.connection.unread).toBeGreaterThan(3.9 * mebi);
+  for (const stream of one.streams) stream.resume();
+  one.streams.push = (...more) => {
+    for (const stream of more) stream.resume();
+    return 0;
+  };
+  await pour;
+  await expect.poll(() => one.connection.unread).toBe(0);
+  one.connection.close();
+});
+
+test("clients hold so much together, each 64 KiB at least, and give back what they held when they go", async () => {
+  const all = new Unread(5 * mebi);
+  const [first, second, third] = [connect(all), connect(all), connect(all)];
+  const pours = [await pourInto(first, 10), await pourInto(second, 10), await pourInto(third, 10)];
+  const held = [first, second, third].map(({ connection }) => connection.unread / mebi);
+  expect(held[0]! + held[1]! + held[2]!).toBeLessThan(5.3);
+  expect(held[2]).toBeGreaterThan(0.05);
+  first.connection.close();
+  await expect.poll(() => third.connection.unread / mebi).toBeGreaterThan(0.5);
+  second.connection.close();
+  third.connection.close();
+  await Promise.all(pours.map(({ pour }) => pour));
+  expect(all.held).toBe(0);
 });
 
 test("whatever a client sends, its connection ends or answers its ping", async () => {

@@ -1,4 +1,5 @@
 import { Duplex } from "node:stream";
+import type { UnreadOfClient } from "../unread.ts";
 import {
   dataHeader,
   decodeFrame,
@@ -25,15 +26,31 @@ export class SpdyStream extends Duplex {
   readonly id: number;
   readonly headers: Headers;
   readonly #connection: SpdyConnection;
+  readonly #unread: UnreadOfClient;
+  #held = 0;
   #wake: (() => void) | undefined;
 
-  constructor(connection: SpdyConnection, id: number, headers: Headers) {
+  constructor(connection: SpdyConnection, unread: UnreadOfClient, id: number, headers: Headers) {
     super({ allowHalfOpen: true, emitClose: true });
     this.#connection = connection;
+    this.#unread = unread;
     this.id = id;
     this.headers = headers;
     // A reset by the peer must not bring the daemon down when nobody listens.
     this.on("error", () => {});
+  }
+
+  /** Every way of reading comes by here. */
+  override read(size?: number): unknown {
+    const chunk: unknown = super.read(size);
+    this.#account(this.readableLength);
+    return chunk;
+  }
+
+  #account(held: number): void {
+    const change = held - this.#held;
+    this.#held = held;
+    this.#unread.change(change);
   }
 
   override _read(): void {
@@ -51,6 +68,7 @@ export class SpdyStream extends Duplex {
 
   override _destroy(error: Error | null, done: (error?: Error | null) => void): void {
     this.#wake?.();
+    this.#account(0);
     this.#connection.forget(this, !this.writableFinished || !this.readableEnded);
     done(error);
   }
@@ -58,17 +76,20 @@ export class SpdyStream extends Duplex {
   /** Takes data from the connection; resolves when there is room for more. */
   async deliver(data: Buffer): Promise<void> {
     if (this.destroyed) return;
-    if (!this.push(data) && this.readableLength > maxBuffered) {
+    const isShort = this.push(data);
+    this.#account(this.destroyed ? 0 : this.readableLength);
+    if (!isShort && this.readableLength > maxBuffered) {
       await new Promise<void>((resolve) => {
         this.#wake = resolve;
       });
     }
+    await this.#unread.room();
   }
 }
 
 /**
  * The server's side of a SPDY/3.1 connection over any duplex (a socket, or WebSocket messages).
- * `onStream` is called for each stream that the peer opens, after our SYN_REPLY.
+ * `unread` is this client's own. `onStream` is called for each stream that the peer opens, after our SYN_REPLY.
  */
 export class SpdyConnection {
   readonly #transport: Duplex;
@@ -77,10 +98,12 @@ export class SpdyConnection {
   readonly #deflater = new HeaderDeflater();
   readonly #streams = new Map<number, SpdyStream>();
   readonly #closed = new AbortController();
+  readonly #unread: UnreadOfClient;
   #last = 0;
 
-  constructor(transport: Duplex, onStream: (stream: SpdyStream) => void) {
+  constructor(transport: Duplex, unread: UnreadOfClient, onStream: (stream: SpdyStream) => void) {
     this.#transport = transport;
+    this.#unread = unread;
     this.#onStream = onStream;
     transport.on("error", () => this.close());
     transport.once("close", () => this.close());
@@ -90,6 +113,11 @@ export class SpdyConnection {
   /** Aborts when the connection is gone. */
   get closed(): AbortSignal {
     return this.#closed.signal;
+  }
+
+  /** Bytes that wait for their readers. */
+  get unread(): number {
+    return this.#unread.held;
   }
 
   async #run(): Promise<void> {
@@ -112,7 +140,7 @@ export class SpdyConnection {
           throw new Error("SPDY stream id out of order");
         this.#last = frame.stream;
         if (this.#streams.size >= maxStreams) return this.#send(rstStream(frame.stream, rst.refusedStream));
-        const stream = new SpdyStream(this, frame.stream, headers);
+        const stream = new SpdyStream(this, this.#unread, frame.stream, headers);
         this.#streams.set(frame.stream, stream);
         await this.#send(synReply(frame.stream, this.#deflater.encode(new Map())));
         if (frame.fin) stream.push(null);
@@ -181,6 +209,7 @@ export class SpdyConnection {
   close(): void {
     if (this.closed.aborted) return;
     this.#closed.abort();
+    this.#unread.close();
     this.#inflater.close();
     this.#transport.destroy();
     for (const stream of [...this.#streams.values()]) stream.destroy();

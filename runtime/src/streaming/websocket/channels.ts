@@ -1,7 +1,9 @@
-import { PassThrough, Writable } from "node:stream";
+import { Writable } from "node:stream";
 import type { WebSocket } from "ws";
 import type { Channels, Wanted } from "../channels.ts";
 import { statusJson, statusText } from "../status.ts";
+import type { UnreadOfClient } from "../unread.ts";
+import { Input } from "./input.ts";
 
 /** Subprotocols of remotecommand over WebSocket, best first. base64 ones carry text messages. */
 export const webSocketProtocols = [
@@ -17,10 +19,13 @@ const channel = { stdin: 0, stdout: 1, stderr: 2, error: 3, resize: 4 } as const
 /** v5: 255 and a channel number half-closes that channel. */
 const closeSignal = 255;
 
-const maxBuffered = 1024 * 1024;
-
 /** Splits a WebSocket connection into the channels of remotecommand: the first byte of a message is the channel. */
-export function webSocketChannels(socket: WebSocket, protocol: WebSocketProtocol, wanted: Wanted): Channels {
+export function webSocketChannels(
+  socket: WebSocket,
+  protocol: WebSocketProtocol,
+  wanted: Wanted,
+  unread: UnreadOfClient,
+): Channels {
   const base64 = protocol.includes("base64");
   const closed = new AbortController();
   const send = (number: number, data: Buffer): Promise<void> =>
@@ -38,9 +43,9 @@ export function webSocketChannels(socket: WebSocket, protocol: WebSocketProtocol
       },
     }).on("error", () => {});
 
-  const inputs = new Map<number, PassThrough>();
-  if (wanted.stdin) inputs.set(channel.stdin, new PassThrough());
-  if (wanted.tty) inputs.set(channel.resize, new PassThrough());
+  const inputs = new Map<number, Input>();
+  if (wanted.stdin) inputs.set(channel.stdin, new Input(socket, unread));
+  if (wanted.tty) inputs.set(channel.resize, new Input(socket, unread));
 
   socket.on("message", (data, binary) => {
     const bytes = Buffer.isBuffer(data) ? data : Buffer.concat(data as Buffer[]);
@@ -53,15 +58,11 @@ export function webSocketChannels(socket: WebSocket, protocol: WebSocketProtocol
     const payload = base64 ? Buffer.from(bytes.toString("latin1", 1), "base64") : bytes.subarray(1);
     const input = inputs.get(number);
     if (!input || input.writableEnded || payload.length === 0) return;
-    input.write(payload);
-    // The sender must wait for a slow reader, or its data piles up here.
-    if (input.writableLength + input.readableLength > maxBuffered && !socket.isPaused) {
-      socket.pause();
-      input.once("drain", () => socket.resume());
-    }
+    input.receive(payload);
   });
   const gone = () => {
     closed.abort();
+    unread.close();
     for (const input of inputs.values()) input.end();
   };
   socket.on("close", gone);
