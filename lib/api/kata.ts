@@ -71,7 +71,7 @@ const kernelParameters = z
   .max(32);
 
 /** Of `io.katacontainers.config.hypervisor.NAME`, what a pod may set: its own size and speed, never a path or a switch. */
-const annotationNames = [
+export const annotationNames = [
   "default_vcpus",
   "default_max_vcpus",
   "default_memory",

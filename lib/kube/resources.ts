@@ -62,6 +62,7 @@ type SecurityContext = {
   capabilities?: { add?: string[] };
   seccompProfile?: { type: string };
   appArmorProfile?: { type: string };
+  seLinuxOptions?: { type?: string; user?: string; role?: string; level?: string };
 };
 type JudgedContainer = { securityContext?: SecurityContext };
 
@@ -72,7 +73,7 @@ export type JudgedPod = Omit<Pod, "spec"> & {
     hostIPC?: boolean;
     hostNetwork?: boolean;
     volumes?: { hostPath?: object }[];
-    securityContext?: Pick<SecurityContext, "seccompProfile" | "appArmorProfile">;
+    securityContext?: Pick<SecurityContext, "seccompProfile" | "appArmorProfile" | "seLinuxOptions">;
     containers?: JudgedContainer[];
     initContainers?: JudgedContainer[];
     ephemeralContainers?: JudgedContainer[];

@@ -271,6 +271,9 @@ export const createController = (options: ControllerOptions): Controller => {
       // Also of a profile that is gone: what it left must go.
       const owner = metadata.labels?.[labels.profile] ?? profileOf(metadata.name);
       if (owner !== undefined) profileQueue.add(owner);
+      // Where an elder's comes into force or goes, the younger's word begins or ends.
+      for (const other of stores.profiles.list())
+        if (other.spec?.tenancy && other.metadata.name !== owner) soon(other.metadata.name);
     });
   }
 

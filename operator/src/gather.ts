@@ -27,7 +27,7 @@ import type { NodeIndex } from "./node-index.ts";
 import type { Decisions, NodeRuntimeFacts } from "./plan.ts";
 import { ownerOf } from "./runtime-class.ts";
 import { claimsOf, isElder, type TenancyFacts } from "./tenancy/facts.ts";
-import { type Elder, type Policy, profileOf } from "./tenancy/policies.ts";
+import { type Elder, isInForce, type Policy, podPolicyNames, profileOf } from "./tenancy/policies.ts";
 import type { WatchedPod } from "./tenancy/rules.ts";
 import { isAtLeast } from "./tenancy/wall.ts";
 
@@ -112,7 +112,13 @@ const tenancyFacts = (
       const { name } = other.metadata;
       const parsed = RuntimeProfileSpec.safeParse(other.spec);
       if (name === profile.metadata.name || !parsed.success) continue;
-      if (parsed.data.tenancy && isElder(other, profile)) elders.push({ name, tenancy: parsed.data.tenancy });
+      if (parsed.data.tenancy && isElder(other, profile) && other.metadata.deletionTimestamp === undefined) {
+        const elder = { name, tenancy: parsed.data.tenancy };
+        const names = podPolicyNames(name);
+        const policy = stores.validatingPolicies.get(names.policy);
+        const binding = stores.validatingBindings.get(names.binding);
+        if (isInForce(elder, reserved, { policy, binding })) elders.push(elder);
+      }
       const className = runtimeClassName({ metadata: other.metadata, spec: parsed.data });
       const runtimeClass = stores.runtimeClasses.get(className);
       if (runtimeClass && ownerOf(runtimeClass) === name && isAtLeast(parsed.data, profile.spec)) {

@@ -234,6 +234,19 @@ const holes: [rule: string, pod: JudgedPod][] = [
   ["RuntimeAnnotation", podOf({}, { annotations: { "run.oci.handler": "krun" } })],
   ["RuntimeAnnotation", podOf({}, { annotations: { "cdi.k8s.io/all": "vendor.com/device=all" } })],
   ["Capabilities", podOf({}, {}, { securityContext: { capabilities: { add: ["SYS_ADMIN"] } } })],
+  ["RuntimeAnnotation", podOf({}, { annotations: { "dev.gvisor.spec.rootfs.source": "/" } })],
+  ["RuntimeAnnotation", podOf({}, { annotations: { "dev.gvisor.spec.cgroup-parent": "/" } })],
+  ["RuntimeAnnotation", podOf({}, { annotations: { "dev.gvisor.flag.network": "host" } })],
+  [
+    "RuntimeAnnotation",
+    podOf({}, { annotations: { "io.katacontainers.config.runtime.disable_new_netns": "true" } }),
+  ],
+  ["SELinux", podOf({ securityContext: { seLinuxOptions: { type: "spc_t" } } })],
+  ["SELinux", podOf({}, {}, { securityContext: { seLinuxOptions: { user: "system_u" } } })],
+  [
+    "SELinux",
+    podOf({}, {}, { securityContext: { seLinuxOptions: { type: "container_t", role: "sysadm_r" } } }),
+  ],
   ["Seccomp", podOf({ securityContext: { seccompProfile: { type: "Unconfined" } } })],
   ["Seccomp", podOf({}, {}, { securityContext: { seccompProfile: { type: "Unconfined" } } })],
   ["AppArmor", podOf({}, {}, { securityContext: { appArmorProfile: { type: "Unconfined" } } })],
@@ -241,6 +254,19 @@ const holes: [rule: string, pod: JudgedPod][] = [
 const harmless: [title: string, pod: JudgedPod][] = [
   ["nothing special", podOf({})],
   ["what no rule is about", podOf({ hostUsers: false, volumes: [{ name: "v", emptyDir: {} }] })],
+  [
+    "what a profile can let a pod say of gVisor and Kata",
+    podOf(
+      { securityContext: { seLinuxOptions: { level: "s0:c1,c2" } } },
+      {
+        annotations: {
+          "dev.gvisor.flag.debug": "true",
+          "dev.gvisor.spec.mount.v.share": "pod",
+          "io.katacontainers.config.hypervisor.default_vcpus": "2",
+        },
+      },
+    ),
+  ],
   ["other annotations", podOf({}, { annotations: { "example.com/run.oci.handler": "x" } })],
   [
     "a profile and capabilities that any pod may have",

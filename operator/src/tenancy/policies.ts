@@ -9,6 +9,7 @@ import {
   validatingBindings,
   validatingPolicies,
 } from "@bulkhead/lib/kube/resources.ts";
+import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 import { managedBy } from "../runtime-class.ts";
 import { rulesBehind } from "./rules.ts";
 import { celLiteral, celSelects } from "./selector.ts";
@@ -40,6 +41,12 @@ const suffix = `tenancy.${group}`;
 /** The name of a policy or binding of a profile: PROFILE.tenancy.bulkhead.dev, PROFILE.PART.tenancy.bulkhead.dev. */
 const nameOf = (profile: string, part?: string): string =>
   [profile, ...(part ? [part] : []), suffix].join(".");
+
+/** Names of the policy that judges a profile's pods, and of what puts it in force. */
+export const podPolicyNames = (profile: string): { policy: string; binding: string } => ({
+  policy: nameOf(profile),
+  binding: nameOf(profile, "pods"),
+});
 
 /** Whose policy an object of this name is, or would be: a profile's name has no dot. */
 export const profileOf = (name: string): string | undefined =>
@@ -75,16 +82,18 @@ const match = (resourceRules: object[], namespaceSelector: object = {}) => ({
 const claimedBy = (tenancy: Tenancy, reserved: string[], labelsCel: string): string =>
   `(${celSelects(tenancy.namespaceSelector, labelsCel)} && !(request.namespace in ${celLiteral([...reserved, ...(tenancy.exempt?.namespaces ?? [])])}))`;
 
+const notExempt = (tenancy: Tenancy, reserved: string[]) => ({
+  name: "namespace-not-exempt",
+  expression: `!(request.namespace in ${celLiteral([...reserved, ...(tenancy.exempt?.namespaces ?? [])])})`,
+});
+
 /** Requests that are not judged at all. Match conditions cannot see the namespace's labels. */
 const conditions = ({ tenancy, reserved }: PolicyInput) => {
   const accounts = (tenancy.exempt?.serviceAccounts ?? []).map(
     (name) => `system:serviceaccount:${name.replace("/", ":")}`,
   );
   return [
-    {
-      name: "namespace-not-exempt",
-      expression: `!(request.namespace in ${celLiteral([...reserved, ...(tenancy.exempt?.namespaces ?? [])])})`,
-    },
+    notExempt(tenancy, reserved),
     ...(accounts.length > 0
       ? [
           {
@@ -100,6 +109,28 @@ const conditions = ({ tenancy, reserved }: PolicyInput) => {
         '!(request.resource.resource == "pods" && "system:nodes" in request.userInfo.?groups.orValue([]) && "kubernetes.io/config.mirror" in dyn(object).metadata.?annotations.orValue({}))',
     },
   ];
+};
+
+/**
+ * True when an elder's word is law: its policy for pods is there, of this very tenancy, and bound. One that never came
+ * to that (its class is another's, the API server refused it) must not open a namespace that a younger one keeps.
+ */
+export const isInForce = (
+  { name, tenancy }: Elder,
+  reserved: string[],
+  { policy, binding }: { policy: AdmissionObject | undefined; binding: AdmissionObject | undefined },
+): boolean => {
+  const ours = [policy, binding].every((object) => object?.metadata.labels?.[labels.profile] === name);
+  const { matchConstraints, matchConditions } = (policy?.spec ?? {}) as {
+    matchConstraints?: { namespaceSelector?: object };
+    matchConditions?: object[];
+  };
+  return (
+    ours &&
+    sameJson(matchConstraints?.namespaceSelector, tenancy.namespaceSelector) &&
+    sameJson(matchConditions?.[0], notExempt(tenancy, reserved)) &&
+    binding?.spec.policyName === podPolicyNames(name).policy
+  );
 };
 
 const elderVariable = ({ elders, reserved }: PolicyInput) => [

@@ -1,3 +1,5 @@
+import { annotationNames } from "@bulkhead/lib/api/kata.ts";
+import { tenantFlags } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { JudgedPod, Pod } from "@bulkhead/lib/kube/resources.ts";
 import { celLiteral } from "./selector.ts";
 import type { Wall } from "./wall.ts";
@@ -32,11 +34,21 @@ const capabilities = [
   ...["SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"],
 ];
 
+/** Annotations by which runtimes take orders that no field of a pod could give: host devices, another handler. */
+const annotations = ["cdi.k8s.io/", "io.kubernetes.cri-o.", "run.oci.", "dev.gvisor.", "io.katacontainers."];
 /**
- * Annotations by which runtimes take orders that no field of a pod could give: host devices, another handler. Not
- * gVisor's and Kata's: of these only what the profile allows reaches them (docs/gvisor.md, docs/kata.md).
+ * Of gVisor's and Kata's, what a profile may let its pods say: what it does not name reaches neither (docs/gvisor.md,
+ * docs/kata.md). The rest must not even be asked for: CRI-O hands every annotation on, and runsc obeys those of the
+ * root file system and of the cgroup.
  */
-const annotations = ["cdi.k8s.io/", "io.kubernetes.cri-o.", "run.oci."];
+const grantable = [
+  ...tenantFlags.map((flag) => `dev.gvisor.flag.${flag}`),
+  ...annotationNames.map((name) => `io.katacontainers.config.hypervisor.${name}`),
+];
+const grantablePrefixes = ["dev.gvisor.spec.mount.", "dev.gvisor.empty-dir."];
+
+/** SELinux types of the Pod Security Standard "baseline": all of them confined. */
+const seLinuxTypes = ["", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"];
 
 const unconfined = (field: "seccompProfile" | "appArmorProfile"): Pick<Rule, "cel" | "isBroken"> => ({
   cel: `variables.spec.?securityContext.?${field}.?type.orValue("") != "Unconfined" && variables.containers.all(c, c.?securityContext.?${field}.?type.orValue("") != "Unconfined")`,
@@ -45,6 +57,11 @@ const unconfined = (field: "seccompProfile" | "appArmorProfile"): Pick<Rule, "ce
       ({ securityContext }) => securityContext?.[field]?.type === "Unconfined",
     ),
 });
+
+const seLinuxKept = (of: string): string => {
+  const field = (name: string) => `${of}.?securityContext.?seLinuxOptions.?${name}.orValue("")`;
+  return `${field("type")} in ${celLiteral(seLinuxTypes)} && ${field("user")} == "" && ${field("role")} == ""`;
+};
 
 const hostNamespace = (field: "hostPID" | "hostIPC" | "hostNetwork", name: string): Rule => ({
   name,
@@ -80,12 +97,15 @@ export const rules: readonly Rule[] = [
   },
   {
     name: "RuntimeAnnotation",
-    cel: `!variables.annotations.exists(a, ${celLiteral(annotations)}.exists(prefix, a.startsWith(prefix)))`,
+    cel: `!variables.annotations.exists(a, ${celLiteral(annotations)}.exists(prefix, a.startsWith(prefix)) && !(a in ${celLiteral(grantable)}) && !${celLiteral(grantablePrefixes)}.exists(prefix, a.startsWith(prefix)))`,
     isBroken: ({ metadata }) =>
-      Object.keys(metadata.annotations ?? {}).some((name) =>
-        annotations.some((prefix) => name.startsWith(prefix)),
+      Object.keys(metadata.annotations ?? {}).some(
+        (name) =>
+          annotations.some((prefix) => name.startsWith(prefix)) &&
+          !grantable.includes(name) &&
+          !grantablePrefixes.some((prefix) => name.startsWith(prefix)),
       ),
-    message: `metadata.annotations must not begin with ${annotations.join(", ")}: they give orders to a runtime`,
+    message: `metadata.annotations must not begin with ${annotations.join(", ")}: they give orders to a runtime, and no profile can let a pod give these`,
   },
   {
     name: "Capabilities",
@@ -107,6 +127,17 @@ export const rules: readonly Rule[] = [
     name: "AppArmor",
     ...unconfined("appArmorProfile"),
     message: "securityContext.appArmorProfile.type must not be Unconfined",
+    sharedKernelOnly: true,
+  },
+  {
+    name: "SELinux",
+    cel: `(${seLinuxKept("variables.spec")}) && variables.containers.all(c, ${seLinuxKept("c")})`,
+    isBroken: (pod) =>
+      [pod.spec ?? {}, ...containersOf(pod)].some(({ securityContext }) => {
+        const { type = "", user = "", role = "" } = securityContext?.seLinuxOptions ?? {};
+        return !seLinuxTypes.includes(type) || user !== "" || role !== "";
+      }),
+    message: `securityContext.seLinuxOptions must have no user and no role, and a type of ${seLinuxTypes.filter(Boolean).join(", ")}`,
     sharedKernelOnly: true,
   },
 ];

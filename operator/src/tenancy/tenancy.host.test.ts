@@ -341,7 +341,7 @@ describe("The operator", () => {
     }
     const clear = await until("p2", "Enforced");
     expect(clear.status?.tenancy).toEqual({ namespaces: 2, podsOutside: 0 });
-    expect(await metrics()).not.toContain("bulkhead_tenancy_pods_outside{");
+    await eventually("no such metric", metrics, (text) => !text?.includes("bulkhead_tenancy_pods_outside{"));
 
     // In Audit they come in, and are counted, too.
     await client.patch(runtimeProfiles, "p2", { spec: { tenancy: { mode: "Audit" } } });
@@ -385,6 +385,36 @@ describe("The operator", () => {
     await client.delete(runtimeProfiles, "zz-elder");
     await until("younger", "Enforced");
     await eventually("the heir's class", classIn("t5"), (name) => name === "younger");
+  });
+
+  test("lets an older profile whose policies are not in force take no namespace, and opens none", async () => {
+    await createNamespace("t30", "thirty", { old: "yes" });
+    await client.create(runtimeClasses, { metadata: { name: "broken-elder" }, handler: "runc" });
+    await createProfile("broken-elder", "", { namespaceSelector: { matchLabels: { old: "yes" } } });
+    await until("broken-elder", "RuntimeClassNotReady");
+    await sleep(1_100); // creation times are in seconds
+    await createProfile("standing", "thirty", {}, { handler: { kata: {} } });
+    await until("standing", "Enforced");
+    const refused = async () => (await tryPod("t30", { hostPID: true })).status === 403;
+    await eventually("the wall", refused, Boolean);
+
+    // As soon as the elder's word is law, it is the elder's.
+    await client.delete(runtimeClasses, "broken-elder");
+    await until("standing", "NamespaceConflict");
+    await until("broken-elder", "Enforced");
+    expect(await refused()).toBe(true);
+
+    // One that is on its way out holds nothing.
+    await client.patch(runtimeProfiles, "broken-elder", {
+      metadata: { finalizers: ["bulkhead.dev/in-use", "tests.bulkhead.dev/hold"] },
+    });
+    await client.delete(runtimeProfiles, "broken-elder");
+    await until("standing", "Enforced");
+    await eventually("the wall", refused, Boolean);
+    const left = async () => (await policies()).filter((each) => each.includes("broken-elder"));
+    await eventually("no policies", left, (list) => list?.length === 0);
+    expect(await refused()).toBe(true);
+    await client.patch(runtimeProfiles, "broken-elder", { metadata: { finalizers: [] } });
   });
 
   test("closes the wall when the profile's class is another's, and opens nothing", async () => {

@@ -56,11 +56,21 @@ describe("A wall is as good as another", () => {
     [{ gvisor: {} }, { gvisor: { network: "host" } }, true],
     [{ gvisor: { nvproxy: {} } }, { gvisor: {} }, false],
     [{ gvisor: { flags: ["--host-uds=all"] } }, { gvisor: {} }, false],
+    [{ gvisor: { tenant: { flags: ["host-uds"] } } }, { gvisor: {} }, false],
+    [{ gvisor: { tenant: { volumeHints: true } } }, { gvisor: {} }, true],
+    [{ kata: { templating: true, initrd: "i", rootfs: "block" } }, { kata: {} }, false],
+    [{ kata: {} }, { kata: { templating: true, initrd: "i", rootfs: "block" } }, true],
     [{ shim: { runtimeType: "io.containerd.x.v1" } }, { runc: {} }, false],
     [{ kata: {} }, { shim: { runtimeType: "io.containerd.x.v1" } }, false],
   ];
   test.each(table)("%j for %j: %s", (offered, required, good) => {
     expect(isAtLeast(spec(offered), spec(required))).toBe(good);
+  });
+
+  test("is as good as none when no canary has to prove it", () => {
+    const unproven = { ...spec({ kata: {} }), probe: { interval: "60s", assertIsolation: false } };
+    expect(isAtLeast(unproven, spec({ runc: {} }))).toBe(false);
+    expect(isAtLeast(spec({ kata: {} }), unproven)).toBe(true);
   });
 });
 

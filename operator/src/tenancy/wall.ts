@@ -19,27 +19,34 @@ export const wallOf = (spec: Pick<RuntimeProfileSpec, "handler">): Wall => {
   }
 };
 
+type Walled = Pick<RuntimeProfileSpec, "handler" | "probe">;
+
 /** Higher is stronger; undefined when nobody can say. */
-const strength = (spec: Pick<RuntimeProfileSpec, "handler">): number | undefined => {
-  const { gvisor } = spec.handler;
-  switch (wallOf(spec)) {
+const strength = ({ handler }: Walled): number | undefined => {
+  const { gvisor, kata } = handler;
+  switch (wallOf({ handler })) {
     case "namespaces":
       return 1;
-    case "kernel":
-      // With the node's network stack, its GPU's driver, or flags that may say anything, gVisor is less than it could be.
-      return gvisor?.network === "host" || gvisor?.nvproxy || (gvisor?.flags ?? []).length > 0 ? 2 : 3;
+    case "kernel": {
+      // With the node's network stack, its GPU's driver, or flags that may say anything, gVisor is less than it could
+      // be: with those too that a pod may give itself, for its sockets of the node are one of them.
+      const opened = gvisor?.network === "host" || gvisor?.nvproxy;
+      const flags = [...(gvisor?.flags ?? []), ...(gvisor?.tenant?.flags ?? [])];
+      return opened || flags.length > 0 ? 2 : 3;
+    }
     case "machine":
-      return 4;
+      // Copies of one guest share its pages, and can learn of each other by that.
+      return kata?.templating ? 3 : 4;
     case "unknown":
       return undefined;
   }
 };
 
-/** True when a pod that shall stand behind `required` loses nothing behind `offered`. */
-export const isAtLeast = (
-  offered: Pick<RuntimeProfileSpec, "handler">,
-  required: Pick<RuntimeProfileSpec, "handler">,
-): boolean => {
+/**
+ * True when a pod that shall stand behind `required` loses nothing behind `offered`. A wall that no canary has to prove
+ * is as good as none other.
+ */
+export const isAtLeast = (offered: Walled, required: Walled): boolean => {
   const [is, must] = [strength(offered), strength(required)];
-  return is !== undefined && must !== undefined && is >= must;
+  return offered.probe.assertIsolation && is !== undefined && must !== undefined && is >= must;
 };
