@@ -324,3 +324,50 @@ type Stats = {
     { cpu: { usageCoreNanoSeconds: { value: string } }; memory: { workingSetBytes: { value: string } } },
   ];
 };
+
+describe("What gVisor does otherwise than its pod asks", () => {
+  const node = 2;
+  const target = 3;
+
+  test("hostPID and hostIPC: the pod starts, and sees neither the node's processes nor its shared memory", async () => {
+    const shared = `/dev/shm/bh-gvisor-${process.pid}`;
+    await writeFile(shared, "the node's");
+    try {
+      const options = { pid: node, ipc: node };
+      await using pod = await new Pod().run("gvisor", {
+        linux: { security_context: { namespace_options: options } },
+      });
+      const id = await pod.container("main", {
+        linux: { security_context: { namespace_options: options } },
+      });
+      const seen = await say(id, `ps -o pid,args; ls /dev/shm; cat ${shared} 2>&1 || true`);
+      expect(seen).toMatch(/^ *1 .*holder/m);
+      expect(seen).not.toContain("vitest");
+      expect(seen).not.toContain("the node's");
+    } finally {
+      await rm(shared);
+    }
+  });
+
+  test("a container that joins another's processes is refused in words", async () => {
+    await using pod = await new Pod().run("gvisor");
+    const id = await pod.container();
+    const joins = { linux: { security_context: { namespace_options: { pid: target, target_id: id } } } };
+    await expect(pod.container("debugger", joins)).rejects.toThrow(/Cannot join another container/);
+  });
+
+  test("a container with a limit beside one without ends alone when it is over it", async () => {
+    await using pod = await new Pod().run("gvisor", { linux: { cgroup_parent: `/${cgroups}` } });
+    const beside = await pod.container("beside");
+    const limit = { linux: { resources: { memory_limit_in_bytes: 64 << 20 } } };
+    const fills = await pod.container("fills", limit, "exec tail /dev/zero");
+    await expect
+      .poll(
+        async () =>
+          (JSON.parse(await daemon.crictl("inspect", fills)) as { status: { reason: string } }).status.reason,
+        { timeout: 60_000 },
+      )
+      .toBe("OOMKilled");
+    expect(await say(beside, "echo on")).toBe("on\n");
+  });
+});

@@ -198,7 +198,8 @@ const pidOf = (runtime: Runtime, config: ContainerConfig, pod: Pod): PidChoice =
           `Cannot join container "${options?.targetId}": it does not run`,
         );
       const pid = pidIn(target.container.handlerState);
-      if (pid === undefined)
+      // Behind gVisor and in a guest it is the sandbox's process, whose namespace is another thing.
+      if (pid === undefined || runscOf(pod) || isVm(pod))
         throw new RuntimeError(
           "unimplemented",
           "Cannot join another container: its processes are not the node's",
