@@ -68,7 +68,7 @@ export async function prove(
         ...rest,
       });
     const deadlines = canaryDeadlinesOf(profile);
-    const logs = `/run/bulkhead-canary/${name}`;
+    const logs = `/run/bulkhead-canary-${name}`;
     const output = { node: logs, here: host.at(logs) };
     const soon = AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineOf(profile))]);
     const result = await (at === undefined

@@ -1,4 +1,5 @@
 import { randomInt, randomUUID } from "node:crypto";
+import { rm } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { canaryImage, canaryNamespace, labels } from "@bulkhead/lib/api/group.ts";
 import type { CriClient } from "@bulkhead/lib/cri/client.ts";
@@ -43,7 +44,10 @@ const usual: CanaryDeadlines = { exec: 30, remove: 30 };
 type CanaryOptions = {
   elsewhere?: Elsewhere;
   deadlines?: CanaryDeadlines | undefined;
-  /** Of a canary in which nothing can be executed: where it writes what it sees. Left out: it fails. */
+  /**
+   * Its pod's log directory, of which nothing is left: where a canary in which nothing can be executed writes what it sees.
+   * Left out: such a one fails.
+   */
   output?: OutputDirectory;
   /**
    * A directory of the node, made where it is missing, that the canary gets read-only as the kubelet gives volumes:
@@ -125,6 +129,8 @@ export async function runCanary(
     else image.image = await elsewhere.pull(cri, signal);
   }
   await using undo = new AsyncDisposableStack();
+  // A shim's own logs, too: gVisor's writes there whatever the canary says.
+  if (output) undo.defer(() => rm(output.here, { recursive: true, force: true }));
   // Undo has its own deadline: it must run when the probe's own is over.
   undo.defer(() => removeCanaries(cri, handler, AbortSignal.timeout(deadlines.remove * 1000)));
   if (elsewhere?.awaitsLook === true) await untilLook(cri, handler, sandboxOf(randomUUID()), signal);

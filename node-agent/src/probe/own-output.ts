@@ -1,4 +1,4 @@
-import { mkdir, open, rm } from "node:fs/promises";
+import { mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { CriClient } from "@bulkhead/lib/cri/client.ts";
@@ -26,7 +26,7 @@ export const outputIn = (log: string): string =>
 
 /**
  * Runs a container to its end and returns its standard output, by its log: for walls in which no second program can be
- * executed. Its pod's log directory is `directory`, of which nothing is left.
+ * executed. Its pod's log directory is `directory`, which is the caller's to remove.
  */
 export async function outputOf(
   { runtime }: CriClient,
@@ -35,8 +35,6 @@ export async function outputOf(
   signal: AbortSignal,
 ): Promise<string> {
   await mkdir(directory.here, { recursive: true, mode: 0o700 });
-  await using undo = new AsyncDisposableStack();
-  undo.defer(() => rm(directory.here, { recursive: true, force: true }));
   const { containerId } = await runtime.createContainer(container, signal);
   await runtime.startContainer({ containerId }, signal);
   for (;;) {
