@@ -5,20 +5,63 @@ import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { withShortPath } from "@bulkhead/lib/ttrpc/socket.ts";
+import { Semaphore } from "../../image/semaphore.ts";
 import { startProgram } from "../../linux/start-program.ts";
+import { waitFor } from "../../record/lock.ts";
 import { namespace } from "./command.ts";
+
+/** Connections in the making, each of which is a runsc: of the node, and of one pod. */
+const ofNode = new Semaphore(32);
+const ofPod = 8;
+const podTurns = new Map<string, { turns: Semaphore; users: number }>();
+/** A sandbox whose control socket hangs is given up. */
+const patience = 30_000;
+
+const inTurn = async <T>(sandboxId: string, work: () => Promise<T>, signal: AbortSignal): Promise<T> => {
+  const pod = podTurns.get(sandboxId) ?? { turns: new Semaphore(ofPod), users: 0 };
+  podTurns.set(sandboxId, pod);
+  pod.users++;
+  try {
+    return await pod.turns.run(() => ofNode.run(work, signal), signal);
+  } finally {
+    if (--pod.users === 0) podTurns.delete(sandboxId);
+  }
+};
+
+type Runsc = { binary: string; root: string };
 
 /**
  * A connection into a gVisor sandbox. Its network stack is its own, so nothing outside can dial a loopback port of
  * the pod; `runsc port-forward --stream` hands a socket of ours to the sandbox, which connects it inside.
  */
 export async function portForwardRunsc(
-  runsc: { binary: string; root: string },
+  runsc: Runsc,
   socketDir: string,
   sandboxId: string,
   port: number,
   signal: AbortSignal,
+  patienceMs = patience,
 ): Promise<Duplex> {
+  const deadline = AbortSignal.any([signal, AbortSignal.timeout(patienceMs)]);
+  try {
+    return await inTurn(sandboxId, () => connectBy(runsc, socketDir, sandboxId, port, deadline), deadline);
+  } catch (error) {
+    if (!deadline.aborted || signal.aborted) throw error;
+    throw new RuntimeError(
+      "deadline-exceeded",
+      `Cannot connect to port ${port} of the pod: its sandbox did not answer in time`,
+      { cause: error },
+    );
+  }
+}
+
+const connectBy = async (
+  runsc: Runsc,
+  socketDir: string,
+  sandboxId: string,
+  port: number,
+  signal: AbortSignal,
+): Promise<Duplex> => {
   const path = join(socketDir, `pf-${randomBytes(8).toString("hex")}`);
   const accepted = Promise.withResolvers<Socket>();
   accepted.promise.catch(() => {});
@@ -34,7 +77,7 @@ export async function portForwardRunsc(
   const child = startProgram(
     runsc.binary,
     ["--root", root, "port-forward", "--stream", path, sandboxId, String(port)],
-    { stdio: ["ignore", "ignore", "pipe"], signal },
+    { stdio: ["ignore", "ignore", "pipe"], signal, killSignal: "SIGKILL" },
   );
   let said = "";
   child.stderr.on("data", (chunk: Buffer) => {
@@ -56,12 +99,12 @@ export async function portForwardRunsc(
   });
   try {
     await connected.promise;
-    return await accepted.promise;
+    return await waitFor(accepted.promise, signal);
   } catch (error) {
-    void accepted.promise.then((socket) => socket.destroy());
+    accepted.promise.then((socket) => socket.destroy()).catch(() => {});
     throw error;
   }
-}
+};
 
 const lastLine = (text: string): string => text.trim().split("\n").at(-1) ?? "";
 
