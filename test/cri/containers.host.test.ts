@@ -2,14 +2,18 @@ import { existsSync } from "node:fs";
 import { mkdir, readdir, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
+import { type CriClient, type CriServices, connectCri } from "@bulkhead/lib/cri/client.ts";
 import {
   CheckpointContainerRequestSchema,
   CreateContainerRequestSchema,
   ExecSyncRequestSchema,
+  ImageService,
+  RuntimeService,
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { hungDisk } from "../../runtime/src/container/hung-disk.ts";
+import { front } from "../../runtime/src/handler/delegate/front.ts";
 import { pushImage } from "../images/build.ts";
 import { imageOf, mediaTypes, type RunConfig } from "../images/image.ts";
 import { blobOf, digestOf } from "../images/push.ts";
@@ -524,4 +528,134 @@ describe("CheckpointContainer", () => {
 
 test("nothing is left of all these containers", async () => {
   expect(await remains(daemon)).toEqual([]);
+});
+
+describe.each(["alone", "behind a front that has the same engine on both sides"])("%s", (how) => {
+  const isFronted = how !== "alone";
+  const soon = AbortSignal.timeout(120_000);
+  let client: CriClient;
+  let services: CriServices;
+  beforeAll(() => {
+    client = connectCri(daemon.socket);
+    // Both sides have real lists, so that the front's own merges and filters are at work.
+    services = client as unknown as CriServices;
+    if (!isFronted) return;
+    services = front(services, client, {
+      ...{ hasHandler: () => true, hasPod: () => true, hasContainer: () => true, hasPodUid: () => false },
+      ...{ sameDisk: () => true, stateDir: join(scratch, "front"), log: { warn: () => {} } },
+    });
+  });
+  afterAll(() => client[Symbol.dispose]());
+
+  const idsOf = async <M>(stream: AsyncIterable<M>, ids: (message: M) => (string | undefined)[]) =>
+    (await Array.fromAsync(stream)).flatMap(ids).sort();
+
+  /** What list and stream of each kind say, of everything or of one pod. */
+  const kinds = {
+    podSandboxes: (id?: string) => {
+      const filter = id === undefined ? {} : { filter: { id } };
+      const { listPodSandbox: list, streamPodSandboxes: stream } = RuntimeService.method;
+      const listed = services.runtime.listPodSandbox(create(list.input, filter), soon);
+      const streamed = services.runtime.streamPodSandboxes(create(stream.input, filter), soon);
+      return {
+        list: listed.then(({ items }) => items.map((each) => each.id).sort()),
+        stream: idsOf(streamed, (message) => message.podSandboxes.map((each) => each.id)),
+      };
+    },
+    containers: (id?: string) => {
+      const filter = id === undefined ? {} : { filter: { podSandboxId: id } };
+      const { listContainers: list, streamContainers: stream } = RuntimeService.method;
+      const listed = services.runtime.listContainers(create(list.input, filter), soon);
+      const streamed = services.runtime.streamContainers(create(stream.input, filter), soon);
+      return {
+        list: listed.then(({ containers }) => containers.map((each) => each.id).sort()),
+        stream: idsOf(streamed, (message) => message.containers.map((each) => each.id)),
+      };
+    },
+    containerStats: (id?: string) => {
+      const filter = id === undefined ? {} : { filter: { podSandboxId: id } };
+      const { listContainerStats: list, streamContainerStats: stream } = RuntimeService.method;
+      const listed = services.runtime.listContainerStats(create(list.input, filter), soon);
+      const streamed = services.runtime.streamContainerStats(create(stream.input, filter), soon);
+      return {
+        list: listed.then(({ stats }) => stats.map((each) => each.attributes?.id).sort()),
+        stream: idsOf(streamed, (message) => message.containerStats.map((each) => each.attributes?.id)),
+      };
+    },
+    podSandboxStats: (id?: string) => {
+      const filter = id === undefined ? {} : { filter: { id } };
+      const { listPodSandboxStats: list, streamPodSandboxStats: stream } = RuntimeService.method;
+      const listed = services.runtime.listPodSandboxStats(create(list.input, filter), soon);
+      const streamed = services.runtime.streamPodSandboxStats(create(stream.input, filter), soon);
+      return {
+        list: listed.then(({ stats }) => stats.map((each) => each.attributes?.id).sort()),
+        stream: idsOf(streamed, (message) => message.podSandboxStats.map((each) => each.attributes?.id)),
+      };
+    },
+  };
+
+  test("each stream brings what its list brings, all of it or by a filter", async () => {
+    const [one, two] = [await runPod(), await runPod()];
+    const perPod = isFronted ? 2 : 1;
+    try {
+      for (const pod of [one, two]) await cri.start(await createIn(pod, "exec sleep 1000", {}));
+      for (const [kind, ask] of Object.entries(kinds)) {
+        const all = ask();
+        expect(await all.list, kind).toHaveLength(2 * perPod);
+        expect(await all.stream, kind).toEqual(await all.list);
+        const ofOne = ask(one.id);
+        expect(await ofOne.list, kind).toHaveLength(perPod);
+        expect(await ofOne.stream, kind).toEqual(await ofOne.list);
+      }
+      const { listPodSandboxMetrics: list, streamPodSandboxMetrics: stream } = RuntimeService.method;
+      const { podMetrics } = await services.runtime.listPodSandboxMetrics(create(list.input), soon);
+      const metrics = services.runtime.streamPodSandboxMetrics(create(stream.input), soon);
+      const streamed = await idsOf(metrics, (message) =>
+        message.podSandboxMetrics.map((each) => each.podSandboxId),
+      );
+      expect(podMetrics).toHaveLength(2 * perPod);
+      expect(streamed).toEqual(podMetrics.map((each) => each.podSandboxId).sort());
+    } finally {
+      for (const { id } of [one, two]) await removePod(id);
+    }
+  });
+
+  test.each([
+    [undefined, 1],
+    [busybox, 1],
+    ["registry.example/nothing:1", 0],
+  ])("the stream of images brings what the list brings (%s)", async (image, count) => {
+    const filter = image === undefined ? {} : { filter: { image: { image } } };
+    const { listImages, streamImages } = ImageService.method;
+    const { images } = await services.image.listImages(create(listImages.input, filter), soon);
+    const streamed = services.image.streamImages(create(streamImages.input, filter), soon);
+    expect(images.filter(({ repoTags }) => repoTags.includes(busybox))).toHaveLength(count);
+    expect(await idsOf(streamed, (message) => message.images.map(({ id }) => id))).toEqual(
+      images.map(({ id }) => id).sort(),
+    );
+  });
+
+  test("UpdatePodSandboxResources keeps a pod's figures, which are there after a kill, and refuses a pod that is none", async () => {
+    const { updatePodSandboxResources: update, podSandboxStatus: status } = RuntimeService.method;
+    const pod = await runPod();
+    try {
+      const figures = { overhead: { cpuShares: 11n }, resources: { memoryLimitInBytes: 77_000_001n } };
+      const request = create(update.input, { podSandboxId: pod.id, ...figures });
+      await services.runtime.updatePodSandboxResources(request, soon);
+      await daemon.end("SIGKILL");
+      await daemon.start();
+      const { info } = await services.runtime.podSandboxStatus(
+        create(status.input, { podSandboxId: pod.id, verbose: true }),
+        soon,
+      );
+      expect(JSON.parse(info.info ?? "")).toMatchObject({
+        config: { linux: { overhead: { cpuShares: "11" }, resources: { memoryLimitInBytes: "77000001" } } },
+      });
+    } finally {
+      await removePod(pod.id);
+    }
+    await expect(
+      services.runtime.updatePodSandboxResources(create(update.input, { podSandboxId: pod.id }), soon),
+    ).rejects.toMatchObject({ code: "not-found" });
+  });
 });
