@@ -55,8 +55,6 @@ export function frontedTests(of: () => EngineNode, { name, unit }: Fronted): voi
     expect(await crictl("stats", "-o", "json", "--id", id)).toContain(id);
     await node.exec(["rm", manifest]);
     await eventually(async () => expect(await crictl("ps", "-aq", "--no-trunc")).not.toContain(id), 30);
-    // The kubelet would come to that later.
-    await node.exec(["sh", "-c", "rm -r /var/log/pods/default_later-*"]);
   });
 
   test("may be killed behind it: its pods are the same when it is back", async () => {

@@ -57,9 +57,12 @@ export const podRuns = (node: EngineNode): Promise<string> =>
 export const runsAsBefore = (node: EngineNode, before: string): Promise<void> =>
   eventually(async () => expect(await running(node)).toBe(before), 30);
 
-/** What is left out of a node's listing: groups that the kubelet makes and removes with the pods of a class. */
+/**
+ * What is left out of a node's listing: groups that the kubelet makes and removes with the pods of a class, and the log
+ * directories of pods that are gone, which it removes once a minute.
+ */
 export const withoutKubepods = (lines: string[]): string[] =>
-  lines.filter((line) => !/^cgroup \.\/[^/]+\/kubepods\//.test(line));
+  lines.filter((line) => !/^cgroup \.\/[^/]+\/kubepods\/|\.\/var\/log\/pods\//.test(line));
 
 /** All profiles go, and with them everything of Bulkhead's. */
 export const leave = async (node: EngineNode): Promise<void> => {
