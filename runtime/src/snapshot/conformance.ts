@@ -374,6 +374,45 @@ export const snapshotterConformance = (
       expect((await snapshots.usage("c")).inodes).toBeGreaterThan(1n);
     });
 
+    test("what layers and containers are said to take is what du finds", async () => {
+      const du = (path: string, ...options: string[]): number => {
+        // What was written has its blocks when it is on the disk.
+        execFileSync("sync", ["-f", path]);
+        return Number.parseInt(execFileSync("du", ["-s", ...options, path], { encoding: "utf8" }), 10);
+      };
+      const before = { bytes: du(root, "-B1"), inodes: du(root, "--inodes") };
+      const said = await extract(
+        "sha256:a",
+        undefined,
+        { name: "large", body: Buffer.alloc(3_000_000, 1) },
+        { name: "link", type: "link", linkname: "large" },
+        ...Array.from({ length: 300 }, (_, n) => ({ name: `d${n % 20}/small${n}`, body: "x".repeat(n) })),
+        ...Array.from({ length: 40 }, (_, n) => ({
+          name: `s${n}`,
+          type: "symlink" as const,
+          linkname: "large",
+        })),
+      );
+      const took = {
+        bytes: du(root, "-B1") - before.bytes,
+        inodes: du(root, "--inodes") - before.inodes,
+      };
+      expect(said.bytes / took.bytes).toBeGreaterThan(0.9);
+      expect(said.bytes / took.bytes).toBeLessThan(1.1);
+      // Its record, and where it is kept, are files too.
+      expect(Math.abs(said.inodes - took.inodes)).toBeLessThanOrEqual(3);
+
+      const path = await mounted("c", "sha256:a");
+      writeFileSync(join(path, "written"), Buffer.alloc(2_000_000, 2));
+      for (let n = 0; n < 50; n++) writeFileSync(join(path, `more${n}`), "x");
+      const upper = join(root, "containers", "c", "upper");
+      const [bytes, inodes] = [du(upper, "-B1"), du(upper, "--inodes")];
+      const written = await snapshots.usage("c");
+      expect(Number(written.bytes) / bytes).toBeGreaterThan(0.98);
+      expect(Number(written.bytes) / bytes).toBeLessThan(1.02);
+      expect(Number(written.inodes)).toBe(inodes);
+    });
+
     test("usage() counts what the container wrote and nothing of its layers", async () => {
       await extract("sha256:a", undefined, { name: "big", body: "x".repeat(1_000_000) });
       const path = await mounted("c", "sha256:a");
