@@ -170,7 +170,11 @@ tracingFlags(program.command("run", { isDefault: true }).description("run the op
       .default(ownNamespace()),
   )
   .option("--metrics-address <host:port>", "where /metrics, /healthz and /readyz are served", ":8080")
-  .option("--page-address <host:port>", "where the status page is served, read only; empty: nowhere", ":8081")
+  .option(
+    "--page-address <host:port>",
+    "where the status page is served, read only; empty: nowhere",
+    "127.0.0.1:8081",
+  )
   .option("--leader-elect", "work only while holding the Lease, so that several replicas can run", true)
   .option("--no-leader-elect", "work at once: the only replica")
   .addOption(

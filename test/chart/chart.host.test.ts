@@ -190,6 +190,33 @@ test("two replicas are spread over nodes and drained one at a time; one replica 
   expect(await find({}, "PodDisruptionBudget")).toBeUndefined();
 });
 
+test("the status page is on its pod's loopback, without a Service, unless it is to be exposed", async () => {
+  const page = async (values: object) => {
+    const manifests = await render(values);
+    return {
+      address: JSON.stringify(manifests).match(/--page-address=[^"]*/)?.[0],
+      service: manifests.some(({ metadata }) => metadata.name === "bulkhead-status"),
+      open: JSON.stringify(manifests.filter(({ kind }) => kind === "NetworkPolicy")).includes("8081"),
+    };
+  };
+  const closed = { ...all.networkPolicy };
+  expect(await page({ networkPolicy: closed })).toEqual({
+    address: "--page-address=127.0.0.1:8081",
+    service: false,
+    open: false,
+  });
+  expect(await page({ statusPage: { expose: true }, networkPolicy: closed })).toEqual({
+    address: "--page-address=:8081",
+    service: true,
+    open: true,
+  });
+  expect(await page({ statusPage: { enabled: false, expose: true } })).toEqual({
+    address: "--page-address=",
+    service: false,
+    open: false,
+  });
+});
+
 test("a network policy lets in who is named, and nobody to the status page by default", async () => {
   const policy = async (values: object) =>
     (await render(values)).find(({ kind }) => kind === "NetworkPolicy")?.spec as

@@ -76,6 +76,6 @@ export const all = {
     dashboards: { enabled: true, labels: { grafana_dashboard: "yes" } },
     runbookUrl: "https://wiki.test/runbook",
   },
-  statusPage: { enabled: false },
+  statusPage: { enabled: true, expose: true },
   uninstall: { enabled: true, timeoutSeconds: 120 },
 };
