@@ -1,5 +1,7 @@
 import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
+import type { RuntimeProfileStatus } from "@bulkhead/lib/api/runtime-profile.ts";
 import { Gauge, type Registry } from "prom-client";
+import { amount } from "./runtime-class.ts";
 import type { NodeState } from "./status.ts";
 import type { Claims } from "./tenancy/facts.ts";
 
@@ -10,6 +12,7 @@ export type ProfileMetrics = {
       ready: boolean;
       states: Record<NodeState, number>;
       pods: number;
+      overhead?: RuntimeProfileStatus["overheadMemory"];
       tenancy?: Pick<Claims, "namespaces" | "outside"> & { enforced: boolean | undefined };
     },
   ): void;
@@ -42,6 +45,12 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
     labelNames: ["profile"] as const,
     registers,
   });
+  const overhead = new Gauge({
+    name: "bulkhead_profile_overhead_bytes",
+    help: "Memory of a pod beside its containers: declared by the RuntimeClass, and measured, the most that a canary took",
+    labelNames: ["profile", "kind"] as const,
+    registers,
+  });
   const enforced = new Gauge({
     name: "bulkhead_tenancy_enforced",
     help: "1 while the condition TenancyEnforced of a profile in mode Enforce is True",
@@ -67,12 +76,20 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
     for (const namespace of told.get(profile) ?? []) outside.remove({ profile, namespace });
     told.delete(profile);
   };
+  const forgetOverhead = (profile: string) => {
+    for (const kind of ["declared", "measured"]) overhead.remove({ profile, kind });
+  };
   const states: NodeState[] = ["ready", "updating", "waiting", "failed", "unreachable"];
   return {
     profile: (profile, is) => {
       ready.set({ profile }, is.ready ? 1 : 0);
       pods.set({ profile }, is.pods);
       for (const state of states) nodes.set({ profile, state }, is.states[state]);
+      forgetOverhead(profile);
+      if (is.overhead) {
+        overhead.set({ profile, kind: "declared" }, amount(is.overhead.declared));
+        overhead.set({ profile, kind: "measured" }, amount(is.overhead.measured));
+      }
       forgetTenancy(profile);
       if (!is.tenancy) return;
       if (is.tenancy.enforced !== undefined) enforced.set({ profile }, is.tenancy.enforced ? 1 : 0);
@@ -93,6 +110,7 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
     forget: (profile) => {
       ready.remove({ profile });
       pods.remove({ profile });
+      forgetOverhead(profile);
       forgetTenancy(profile);
       for (const state of states) nodes.remove({ profile, state });
     },

@@ -635,6 +635,11 @@ describe("The operator", () => {
         (is) => is?.overhead?.podFixed.memory === memory,
       );
     await declares("48Mi");
+    const served = async () => (await fetch(`http://${operator.address}/metrics`)).text();
+    const bytes = (kind: string, mebibytes: number) =>
+      `bulkhead_profile_overhead_bytes{profile="sandboxed",kind="${kind}"} ${mebibytes * 2 ** 20}\n`;
+    const both = [bytes("declared", 48), bytes("measured", 40)];
+    await eventually("both as metrics", served, (text) => both.every((line) => text?.includes(line)));
     await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
     mebibytes = 70;
     await declares("80Mi");

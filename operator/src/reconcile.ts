@@ -140,6 +140,7 @@ export const reconcileProfile = async (
     ready: isTrue("Ready"),
     states: plan.states,
     pods: facts.pods.total,
+    ...(plan.status.overheadMemory ? { overhead: plan.status.overheadMemory } : {}),
     ...(plan.status.tenancy
       ? {
           tenancy: {

@@ -51,7 +51,7 @@ const factors: Record<string, number> = {
 };
 
 /** The API server writes quantities its own way (1024Mi becomes 1Gi): compare what they mean. */
-const amount = (quantity: string | undefined): number => {
+export const amount = (quantity: string | undefined): number => {
   const [, digits, suffix = ""] = /^([0-9.]+)([a-zA-Z]*)$/.exec(quantity ?? "0") ?? [];
   return Number(digits) * (factors[suffix] ?? Number.NaN);
 };
