@@ -202,11 +202,9 @@ export const createController = (options: ControllerOptions): Controller => {
     // Our own writes come back, too: they ask for nothing, unless they carry what another changed meanwhile.
     const own = latest.profiles.seen(change.object);
     if (change.type === "deleted") latest.profiles.forget(name);
-    if (
-      own &&
-      change.type === "updated" &&
-      change.old.metadata.generation === change.object.metadata.generation
-    ) {
+    if (change.type === "updated" && change.old.metadata.generation === change.object.metadata.generation) {
+      // A status of ours may be here before its answer is: planned at once, one would be written for the other's sake.
+      if (!own) soon(name);
       return;
     }
     profileQueue.add(name);
