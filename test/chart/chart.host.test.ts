@@ -1,4 +1,4 @@
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { labels } from "@bulkhead/lib/api/group.ts";
@@ -50,6 +50,15 @@ test("helm lint finds nothing, strictly", async () => {
   const { code, stdout } = await helm("lint", "--strict", chart);
   expect(stdout).not.toMatch(/\[(WARNING|ERROR)\]/);
   expect(code).toBe(0);
+});
+
+test("the oldest Kubernetes that helm lets through is the one that README.md and docs/install.md name", async () => {
+  const read = (path: string) => readFile(join(chart, "../..", path), "utf8");
+  const said = async (path: string, pattern: RegExp) => pattern.exec(await read(path))?.[1];
+  const oldest = await said("charts/bulkhead/Chart.yaml", /^kubeVersion: ">=([0-9.]+)\.0-0"$/m);
+  expect(oldest).toBeDefined();
+  expect(await said("README.md", /Kubernetes ([0-9.]+) or later/)).toBe(oldest);
+  expect(await said("docs/install.md", /\| Kubernetes \| ([0-9.]+) or later/)).toBe(oldest);
 });
 
 describe.each([
