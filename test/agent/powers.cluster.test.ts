@@ -179,9 +179,9 @@ describe("An agent's pod", () => {
         allowPrivilegeEscalation: false,
         capabilities: { drop: ["ALL"] },
         readOnlyRootFilesystem: true,
-        runAsGroup: 65532,
+        runAsGroup: 64473,
         runAsNonRoot: true,
-        runAsUser: 65532,
+        runAsUser: 64473,
         seccompProfile: { type: "RuntimeDefault" },
       });
     }

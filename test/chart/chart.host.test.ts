@@ -199,6 +199,22 @@ test("two replicas are spread over nodes and drained one at a time; one replica 
   expect(await find({}, "PodDisruptionBudget")).toBeUndefined();
 });
 
+test("the reporter has a user of its own: it shares the host's process ids, and may signal who has the same", async () => {
+  type Container = { name: string; securityContext: { runAsUser: number; runAsGroup: number } };
+  const users = (await render()).flatMap(({ spec }) => {
+    const pod = (spec as { template?: { spec: { containers: Container[] } } } | undefined)?.template?.spec;
+    return (pod?.containers ?? []).map(
+      ({ name, securityContext: is }) => [name, is.runAsUser, is.runAsGroup] as const,
+    );
+  });
+  const [, uid, gid] = users.find(([name]) => name === "reporter") ?? [];
+  expect([uid, gid]).toEqual([64473, 64473]);
+  for (const [name, ...is] of users.filter(([name]) => name !== "reporter"))
+    expect([uid, gid], name).not.toEqual(is);
+  // "nonroot" of many images, and nobody.
+  for (const common of [0, 65532, 65534]) expect(uid).not.toBe(common);
+});
+
 test("the status page is on its pod's loopback, without a Service, unless it is to be exposed", async () => {
   const page = async (values: object) => {
     const manifests = await render(values);

@@ -43,13 +43,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 
-{{- /* A container without any power over its node: Pod Security Standard "restricted". */ -}}
+{{- /* A container without any power over its node, as this user and group: Pod Security Standard "restricted". */ -}}
 {{- define "bulkhead.restricted" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
+runAsUser: {{ . }}
+runAsGroup: {{ . }}
 capabilities: { drop: [ALL] }
 seccompProfile: { type: RuntimeDefault }
 {{- end }}

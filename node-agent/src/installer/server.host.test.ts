@@ -58,7 +58,7 @@ const desired = (change: object = {}) => ({ generation: 3, profiles: [{ ...profi
 
 test("the socket is open to root and to the reporter's group alone", async () => {
   const { mode, uid, gid } = await lstat(socket);
-  expect([mode & 0o777, uid, gid]).toEqual([0o660, 0, 65532]);
+  expect([mode & 0o777, uid, gid]).toEqual([0o660, 0, 64473]);
 });
 
 test("the typed desired state is taken", async () => {
