@@ -147,7 +147,9 @@ export const faultOf = ({
 }: Pick<NodeRuntimeStatus, "conditions" | "engine" | "profiles">):
   | { reason: string; message: string }
   | undefined => {
-  const runtime = conditions.find(({ type, status }) => type === "RuntimeReady" && status === "False");
+  const runtime = conditions.find(
+    ({ type, status }) => ["RuntimeReady", "RuntimeConfigured"].includes(type) && status === "False",
+  );
   // Where our runtime never served, nothing is lost.
   if (runtime && engine?.fronted) return { reason: runtime.reason, message: runtime.message };
   // A profile that fails and has no revision did not work before either.

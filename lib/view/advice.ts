@@ -24,6 +24,8 @@ export const advice: Record<string, string> = {
   ForeignRuntimeClass: "delete that RuntimeClass, or give the profile another spec.runtimeClass.name",
   InstallFailed: "the message names the step that failed; the node was put back to its last good state",
   InUse: "the profile goes when the last pod of its RuntimeClass has ended: kubectl bulkhead tenants",
+  InvalidRuntimeConfig:
+    "mend runtime.config or runtime.files in the chart's values: the message names the key; what runs goes on as it is",
   InvalidSpec: "kubectl apply a spec that holds to the message",
   KubeletSwitchFailed:
     "the kubelet did not come back on Bulkhead's socket and was pointed back: read the kubelet's journal",

@@ -2,8 +2,9 @@ import { readFileSync } from "node:fs";
 import { mkdtemp, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Config } from "@bulkhead/lib/api/runtime-config.ts";
 import { expect, test } from "vitest";
-import { Config, defaultConfig, parseConfig, readConfig } from "./config.ts";
+import { defaultConfig, parseConfig, readConfig } from "./config.ts";
 
 test("the documented default configuration parses to the defaults", () => {
   expect(parseConfig(defaultConfig, "default")).toEqual(Config.parse({}));

@@ -1,100 +1,8 @@
 import { readFile } from "node:fs/promises";
-import { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
+import { Config, configProblems } from "@bulkhead/lib/api/runtime-config.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { endpointPattern } from "@bulkhead/lib/tracing/settings.ts";
 import { loadAll } from "js-yaml";
-import * as z from "zod";
-
-const absolutePath = z.string().regex(/^\/[^\0]*$/, "must be an absolute path");
-const hostPort = z.string().regex(/^\S*:\d{1,5}$/, "must be HOST:PORT");
-const url = z
-  .string()
-  .regex(
-    /^(https?:\/\/[^\s/]+|oci:(\/\/)?\/\S+)/,
-    "must be an http or https URL, or oci:/DIRECTORY of an image layout",
-  );
-
-const httpUrl = z.string().regex(endpointPattern, "must be an http or https URL");
-
-const signatureRule = z
-  .object({
-    images: z.array(z.string().min(1).max(512)).min(1),
-    keys: z.array(absolutePath),
-    identity: z.enum(["repository", "any"]).default("repository"),
-  })
-  .strict();
-
-/**
- * /etc/bulkhead/runtime.yaml. Every key has a default, so that an empty file is a valid one; a key that is not
- * known is refused by name. `defaultConfig` documents them.
- */
-export const Config = z
-  .object({
-    socket: absolutePath.default(paths.socket),
-    root: absolutePath.default(paths.root),
-    state: absolutePath.default(paths.state),
-    handlersDir: absolutePath.default(paths.handlers),
-    defaultHandler: z.string().default("runc"),
-    delegate: z.object({ socket: absolutePath }).strict().nullable().default(null),
-    cni: z
-      .object({
-        binDirs: z.array(absolutePath).min(1).default(["/opt/cni/bin"]),
-        confDir: absolutePath.default("/etc/cni/net.d"),
-      })
-      .strict()
-      .prefault({}),
-    registries: z
-      .object({
-        mirrors: z.record(z.string(), z.array(url)).default({}),
-        configPath: absolutePath.default("/etc/bulkhead/certs.d"),
-        credentials: absolutePath.nullable().default(null),
-      })
-      .strict()
-      .prefault({}),
-    images: z
-      .object({
-        pinned: z.array(z.string().min(1).max(512)).default([]),
-        maxDownloads: z.int().min(1).max(100).default(6),
-        pullProgressTimeout: z.int().min(1).max(86_400).default(300),
-        signatures: z.array(signatureRule).default([]),
-      })
-      .strict()
-      .prefault({}),
-    layers: z.enum(["auto", "erofs", "directory"]).default("auto"),
-    cgroupDriver: z.enum(["auto", "cgroupfs", "systemd"]).default("auto"),
-    selinux: z.boolean().default(true),
-    conmon: absolutePath.default("/usr/bin/conmon"),
-    runtimes: z
-      .array(
-        HandlerConfig.refine((handler) => handler.kind !== "delegate", "a delegate belongs under delegate"),
-      )
-      .prefault([{ name: "runc", kind: "oci", binary: "/usr/bin/runc" }]),
-    log: z
-      .object({
-        level: z.enum(["trace", "debug", "info", "warn", "error"]).default("info"),
-        format: z.enum(["json", "text"]).default("json"),
-      })
-      .strict()
-      .prefault({}),
-    metrics: z
-      .object({ listen: hostPort.or(z.literal("")).default("") })
-      .strict()
-      .prefault({}),
-    tracing: z
-      .object({
-        endpoint: httpUrl.or(z.literal("")).default(""),
-        samplingRatio: z.number().min(0).max(1).default(1),
-      })
-      .strict()
-      .prefault({}),
-    streaming: z
-      .object({ address: hostPort.default("127.0.0.1:0") })
-      .strict()
-      .prefault({}),
-  })
-  .strict();
-export type Config = z.infer<typeof Config>;
 
 /** The documented default configuration. It parses to the defaults (a test holds it to that). */
 export const defaultConfig = `# Configuration of bulkhead-runtime. Every key may be left out; these are the defaults.
@@ -201,11 +109,7 @@ export const parseConfig = (text: string, file: string): Config => {
   }
   const parsed = Config.safeParse(yaml ?? {});
   if (parsed.success) return parsed.data;
-  const problems = parsed.error.issues.flatMap((issue) =>
-    issue.code === "unrecognized_keys"
-      ? issue.keys.map((key) => `${[...issue.path, key].join(".")}: unknown key`)
-      : [`${issue.path.join(".")}: ${issue.message}`],
-  );
+  const problems = configProblems(parsed.error);
   throw new RuntimeError("invalid-argument", `Cannot use ${file}:\n  ${problems.join("\n  ")}`);
 };
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import "./memory.ts";
 import { readFileSync } from "node:fs";
+import type { Config } from "@bulkhead/lib/api/runtime-config.ts";
 import { completion, shells } from "@bulkhead/lib/cli/completion.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { traceFields } from "@bulkhead/lib/tracing/span.ts";
@@ -8,7 +9,7 @@ import { Argument, Command, Option } from "commander";
 import pino, { type Logger } from "pino";
 import * as z from "zod";
 import type { ArtifactRequest, ArtifactSources } from "./artifact/fetch.ts";
-import { type Config, defaultConfig, parseConfig, readConfig } from "./config.ts";
+import { defaultConfig, parseConfig, readConfig } from "./config.ts";
 
 const version = z
   .object({ version: z.string() })

@@ -1,3 +1,4 @@
+import { generateKeyPairSync } from "node:crypto";
 import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -29,6 +30,7 @@ let version: string;
 let next: string;
 let tag: string;
 let formerTag: string;
+let formerRevision: string;
 
 const pods = () => cluster.nodes.flatMap((node) => [undefined, ...profiles].map((wall) => ({ node, wall })));
 const lives = () => livesOf(ns, cluster.nodes);
@@ -62,6 +64,9 @@ beforeAll(async () => {
   version = (load(await readFile(join(chart, "Chart.yaml"), "utf8")) as { version: string }).version;
   next = version.replace(/\d+/, (major) => String(Number(major) + 1));
   await writeNext(join(directory, "next"));
+  formerRevision = String(
+    (JSON.parse(await helm("history", "bulkhead", "-o", "json")) as { revision: number }[]).at(-1)?.revision,
+  );
   formerTag = JSON.parse(await helm("get", "values", "bulkhead", "-o", "json")).image.tag;
   tag = await pushImages(cluster.registry, undefined, next);
   ns = inNamespace(cluster, "upgrade");
@@ -75,6 +80,7 @@ beforeAll(async () => {
 afterAll(async () => {
   if (cluster === undefined) return;
   await applyDefinitions(chart);
+  await cluster.kubectl(["delete", "configmap", "runtime-keys", "-n", namespace, "--ignore-not-found"]);
   await ns?.destroy();
   if (directory !== undefined) await rm(directory, { recursive: true });
 });
@@ -173,9 +179,20 @@ test("A version that fails stops at its first node, and a rollback begins with t
 
 test("An upgrade brings the next version to every node in turn, and no running container notices", async () => {
   await applyDefinitions(join(directory, "next"));
+  const { publicKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
+  const pem = publicKey.export({ type: "spki", format: "pem" }).toString();
+  await cluster.kubectl([
+    ...["create", "configmap", "runtime-keys", "-n", namespace],
+    `--from-literal=nobody.pub=${pem}`,
+  ]);
+  const signatures = [
+    { images: [`${cluster.registry}/bulkhead/test`], keys: ["/etc/bulkhead/files/nobody.pub"] },
+  ];
   await goesTo(next, tag, () =>
     helm(
       ...["upgrade", "bulkhead", join(directory, "next"), "--reset-then-reuse-values"],
+      ...["--set", "runtime.files.configMap=runtime-keys"],
+      ...["--set-json", `runtime.config=${JSON.stringify({ images: { signatures } })}`],
       ...["--set", `image.tag=${tag}`, "--wait", "--timeout", "3m"],
     ),
   );
@@ -186,10 +203,41 @@ test("An upgrade brings the next version to every node in turn, and no running c
   await ns.run(podOf("newer", "sandboxed", image));
 });
 
+test("A signature policy of the chart's values refuses an image that nobody signed, in words that kubectl shows", async () => {
+  const image = `${cluster.registry}/bulkhead/test:1`;
+  const container = { imagePullPolicy: "Always" };
+  await ns.apply(podOf("unsigned", "standard", image, container));
+  await ns.kubectl([
+    ...["wait", "pod/unsigned", "--timeout=60s"],
+    "--for=jsonpath={.status.containerStatuses[0].state.waiting.reason}=SignatureValidationFailed",
+  ]);
+  const [node] = cluster.nodes;
+  expect((await node?.exec(["stat", "-c", "%a", "/etc/bulkhead/files/nobody.pub"]))?.trim()).toBe("600");
+  await ns.kubectl(["delete", "pod", "unsigned", "--now"]);
+});
+
+test("Settings that the runtime does not take are told by their name, and change nothing on any node", async () => {
+  const read = () =>
+    Promise.all(cluster.nodes.map((node) => node.exec(["cat", "/etc/bulkhead/runtime.yaml"])));
+  const good = await read();
+  await helm(
+    ...["upgrade", "bulkhead", join(directory, "next"), "--reset-then-reuse-values"],
+    ...["--set-json", 'runtime.config={"images":{"pined":[]}}'],
+  );
+  const { code, stderr } = await rolloutStatus();
+  expect(stderr).toMatch(/FailureThreshold: .*InvalidRuntimeConfig: .*images\.pined: unknown key/);
+  expect(code).toBe(1);
+  expect(await read()).toEqual(good);
+  await helm("rollback", "bulkhead", "--wait", "--timeout", "3m");
+  await agentsSettled(cluster, namespace, profiles, AbortSignal.timeout(30_000));
+});
+
 test("A rollback brings the former version back in the same way, and what the next one stored is kept", async () => {
   before = await lives();
   expect(Object.keys(before)).toContain("newer/main");
-  await goesTo(version, formerTag, () => helm("rollback", "bulkhead", "--wait", "--timeout", "3m"));
+  await goesTo(version, formerTag, () =>
+    helm("rollback", "bulkhead", formerRevision, "--wait", "--timeout", "3m"),
+  );
   expect(await lives()).toEqual(before);
   const note = async () => cluster.kubectl(["get", "rtp", "standard", "-o", "jsonpath={.spec.note}"]);
   expect(await note()).toBe("kept");

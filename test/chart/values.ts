@@ -14,6 +14,10 @@ export const all = {
   },
   artifacts: { registry: "registry.test:5000/mirror" },
   extraLabels: { team: "walls" },
+  runtime: {
+    config: { images: { pinned: ["registry.test:5000/**"] }, log: { level: "debug" } },
+    files: { configMap: "keys", secret: "credentials" },
+  },
   tracing: {
     endpoint: "http://collector.monitoring:4318",
     nodeEndpoint: "http://127.0.0.1:4318",

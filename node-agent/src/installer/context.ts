@@ -1,4 +1,5 @@
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import type { RuntimeSettings } from "@bulkhead/lib/api/runtime-config.ts";
 import type { TracingConfig } from "@bulkhead/lib/tracing/settings.ts";
 import type { Logger } from "pino";
 import type { BundleCheck, Manifest } from "./bundle.ts";
@@ -26,6 +27,10 @@ export type Installer = {
   log: Logger;
   /** Where our runtime's traces go; no endpoint: nowhere. */
   runtimeTracing: TracingConfig;
+  /** What the cluster says of our runtime's configuration, or why it cannot be used. */
+  runtimeSettings: { settings: RuntimeSettings } | { problem: string };
+  /** The files that it names, as they are now: path → text. */
+  runtimeFiles: () => Promise<Record<string, string>>;
   ledger: Ledger;
   walls: Walls;
 };

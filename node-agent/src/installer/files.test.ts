@@ -1,6 +1,14 @@
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import { load } from "js-yaml";
 import { expect, test } from "vitest";
-import { artifactDirectory, checkOf, handlerFile, profileFiles, programRoot } from "./files.ts";
+import {
+  artifactDirectory,
+  checkOf,
+  handlerFile,
+  profileFiles,
+  programRoot,
+  runtimeConfig,
+} from "./files.ts";
 
 const hex = "ab".repeat(32);
 const image = `registry.example:5000/bulkhead/gvisor@sha256:${hex}`;
@@ -29,4 +37,31 @@ test("every program of a handler comes from the profile's artifact", () => {
   expect(checkOf(profile({ image }), "1.2", "systrap", node)[0]).toBe(
     `/opt/bulkhead/artifacts/${hex}/root/bin/runsc`,
   );
+});
+
+test("a cluster's settings go into the runtime's configuration, beside what is Bulkhead's own", () => {
+  const tracing = { endpoint: "", samplingRatio: 1 };
+  const read = (settings: object) =>
+    load(runtimeConfig("1.2", "/run/containerd/containerd.sock", tracing, settings)) as Record<
+      string,
+      object
+    >;
+  const plain = read({});
+  const registries = {
+    credentials: "/etc/bulkhead/files/auth.json",
+    mirrors: { "quay.io": ["https://mirror.test"] },
+  };
+  const images = { pinned: ["a:*"], pullProgressTimeout: 30 };
+  const set = read({ images, registries, layers: "directory", cni: { confDir: "/etc/cni/ours" } });
+  expect(set).toEqual({
+    ...plain,
+    images,
+    layers: "directory",
+    cni: { ...plain.cni, confDir: "/etc/cni/ours" },
+    registries: {
+      ...plain.registries,
+      ...registries,
+      mirrors: { ...registries.mirrors, ...(plain.registries as { mirrors: object }).mirrors },
+    },
+  });
 });

@@ -4,6 +4,7 @@ import type { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { kataProblem } from "@bulkhead/lib/api/kata.ts";
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
+import type { RuntimeSettings } from "@bulkhead/lib/api/runtime-config.ts";
 import { handlerKind } from "@bulkhead/lib/api/runtime-profile.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { TracingConfig } from "@bulkhead/lib/tracing/settings.ts";
@@ -82,10 +83,22 @@ export const certsDirectory = "/etc/containerd/certs.d";
 /** Where the runtime serves its metrics; the agent passes them on. */
 export const runtimeMetrics = "127.0.0.1:9474";
 
-/** The runtime's configuration: it fronts `former`, the engine that served the kubelet before. */
-export const runtimeConfig = (version: string, former: string, tracing: TracingConfig): string =>
+/** Where files stand that the cluster's settings of the runtime name: keys, certificates, credentials. */
+export const settingsDirectory = "/etc/bulkhead/files";
+
+/**
+ * The runtime's configuration: it fronts `former`, the engine that served the kubelet before. `settings` are the
+ * cluster's; they hold none of what is said here of places.
+ */
+export const runtimeConfig = (
+  version: string,
+  former: string,
+  tracing: TracingConfig,
+  settings: RuntimeSettings = {},
+): string =>
   header +
   yaml.dump({
+    ...settings,
     socket: paths.socket,
     root: paths.root,
     state: paths.state,
@@ -95,10 +108,14 @@ export const runtimeConfig = (version: string, former: string, tracing: TracingC
     runtimes: [],
     delegate: { socket: former },
     // Where engines and distributions keep plugins; a directory that is not there is passed over.
-    cni: { binDirs: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"] },
+    cni: { binDirs: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"], ...settings.cni },
     registries: {
       configPath: certsDirectory,
-      mirrors: { [canaryImage.split("/")[0] ?? ""]: [`oci:${versionDirectory(version)}/canary`] },
+      ...settings.registries,
+      mirrors: {
+        ...settings.registries?.mirrors,
+        [canaryImage.split("/")[0] ?? ""]: [`oci:${versionDirectory(version)}/canary`],
+      },
     },
     metrics: { listen: runtimeMetrics },
     ...(tracing.endpoint === "" ? {} : { tracing }),

@@ -166,6 +166,10 @@ export class Ledger {
     this.publish(true);
   }
 
+  conditionOf(type: string): Condition | undefined {
+    return this.#conditions.find((condition) => condition.type === type);
+  }
+
   condition(type: string, holds: boolean, reason: string, message: string): void {
     const clipped = message.slice(0, 1024);
     this.#conditions = setCondition(

@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
+import { readSettings } from "@bulkhead/lib/api/runtime-config.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { endpointFlag, type TracingFlags, tracingFlags } from "@bulkhead/lib/tracing/flags.ts";
 import { spanCounter } from "@bulkhead/lib/tracing/metrics.ts";
@@ -18,6 +19,7 @@ import { acquireLock } from "./lock.ts";
 import { installerMetrics } from "./metrics.ts";
 import { Ownership } from "./ownership.ts";
 import { serveSocket } from "./server.ts";
+import { readNamedFiles } from "./settings.ts";
 
 /**
  * The installer: root on the host, without a token and without any use of the network but to send traces where an
@@ -37,6 +39,12 @@ const program = tracingFlags(new Command("bulkhead-installer"))
     "asked for every artifact, whatever registry its image names; empty: that one",
     "",
   )
+  .option(
+    "--runtime-config <json>",
+    "keys of the runtime's configuration that the cluster decides about",
+    "{}",
+  )
+  .option("--runtime-files <directory>", "files that they name; they stand in /etc/bulkhead/files", "")
   .addOption(
     new Option(
       "--trace-node-endpoint <url>",
@@ -56,6 +64,8 @@ const options = program.opts<
     socket: string;
     nodeName: string;
     artifactRegistry: string;
+    runtimeConfig: string;
+    runtimeFiles: string;
     logLevel: string;
   }
 >();
@@ -94,6 +104,8 @@ async function main(signal: AbortSignal): Promise<void> {
     log,
     instance: randomUUID(),
     artifactRegistry: options.artifactRegistry || undefined,
+    runtimeSettings: readSettings(JSON.parse(options.runtimeConfig)),
+    runtimeFiles: () => readNamedFiles(options.runtimeFiles),
     runtimeTracing: { endpoint: traceNodeEndpoint || endpoint, samplingRatio },
   });
   /** The runtime's metrics stand on the host's loopback interface, where the reporter cannot reach them. */

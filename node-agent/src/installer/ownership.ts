@@ -179,7 +179,11 @@ export class Ownership {
    * Writes a file that is ours, or ours for the time being. `base`: what is to be put back one day, where that is no
    * longer what was found at first: when its owner edited the file since.
    */
-  async write(path: string, body: string, { base }: { base?: string | undefined } = {}): Promise<void> {
+  async write(
+    path: string,
+    body: string,
+    { base, mode = 0o644 }: { base?: string | undefined; mode?: number } = {},
+  ): Promise<void> {
     await this.#claimDirectories(dirname(path));
     const at = this.#host.at(path);
     const known = this.#record.entries.find((entry) => entry.kind === "file" && entry.path === path);
@@ -205,7 +209,7 @@ export class Ownership {
               mtimeMs: stat.mtimeMs,
             };
     await this.#put({ kind: "file", path, sha256: sha256(body), former });
-    await writeAtomically(at, body, former ?? { mode: 0o644 });
+    await writeAtomically(at, body, former ?? { mode });
   }
 
   async symlink(path: string, target: string): Promise<void> {

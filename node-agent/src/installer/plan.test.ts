@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { describe, expect, test } from "vitest";
-import { handlerFile, installed } from "./files.ts";
+import { handlerFile, installed, settingsDirectory } from "./files.ts";
 import {
   type Facts,
   planCollect,
@@ -16,7 +16,7 @@ import {
   planStale,
 } from "./plan.ts";
 
-const want = { version: "2", config: "config 2", unit: "unit" };
+const want = { version: "2", config: "config 2", unit: "unit", named: {} };
 const empty: Facts = {
   record: { version: 1, entries: [], profiles: {} },
   current: undefined,
@@ -124,6 +124,46 @@ describe("the runtime", () => {
         "daemon-reload",
         "await-runtime",
       ]);
+    });
+  });
+
+  describe("with files that its configuration names", () => {
+    const key = `${settingsDirectory}/prod.pub`;
+    const entry = (path: string) => ({ kind: "file" as const, path, sha256: "", former: null });
+    const withKey = (body: string): Facts => ({
+      ...serving,
+      record: { ...serving.record, entries: [...serving.record.entries, entry(key)] },
+      files: new Map([...serving.files, [key, body]]),
+    });
+    const restart = { do: "start-runtime", restart: true };
+
+    test("has a new or changed one before it is restarted", () => {
+      for (const facts of [serving, withKey("old")])
+        expect(planEngine(facts, { ...want, named: { [key]: "new" } })).toEqual([
+          { do: "write", path: key, body: "new" },
+          restart,
+          { do: "await-runtime" },
+        ]);
+      expect(planEngine(withKey("new"), { ...want, named: { [key]: "new" } })).toEqual([
+        { do: "await-runtime" },
+      ]);
+    });
+
+    test("loses one when it serves without", () => {
+      expect(planEngine(withKey("old"), want)).toEqual([
+        { do: "await-runtime" },
+        { do: "restore", path: key },
+      ]);
+    });
+
+    test("gets the former ones back where it did not come up", () => {
+      const failed = { ...want, named: { [key]: "new" } };
+      expect(planEngineRollback(withKey("old"), failed)).toContainEqual({
+        do: "write",
+        path: key,
+        body: "old",
+      });
+      expect(planEngineRollback(serving, failed)).toContainEqual({ do: "restore", path: key });
     });
   });
 

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { dirname } from "node:path";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import type { EngineKind, EngineRecord, Reload, UserEdit } from "../engine/engine.ts";
-import { installed, ofOneRevision, versionDirectory } from "./files.ts";
+import { installed, ofOneRevision, settingsDirectory, versionDirectory } from "./files.ts";
 import { type Edit, type KubeletView, pointAt, type Setting, socketOf } from "./kubelet/setting.ts";
 import type { RecordFile } from "./ownership.ts";
 
@@ -72,7 +72,21 @@ export type Facts = {
 };
 
 /** What the engine as a whole needs on the node. */
-export type EngineFiles = { version: string; config: string; unit: string };
+export type EngineFiles = {
+  version: string;
+  config: string;
+  unit: string;
+  /** What the configuration names, path → text: all that is in {@link settingsDirectory}. */
+  named: Readonly<Record<string, string>>;
+};
+
+/** Files that a configuration named once, and that are not among `named`. */
+const unnamed = ({ record }: Pick<Facts, "record">, named: EngineFiles["named"]): Step[] =>
+  record.entries
+    .filter(
+      ({ kind, path }) => kind === "file" && path.startsWith(`${settingsDirectory}/`) && !(path in named),
+    )
+    .map(({ path }) => ({ do: "restore", path }));
 
 const write = (facts: Pick<Facts, "files">, path: string, body: string): Step[] =>
   facts.files.get(path) === body ? [] : [{ do: "write", path, body }];
@@ -94,6 +108,7 @@ export function planEngine(facts: Facts, want: EngineFiles): Step[] {
   const enable: Step[] = facts.enabled
     ? []
     : [{ do: "link", path: installed.wanted, target: installed.unit }];
+  const named = Object.entries(want.named).flatMap(([path, body]) => write(facts, path, body));
   const config = write(facts, paths.config, want.config);
   // Only what the daemon itself has loaded calls for a restart of it.
   const loaded = facts.drifted.some((file) => /^(bin\/node|lib\/|runtime\/)/.test(file));
@@ -101,11 +116,15 @@ export function planEngine(facts: Facts, want: EngineFiles): Step[] {
     ...(unit.length > 0 && !isUnread(facts, installed.unit, want.unit) ? unit : []),
     ...(config.length > 0 && !isUnread(facts, paths.config, want.config) ? config : []),
   ];
-  const changed = link.length + read.length > 0 || loaded;
+  const changed = link.length + read.length + named.length > 0 || loaded;
   const start: Step[] =
     facts.unitActive && !changed ? [] : [{ do: "start-runtime", restart: facts.unitActive }];
   const reload: Step[] = unit.length + enable.length > 0 ? [{ do: "daemon-reload" }] : [];
-  return [...stage, ...link, ...config, ...unit, ...enable, ...reload, ...start, { do: "await-runtime" }];
+  return [
+    ...[...stage, ...link, ...named, ...config, ...unit, ...enable, ...reload, ...start],
+    { do: "await-runtime" },
+    ...unnamed(facts, want.named),
+  ];
 }
 
 /** The runtime was started with `body` in `path`, and what stands there now it has not read. */
@@ -125,6 +144,10 @@ export function planEngineRollback(before: Facts, want: EngineFiles): Step[] {
     before.edited.has(path) ? wanted : (before.files.get(path) ?? wanted);
   return [
     { do: "link", path: installed.current, target: `versions/${before.current}` },
+    ...Object.keys(want.named).map((path): Step => {
+      const body = before.files.get(path);
+      return body === undefined ? { do: "restore", path } : { do: "write", path, body };
+    }),
     { do: "write", path: paths.config, body: ours(paths.config, want.config) },
     { do: "write", path: installed.unit, body: ours(installed.unit, want.unit) },
     { do: "daemon-reload" },

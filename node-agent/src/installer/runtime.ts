@@ -1,7 +1,8 @@
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
+import type { RuntimeSettings } from "@bulkhead/lib/api/runtime-config.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { executorsOf, factsOf, type Installer } from "./context.ts";
+import { executorsOf, factsOf, type Installer, servesNow } from "./context.ts";
 import { busyVersions } from "./facts.ts";
 import { installed, runtimeConfig, unitFile } from "./files.ts";
 import {
@@ -53,7 +54,15 @@ export class OwnRuntime {
     const { ledger, log } = this.#installer;
     const facts = await factsOf(this.#installer, wanted, signal);
     const former = formerSocket(facts);
-    const steps = former === undefined ? [] : planEngine(facts, this.#files(former));
+    const { runtimeSettings: given } = this.#installer;
+    if ("problem" in given) return this.#refuse(facts, wanted, given.problem);
+    let files: EngineFiles | undefined;
+    try {
+      if (former !== undefined) files = await this.#files(former, given.settings);
+    } catch (error) {
+      return this.#refuse(facts, wanted, messageOf(error));
+    }
+    const steps = files === undefined ? [] : planEngine(facts, files);
     try {
       if (former === undefined) {
         throw new RuntimeError(
@@ -66,13 +75,19 @@ export class OwnRuntime {
         this.#drift(facts);
       }
       await execute(steps, executorsOf(this.#installer), signal, log);
+      ledger.condition(
+        "RuntimeConfigured",
+        true,
+        "Written",
+        `The runtime has the configuration of ${paths.config}`,
+      );
       this.#failures = 0;
       this.#retryAt = 0;
       ledger.condition("RuntimeReady", true, "Serving", `The runtime serves ${paths.socket}`);
       return true;
     } catch (error) {
       signal.throwIfAborted();
-      await this.#failed(facts, former, wanted, error, signal);
+      await this.#failed(facts, files, wanted, error, signal);
       return false;
     }
   }
@@ -147,10 +162,33 @@ export class OwnRuntime {
     this.#retryAt = performance.now() + retryDelay(this.#failures);
   }
 
-  #files(former: string): EngineFiles {
-    const { manifest, runtimeTracing } = this.#installer;
+  async #files(former: string, settings: RuntimeSettings): Promise<EngineFiles> {
+    const { manifest, runtimeTracing, runtimeFiles } = this.#installer;
     const { version } = manifest;
-    return { version, config: runtimeConfig(version, former, runtimeTracing), unit: unitFile() };
+    return {
+      version,
+      config: runtimeConfig(version, former, runtimeTracing, settings),
+      unit: unitFile(),
+      named: await runtimeFiles(),
+    };
+  }
+
+  /** Settings that cannot be used: nothing is written, and what runs goes on as it is. True when that is this version. */
+  #refuse(facts: Facts, wanted: DesiredProfile[], problem: string): boolean {
+    const { ledger, manifest } = this.#installer;
+    const known = ledger.conditionOf("RuntimeConfigured");
+    ledger.condition("RuntimeConfigured", false, "InvalidRuntimeConfig", problem);
+    if (known?.message !== problem.slice(0, 1024)) ledger.note("InvalidRuntimeConfig", problem, "Warning");
+    if (facts.current === manifest.version && facts.unitActive) return true;
+    for (const { name } of wanted)
+      ledger.fail(
+        name,
+        "InvalidRuntimeConfig",
+        problem,
+        undefined,
+        servesNow(this.#installer, name) !== undefined,
+      );
+    return false;
   }
 
   /** Says which of our files somebody else changed: they are about to be put right. */
@@ -171,7 +209,7 @@ export class OwnRuntime {
 
   async #failed(
     before: Facts,
-    former: string | undefined,
+    files: EngineFiles | undefined,
     wanted: DesiredProfile[],
     error: unknown,
     signal: AbortSignal,
@@ -180,12 +218,12 @@ export class OwnRuntime {
     const message = messageOf(error);
     const untouched = before.kubelet === undefined && before.record.entries.length === 0;
     let outcome = "nothing was changed";
-    if (!untouched && former !== undefined) {
+    if (!untouched && files !== undefined) {
       // Putting nothing back would take the runtime away from a kubelet that it serves: then it is kept running.
       const fronting = before.record.kubelet !== undefined && before.current === undefined;
       try {
         if (!fronting) {
-          const back = planEngineRollback(before, this.#files(former));
+          const back = planEngineRollback(before, files);
           await execute(back, executorsOf(this.#installer), AbortSignal.timeout(120_000), log);
         }
         outcome =

@@ -11,7 +11,7 @@ import { z } from "zod";
 import { engineExecutors } from "../engine/steps.ts";
 import { type Manifest, stageBundle } from "./bundle.ts";
 import { busyVersions, findKubelet, kubeletView, mountsBelow } from "./facts.ts";
-import { versionDirectory } from "./files.ts";
+import { settingsDirectory, versionDirectory } from "./files.ts";
 import { type Host, must } from "./host.ts";
 import { findSetting, pointAt, socketOf } from "./kubelet/setting.ts";
 import type { Ownership } from "./ownership.ts";
@@ -67,7 +67,9 @@ export function executors(context: StepContext): Executors {
       note("Staged", `Put ${files.length} files of version ${version} in place, digests verified`);
     },
     link: async ({ path, target }) => ownership.symlink(path, target),
-    write: async ({ path, body }) => ownership.write(path, body),
+    // What settings name may be a credential.
+    write: async ({ path, body }) =>
+      ownership.write(path, body, path.startsWith(`${settingsDirectory}/`) ? { mode: 0o600 } : {}),
     tree: async ({ path }) => ownership.tree(path),
     alias: async ({ path, target }) => {
       const at = host.at(path);
