@@ -129,6 +129,11 @@ test("every optional value arrives where it belongs", async () => {
           `--runtime-config=${JSON.stringify(all.runtime.config)}`,
           "--runtime-files=/runtime-files",
         ]),
+        env: expect.arrayContaining([
+          { name: "HTTP_PROXY", value: all.runtime.proxy.http },
+          { name: "HTTPS_PROXY", value: all.runtime.proxy.https },
+          { name: "NO_PROXY", value: "10.0.0.0/8,.svc" },
+        ]),
         volumeMounts: expect.arrayContaining([
           { name: "runtime-files", mountPath: "/runtime-files", readOnly: true },
         ]),
@@ -290,6 +295,7 @@ describe("values.schema.json refuses, naming the key,", () => {
     ["an endpoint of traces that is no URL", { tracing: { endpoint: "collector:4318" } }, /tracing.endpoint/],
     ["more than all traces", { tracing: { samplingRatio: 2 } }, /tracing.samplingRatio/],
     ["a configuration of the runtime that is text", { runtime: { config: "a: b" } }, /runtime.config/],
+    ["a proxy that is no URL", { runtime: { proxy: { https: "proxy:3128" } } }, /proxy.https/],
     ["a URL for a registry", { artifacts: { registry: "https://mirror" } }, /artifacts.registry/],
     ["a pull policy that is none", { image: { pullPolicy: "Sometimes" } }, /image.pullPolicy/],
     ["a pull secret without a name", { image: { pullSecrets: [{}] } }, /image.pullSecrets.0/],

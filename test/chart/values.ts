@@ -17,6 +17,11 @@ export const all = {
   runtime: {
     config: { images: { pinned: ["registry.test:5000/**"] }, log: { level: "debug" } },
     files: { configMap: "keys", secret: "credentials" },
+    proxy: {
+      http: "http://proxy.test:3128",
+      https: "http://proxy.test:3129",
+      except: ["10.0.0.0/8", ".svc"],
+    },
   },
   tracing: {
     endpoint: "http://collector.monitoring:4318",

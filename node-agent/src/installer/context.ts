@@ -29,6 +29,8 @@ export type Installer = {
   runtimeTracing: TracingConfig;
   /** What the cluster says of our runtime's configuration, or why it cannot be used. */
   runtimeSettings: { settings: RuntimeSettings } | { problem: string };
+  /** Variables that tell our runtime of a proxy. */
+  runtimeProxy: Readonly<Record<string, string>>;
   /** The files that it names, as they are now: path → text. */
   runtimeFiles: () => Promise<Record<string, string>>;
   ledger: Ledger;

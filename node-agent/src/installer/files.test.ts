@@ -7,7 +7,9 @@ import {
   handlerFile,
   profileFiles,
   programRoot,
+  proxyOf,
   runtimeConfig,
+  unitFile,
 } from "./files.ts";
 
 const hex = "ab".repeat(32);
@@ -64,4 +66,25 @@ test("a cluster's settings go into the runtime's configuration, beside what is B
       mirrors: { ...registries.mirrors, ...(plain.registries as { mirrors: object }).mirrors },
     },
   });
+});
+
+test("a proxy stands in the runtime's unit as systemd reads it", () => {
+  const proxy = proxyOf({
+    HTTPS_PROXY: "http://u:a%20b\\c@proxy:3128",
+    NO_PROXY: "10.0.0.0/8,.svc",
+    HTTP_PROXY: "",
+    HOME: "/",
+  });
+  expect(unitFile(proxy)).toContain(
+    [
+      "[Service]",
+      "Type=exec",
+      'Environment="HTTPS_PROXY=http://u:a%%20b\\\\c@proxy:3128"',
+      'Environment="NO_PROXY=10.0.0.0/8,.svc"',
+      "EnvironmentFile=-/etc/bulkhead/files/runtime.env",
+      "ExecStart=",
+    ].join("\n"),
+  );
+  expect(unitFile()).not.toContain("Environment=");
+  expect(() => unitFile({ NO_PROXY: "a\nExecStart=/bin/sh" })).toThrow("Cannot set NO_PROXY");
 });

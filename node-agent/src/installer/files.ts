@@ -51,8 +51,33 @@ export const ofOneRevision = /^\/etc\/bulkhead\/(runsc|kata|shim)\//;
 
 const header = "# Written by Bulkhead's node agent; changes are overwritten.\n";
 
-/** The systemd unit of the runtime. */
-export const unitFile = (): string => `${header}[Unit]
+/** Where files stand that the cluster's settings of the runtime name: keys, certificates, credentials. */
+export const settingsDirectory = "/etc/bulkhead/files";
+
+/** The variables by which programs are told of a proxy. */
+const proxyVariables = ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"] as const;
+
+/** Of an environment what tells of a proxy. */
+export const proxyOf = (env: Readonly<Record<string, string | undefined>>): Record<string, string> =>
+  Object.fromEntries(
+    proxyVariables.flatMap((name): [string, string][] => {
+      const value = env[name];
+      return value === undefined || value === "" ? [] : [[name, value]];
+    }),
+  );
+
+/** One assignment as systemd reads it (systemd.exec(5), Environment=). */
+const assignment = ([name, value]: [string, string]): string => {
+  if (/\p{Cc}/u.test(value))
+    throw new RuntimeError("invalid-argument", `Cannot set ${name}: it has control characters`);
+  return `Environment="${name}=${value.replaceAll(/["\\]/g, "\\$&").replaceAll("%", "%%")}"\n`;
+};
+
+/**
+ * The systemd unit of the runtime. `proxy`: variables for its pulls. A file of the cluster's settings may say more, and
+ * what is not for everybody to read: a unit is.
+ */
+export const unitFile = (proxy: Readonly<Record<string, string>> = {}): string => `${header}[Unit]
 Description=Bulkhead container runtime (CRI)
 After=network.target local-fs.target dbus.service containerd.service crio.service cri-docker.service
 Before=kubelet.service
@@ -60,6 +85,7 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=exec
+${Object.entries(proxy).map(assignment).join("")}EnvironmentFile=-${settingsDirectory}/runtime.env
 ExecStart=${paths.opt}/current/bin/node ${paths.opt}/current/runtime/main.mjs serve --config ${paths.config}
 Restart=always
 RestartSec=1
@@ -82,9 +108,6 @@ export const certsDirectory = "/etc/containerd/certs.d";
 
 /** Where the runtime serves its metrics; the agent passes them on. */
 export const runtimeMetrics = "127.0.0.1:9474";
-
-/** Where files stand that the cluster's settings of the runtime name: keys, certificates, credentials. */
-export const settingsDirectory = "/etc/bulkhead/files";
 
 /**
  * The runtime's configuration: it fronts `former`, the engine that served the kubelet before. `settings` are the

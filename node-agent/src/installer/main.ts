@@ -13,7 +13,7 @@ import { socketPath } from "../protocol.ts";
 import { BundleCheck, readManifest } from "./bundle.ts";
 import { Controller } from "./controller.ts";
 import { hostFacts } from "./facts.ts";
-import { installed, kvmProbe, runtimeMetrics } from "./files.ts";
+import { installed, kvmProbe, proxyOf, runtimeMetrics } from "./files.ts";
 import { mountedHost } from "./host.ts";
 import { acquireLock } from "./lock.ts";
 import { installerMetrics } from "./metrics.ts";
@@ -105,6 +105,8 @@ async function main(signal: AbortSignal): Promise<void> {
     instance: randomUUID(),
     artifactRegistry: options.artifactRegistry || undefined,
     runtimeSettings: readSettings(JSON.parse(options.runtimeConfig)),
+    // What is run on the node from here, such as the fetching of artifacts, has them by itself.
+    runtimeProxy: proxyOf(process.env),
     runtimeFiles: () => readNamedFiles(options.runtimeFiles),
     runtimeTracing: { endpoint: traceNodeEndpoint || endpoint, samplingRatio },
   });

@@ -50,6 +50,7 @@ const installer = (active: boolean): Installer & { systemctl: string[] } => {
     check: { drifted: async () => [] } as unknown as Installer["check"],
     ledger: new Ledger({ instance: "i", hostFacts, metrics, log }),
     runtimeSettings: { problem },
+    runtimeProxy: {},
     runtimeFiles: async () => ({}),
   };
 };

@@ -163,12 +163,12 @@ export class OwnRuntime {
   }
 
   async #files(former: string, settings: RuntimeSettings): Promise<EngineFiles> {
-    const { manifest, runtimeTracing, runtimeFiles } = this.#installer;
+    const { manifest, runtimeTracing, runtimeFiles, runtimeProxy } = this.#installer;
     const { version } = manifest;
     return {
       version,
       config: runtimeConfig(version, former, runtimeTracing, settings),
-      unit: unitFile(),
+      unit: unitFile(runtimeProxy),
       named: await runtimeFiles(),
     };
   }
