@@ -338,6 +338,18 @@ export const containerd: Adapter = {
     );
   },
   plan,
+  registries: ({ argv, files, version }) => {
+    const order = inOrder(mainFile(argv), files);
+    const [major] = numbersOf(version);
+    // By the version of the file: 2 or 3.
+    const paths = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"].map(
+      (key) => tableOf(criSection(order, key, major >= 2).registry).config_path,
+    );
+    // It may be a list, as PATH is one; the runtime has one directory.
+    return paths
+      .flatMap((path) => (typeof path === "string" ? path.split(":") : []))
+      .find((path) => path.startsWith("/"));
+  },
   shown: (output) =>
     Object.values(tableOf(parse(output).plugins)).flatMap((section) =>
       Object.keys(tableOf(tableOf(tableOf(section).containerd).runtimes)),

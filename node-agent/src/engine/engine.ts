@@ -108,6 +108,8 @@ export type Adapter = {
   more(argv: string[], files: ReadonlyMap<string, string>): string[];
   /** Throws failed-precondition, naming the file and why, where the engine cannot be told. */
   plan(engine: Engine, handlers: EngineHandler[], record: EngineRecord | undefined): Change;
+  /** The directory of HOST/hosts.toml files that it pulls by; undefined where it has none, or another form of them. */
+  registries?(engine: Pick<Engine, "argv" | "files" | "version">): string | undefined;
   /** Handlers that the output of {@link Change.check} shows. */
   shown(output: string): string[];
 };

@@ -214,3 +214,35 @@ describe.each(cases)("%s", (name, kind, version, argv) => {
     expect(trimmed(tree())).toEqual(trimmed(expected));
   });
 });
+
+describe("containerd's registries are where its own configuration has them:", () => {
+  const main = "/etc/containerd/config.toml";
+  const of = (version: string, files: Record<string, string>) =>
+    adapters.containerd.registries?.({
+      version,
+      argv: ["containerd"],
+      files: new Map(Object.entries(files)),
+    });
+  const cri = '[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = ';
+  const images = '[plugins."io.containerd.cri.v1.images".registry]\nconfig_path = ';
+
+  test.each([
+    ["a file of version 2", "1.7.27", `version = 2\n${cri}"/etc/certs"`, "/etc/certs"],
+    ["a file of version 2 under containerd 2", "v2.1.0", `version = 2\n${cri}"/etc/certs"`, "/etc/certs"],
+    ["a file of version 3", "v2.1.0", `version = 3\n${images}"/etc/certs"`, "/etc/certs"],
+    ["the first of a list", "v2.1.0", `version = 3\n${images}"/etc/a:/etc/b"`, "/etc/a"],
+    ["none", "v2.1.0", "version = 3\n", undefined],
+    ["an empty one", "1.7.27", `version = 2\n${cri}""`, undefined],
+  ])("%s", (_, version, text, found) => {
+    expect(of(version, { [main]: text })).toBe(found);
+  });
+
+  test("an imported file comes after the one that names it", () => {
+    const imports = 'imports = ["/etc/containerd/conf.d/*.toml"]\nversion = 3\n';
+    const files = {
+      [main]: `${imports}${images}"/etc/a"`,
+      "/etc/containerd/conf.d/b.toml": `version = 3\n${images}"/etc/b"`,
+    };
+    expect(of("v2.1.0", files)).toBe("/etc/b");
+  });
+});

@@ -4,6 +4,7 @@ import { expect, test } from "vitest";
 import {
   artifactDirectory,
   checkOf,
+  configPathIn,
   handlerFile,
   profileFiles,
   programRoot,
@@ -87,4 +88,12 @@ test("a proxy stands in the runtime's unit as systemd reads it", () => {
   );
   expect(unitFile()).not.toContain("Environment=");
   expect(() => unitFile({ NO_PROXY: "a\nExecStart=/bin/sh" })).toThrow("Cannot set NO_PROXY");
+});
+
+test("the directory of registries is found again in a configuration of ours", () => {
+  const tracing = { endpoint: "", samplingRatio: 1 };
+  const config = (registries?: string) => runtimeConfig("1.2", "/run/c.sock", tracing, {}, registries);
+  expect(configPathIn(config("/etc/rancher/certs.d"))).toBe("/etc/rancher/certs.d");
+  expect(configPathIn(config())).toBe("/etc/containerd/certs.d");
+  expect(configPathIn("")).toBeUndefined();
 });

@@ -103,8 +103,12 @@ OOMScoreAdjust=-999
 WantedBy=multi-user.target
 `;
 
-/** The registries of the engine that is there: the file format is containerd's (hosts.toml). */
+/** Where engines have their registries as a rule: the file format is containerd's (hosts.toml). */
 export const certsDirectory = "/etc/containerd/certs.d";
+
+/** The directory of registries that a configuration of ours names. */
+export const configPathIn = (config: string): string | undefined =>
+  /^ {2}configPath: (\/\S+)$/m.exec(config)?.[1];
 
 /** Where the runtime serves its metrics; the agent passes them on. */
 export const runtimeMetrics = "127.0.0.1:9474";
@@ -118,6 +122,7 @@ export const runtimeConfig = (
   former: string,
   tracing: TracingConfig,
   settings: RuntimeSettings = {},
+  registries: string = certsDirectory,
 ): string =>
   header +
   yaml.dump({
@@ -133,7 +138,7 @@ export const runtimeConfig = (
     // Where engines and distributions keep plugins; a directory that is not there is passed over.
     cni: { binDirs: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"], ...settings.cni },
     registries: {
-      configPath: certsDirectory,
+      configPath: registries,
       ...settings.registries,
       mirrors: {
         ...settings.registries?.mirrors,

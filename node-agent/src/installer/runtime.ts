@@ -2,9 +2,11 @@ import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import type { RuntimeSettings } from "@bulkhead/lib/api/runtime-config.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { adapters } from "../engine/adapters.ts";
+import { findEngine } from "../engine/detect.ts";
 import { executorsOf, factsOf, type Installer, servesNow } from "./context.ts";
 import { busyVersions } from "./facts.ts";
-import { installed, runtimeConfig, unitFile } from "./files.ts";
+import { certsDirectory, configPathIn, installed, runtimeConfig, unitFile } from "./files.ts";
 import {
   type EngineFiles,
   type Facts,
@@ -29,6 +31,8 @@ export class OwnRuntime {
   #failures = 0;
   /** Why the kubelet could not be pointed here, and when to try again: each try restarts it twice. */
   #kubelet: { failures: number; due: number; message: string } | undefined;
+
+  #registries: string | undefined;
 
   constructor(installer: Installer) {
     this.#installer = installer;
@@ -58,7 +62,7 @@ export class OwnRuntime {
     if ("problem" in given) return this.#refuse(facts, wanted, given.problem);
     let files: EngineFiles | undefined;
     try {
-      if (former !== undefined) files = await this.#files(former, given.settings);
+      if (former !== undefined) files = await this.#files(former, facts, given.settings, signal);
     } catch (error) {
       return this.#refuse(facts, wanted, messageOf(error));
     }
@@ -162,12 +166,32 @@ export class OwnRuntime {
     this.#retryAt = performance.now() + retryDelay(this.#failures);
   }
 
-  async #files(former: string, settings: RuntimeSettings): Promise<EngineFiles> {
+  /**
+   * Where the engine that was here first has its registries. It is looked at until it answers once: it reads its files
+   * when it starts, and one that is down is no reason to write others than there are.
+   */
+  async #registriesOf(former: string, facts: Facts, signal: AbortSignal): Promise<string> {
+    const { host, ownership } = this.#installer;
+    const soon = AbortSignal.any([signal, AbortSignal.timeout(5000)]);
+    this.#registries ??= await findEngine(host, former, ownership.record.engine, soon).then(
+      (engine) => adapters[engine.kind].registries?.(engine) ?? certsDirectory,
+      () => undefined,
+    );
+    return this.#registries ?? configPathIn(facts.files.get(paths.config) ?? "") ?? certsDirectory;
+  }
+
+  async #files(
+    former: string,
+    facts: Facts,
+    settings: RuntimeSettings,
+    signal: AbortSignal,
+  ): Promise<EngineFiles> {
     const { manifest, runtimeTracing, runtimeFiles, runtimeProxy } = this.#installer;
+    const registries = await this.#registriesOf(former, facts, signal);
     const { version } = manifest;
     return {
       version,
-      config: runtimeConfig(version, former, runtimeTracing, settings),
+      config: runtimeConfig(version, former, runtimeTracing, settings, registries),
       unit: unitFile(runtimeProxy),
       named: await runtimeFiles(),
     };

@@ -57,13 +57,15 @@ async function runArtifact(
   await using undo = new AsyncDisposableStack();
   undo.defer(() => rm(host.at(keys), { recursive: true, force: true }));
   await mkdir(host.at(keys), { recursive: true, mode: 0o700 });
-  const flags: string[] = ["--identity", want.identity, "--certs", certsDirectory];
+  const flags: string[] = ["--identity", want.identity];
   for (const [n, key] of want.keys.entries()) {
     await writeFile(host.at(join(keys, `${n}.pem`)), key);
     flags.push("--key", join(keys, `${n}.pem`));
   }
   if (registry !== undefined) flags.push("--registry", registry);
+  // It names the engine's registries, or those of the cluster's settings.
   if (await exists(host.at(paths.config))) flags.push("--config", paths.config);
+  else flags.push("--certs", certsDirectory);
   if (await exists(host.at(kubeletCredentials))) flags.push("--credentials", kubeletCredentials);
   const at = versionDirectory(version);
   const { code, stdout, stderr } = await host.run(
