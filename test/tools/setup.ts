@@ -2,6 +2,7 @@ import { nodeRootfs } from "../cluster/rootfs.ts";
 import { installPackages } from "./apt.ts";
 import { buildCrate } from "./cargo.ts";
 import { fetchCriu } from "./criu.ts";
+import { fetchCrun } from "./crun.ts";
 import { debianProgram, debianPrograms } from "./debian.ts";
 import { fetchDocker } from "./docker.ts";
 import { buildGo } from "./go.ts";
@@ -20,7 +21,10 @@ const executors: Executors = {
   apt: ({ packages }, signal) => installPackages(packages, signal),
   go: ({ module, builds }, signal) => buildGo(module, builds, signal),
   kubectl: (_step, signal) => fetchKubectl(signal),
-  criu: (_step, signal) => fetchCriu(signal),
+  criu: async (_step, signal) => {
+    await fetchCriu(signal);
+    await fetchCrun(signal);
+  },
   docker: (_step, signal) => fetchDocker(signal),
   cargo: ({ build }, signal) => buildCrate(build, signal),
   debian: async ({ programs }, signal) => {
