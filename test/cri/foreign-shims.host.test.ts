@@ -6,6 +6,7 @@ import { cgroupDirs } from "../cluster/mounts.ts";
 import { tool } from "../tools/cache.ts";
 import { built } from "../tools/cargo.ts";
 import { outcome } from "../tools/run.ts";
+import { wat } from "../tools/wat.ts";
 import { type Daemon, remains } from "./daemon.ts";
 import { busybox, containerConfig, criPods, type Fields, type Pod } from "./pods.ts";
 
@@ -159,6 +160,17 @@ describe.runIf(built("containerd-shim-runc-v2-rs"))("containerd's shim for runc 
     expect(await pods.statusOf(runs)).toMatchObject({ exitCode: 137 });
   });
 
+  test("a shim that is killed with the daemon is found dead, and its pod can be removed", async () => {
+    const other = await pods.run();
+    const id = await pods.startIn(other, containerConfig("with", "exec sleep 4322"));
+    await pods.daemon().end("SIGKILL");
+    await pods.killShim(other);
+    await pods.daemon().start();
+    expect(await pods.ended(id)).toMatchObject({ exitCode: 137 });
+    expect(await pods.running(id)).toEqual([]);
+    await pods.removePod(other.id);
+  });
+
   test("a shim that is killed ends its pod, whose containers do not run on", async () => {
     const other = await pods.run();
     const id = await pods.startIn(other, containerConfig("orphan", "exec sleep 4321"));
@@ -230,6 +242,17 @@ describe.runIf(built("containerd-shim-wasmi-v1"))("runwasi's shim", () => {
     expect(await pods.statusOf(id)).toMatchObject({ exitCode: 137 });
   });
 
+  test("a shim that is killed with the daemon is found dead, and its pod can be removed", async () => {
+    const other = await pods.run();
+    const id = await pods.startIn(other, module("waits", { metadata: { name: "with", attempt: 2 } }));
+    await pods.daemon().end("SIGKILL");
+    await pods.killShim(other);
+    await pods.daemon().start();
+    expect(await pods.ended(id)).toMatchObject({ exitCode: 137 });
+    expect(await pods.running(id)).toEqual([]);
+    await pods.removePod(other.id);
+  });
+
   test("a shim that is killed ends its pod, whose modules do not run on", async () => {
     const other = await pods.run();
     const id = await pods.startIn(other, module("waits"));
@@ -245,34 +268,3 @@ describe.runIf(built("containerd-shim-wasmi-v1"))("runwasi's shim", () => {
     expect(await pods.remains()).toEqual([]);
   });
 });
-
-/** Modules in WebAssembly's text, with what they need of WASI. */
-const wat = {
-  hello: `(module
-    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
-    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
-    (memory (export "memory") 1)
-    (data (i32.const 0) "\\20\\00\\00\\00\\17\\00\\00\\00\\40\\00\\00\\00\\16\\00\\00\\00")
-    (data (i32.const 32) "hello from WebAssembly\\0a")
-    (data (i32.const 64) "and on standard error\\0a")
-    (func (export "_start")
-      (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))
-      (drop (call $write (i32.const 2) (i32.const 8) (i32.const 1) (i32.const 16)))
-      (call $exit (i32.const 7))))`,
-  /** A subscription of zeros but for its timeout: an hour of the clock's nanoseconds. */
-  waits: `(module
-    (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
-    (memory (export "memory") 1)
-    (func (export "_start")
-      (i32.store (i32.const 16) (i32.const 1))
-      (i64.store (i32.const 24) (i64.const 3600000000000))
-      (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))`,
-  grows: `(module
-    (memory (export "memory") 1)
-    (func (export "_start") (local $at i32)
-      (loop $more
-        (drop (memory.grow (i32.const 16)))
-        (memory.fill (local.get $at) (i32.const 1) (i32.const 1048576))
-        (local.set $at (i32.add (local.get $at) (i32.const 1048576)))
-        (br $more))))`,
-};

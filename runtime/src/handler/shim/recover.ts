@@ -9,7 +9,7 @@ import { follow } from "./follow.ts";
 import type { ShimPod } from "./pod.ts";
 import { isWaiting, stagedCount } from "./restore.ts";
 import { sandboxRuns } from "./sandbox-api.ts";
-import { containerStateOf, now, type Shims } from "./shims.ts";
+import { containerStateOf, now, type Shims, shimStateOf } from "./shims.ts";
 import { oomKills } from "./stats.ts";
 import { holdOpen, stdioPaths } from "./stdio.ts";
 
@@ -35,6 +35,7 @@ export async function recoverPod(
   }
   if (!pod) {
     await shims.deleteLeftovers(ref.id, bundleOf(ref.stateDir, ref.id), signal);
+    shims.killProcess(shimStateOf(ref)?.process);
     return { sandboxAlive: false, containers: found };
   }
   const sandboxAlive = await holderRuns(shims, pod, signal);
@@ -59,6 +60,8 @@ const exitOf = async (
     const bundle = bundleOf(ref.stateDir, ref.id);
     if (!existsSync(bundle)) return "unknown";
     const end = await shims.deleteLeftovers(ref.id, bundle, signal);
+    // runwasi's delete ends nothing.
+    shims.killProcess(state.process);
     return { code: end ? end.code & 0xff : 255, finishedAt: now(), oomKilled: oomKilled() };
   }
   try {

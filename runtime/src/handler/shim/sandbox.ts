@@ -160,6 +160,7 @@ export async function stopSandbox(shims: Shims, ref: SandboxRef, signal: AbortSi
     shims.killShim(ref, shimStateOf(ref));
     await shims.endMachine(ref.id, ref.stateDir);
     await shims.deleteLeftovers(ref.id, bundle, signal);
+    shims.killProcess(shimStateOf(ref)?.process);
   }
   await shims.removeCgroup(ref.id, bundle);
   // Without it a second stop finds nothing to do.

@@ -1,4 +1,4 @@
-import { rmSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -9,7 +9,7 @@ import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { CallOptions } from "@bulkhead/lib/ttrpc/client.ts";
 import type { Logger } from "pino";
 import type { Linux } from "../../linux/linux.ts";
-import { readProcess } from "../../monitor/process.ts";
+import { isAlive, readProcess } from "../../monitor/process.ts";
 import type { Network } from "../../network/network.ts";
 import type { Spec } from "../../spec/oci.ts";
 import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
@@ -186,12 +186,12 @@ export class Shims {
    * killed, for what nobody can control must not run on.
    */
   async podToEnd(ref: SandboxRef, signal: AbortSignal): Promise<ShimPod | undefined> {
+    const { shim } = shimStateOf(ref) ?? {};
+    // What a dead shim forked may hold its socket: a connection to nobody.
+    const dead = shim !== undefined && !isAlive({ pid: shim.pid, startTime: BigInt(shim.startTime) });
+    const patience = dead ? connectMs / 5 : Math.max(patienceMs, this.connectMs);
     try {
-      return await this.podIfAlive(
-        ref,
-        signal,
-        Math.min(Math.max(patienceMs, this.connectMs), this.stopMs / 2),
-      );
+      return await this.podIfAlive(ref, signal, Math.min(patience, this.stopMs / 2));
     } catch (error) {
       if (signal.aborted || !hasCode(error, "deadline-exceeded")) throw error;
       this.failed(error, `The shim of pod ${ref.id} does not answer and is killed`);
@@ -246,8 +246,11 @@ export class Shims {
     bundle: string,
     signal?: AbortSignal,
   ): Promise<{ code: number } | undefined> {
+    if (!existsSync(bundle)) return undefined;
     const deadline = AbortSignal.timeout(this.stopMs);
     try {
+      // Some open it for this too, and wait for a reader.
+      using _log = this.readLog(id, bundle);
       const either = signal ? AbortSignal.any([signal, deadline]) : deadline;
       return await deleteLeftovers(this.launch, id, bundle, either);
     } catch (error) {
