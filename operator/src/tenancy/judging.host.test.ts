@@ -26,6 +26,7 @@ import { selects } from "./selector.ts";
  */
 
 const allNamespaces: Resource<KubeObject> = { ...namespaces, metadataOnly: false };
+const admin: As = { user: "admin", groups: ["system:masters"] };
 const tenant: As = { user: "tina", groups: ["tenants", "system:authenticated"] };
 
 let server: ApiServer;
@@ -333,6 +334,22 @@ describe("A pod that lives", () => {
       warnings: [],
     });
   });
+  test("gets nothing but resources by way of pods/resize, which is not judged", async () => {
+    const is = async () => {
+      const { metadata, spec } = (await ask(config, { method: "GET", path, as: admin }))
+        .body as unknown as JudgedPod;
+      return { annotations: metadata.annotations, spec };
+    };
+    const before = await is();
+    const patch = {
+      metadata: { annotations: { "run.oci.handler": "krun" } },
+      spec: { hostPID: true, containers: [{ name: "c", securityContext: { privileged: true } }] },
+    };
+    const strategic = "application/strategic-merge-patch+json";
+    const { status, body } = await send("PATCH", `${path}/resize`, patch, admin, strategic);
+    expect({ status, said: body.message, is: await is() }).toEqual({ status: 200, is: before });
+    expect((await send("PATCH", path, { metadata: patch.metadata }, admin, strategic)).status).toBe(403);
+  });
   test("from before the wall can still be changed and deleted", async () => {
     // Made by the exempt account: the same as one that is older than the policy.
     const made = await send(
@@ -443,7 +460,7 @@ describe("A tenant's namespace", () => {
     expect(status).toBe(200);
   });
   test("is moved by whoever may update the profile", async () => {
-    expect((await change(null, "", { user: "admin", groups: ["system:masters"] })).status).toBe(200);
+    expect((await change(null, "", admin)).status).toBe(200);
   });
 });
 
