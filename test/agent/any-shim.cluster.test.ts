@@ -26,11 +26,15 @@ const profile = (options: object) => ({
       shim: { runtimeType: "io.containerd.unshare.v1", wall: "namespaces", sandboxApi: true, options },
     },
     nodeSelector: { "kubernetes.io/hostname": "node-1" },
+    runtimeClass: { overhead: { memory: "measured" } },
     probe: { interval: "10s" },
   },
 });
 const apply = (options: object) =>
   cluster.kubectl(["apply", "-f", "-"], { input: JSON.stringify(profile(options)) });
+/** Memory that the RuntimeClass declares. */
+const overhead = (): Promise<string> =>
+  cluster.kubectl(["get", "runtimeclass", name, "-o", "jsonpath={.overhead.podFixed.memory}"]).catch(String);
 const statusIs = (wanted: (status: ProfileStatus) => boolean, what: string): Promise<void> =>
   until(AbortSignal.timeout(90_000), 90_000, what, async () => {
     const { status } = await nodeRuntime(cluster, node.name);
@@ -73,6 +77,22 @@ describe("A profile of a shim that is none of Bulkhead's", () => {
     const { stdout } = await node.try(["sh", "-c", `cat /etc/bulkhead/shim/${name}.*.toml`]);
     expect(stdout).toBe('greeting = "hello"\n');
     expect(await node.readFile(`${paths.handlers}/${name}.yaml`)).toContain(`binary: ${binary}`);
+  });
+
+  test("declares what the canary's pod took beside its container, and pods reckon with it", async () => {
+    const declared = await overhead();
+    expect(declared).toMatch(/^(16|32|48|64)Mi$/);
+    await cluster.kubectl(["delete", "runtimeclass", name]);
+    await until(AbortSignal.timeout(30_000), 30_000, "the class as it was", async () => {
+      const now = await overhead();
+      if (now === declared) return true;
+      throw new Error(now);
+    });
+    const pod = podOf("reckons", name, `${cluster.registry}/bulkhead/test:1`);
+    await ns.run(pod);
+    const jsonpath = "jsonpath={.spec.overhead.memory}";
+    expect(await ns.kubectl(["get", "pod", "reckons", "-o", jsonpath])).toBe(declared);
+    await ns.kubectl(["delete", "pod", "reckons", "--grace-period=1"]);
   });
 
   test("runs pods: their logs, exec, network and end", async () => {
