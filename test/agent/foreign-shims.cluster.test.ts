@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { bulkheadCluster, profileReady } from "../cluster/bulkhead.ts";
-import type { Cluster, Node } from "../cluster/cluster.ts";
+import { type Cluster, type Node, until } from "../cluster/cluster.ts";
 import { first, inNamespace, type Namespace, podOf } from "../pods/kube.ts";
 import { tool } from "../tools/cache.ts";
 import { built } from "../tools/cargo.ts";
@@ -136,5 +136,37 @@ describe.runIf(there)("Shims from crates.io, as artifacts", () => {
     expect(first(await ended("fails"))?.state.terminated).toMatchObject({ exitCode: 42, reason: "Error" });
     await ns.apply(pod("oom", "rust", { command: ["tail", "/dev/zero"], resources }));
     expect(first(await ended("oom"))?.state.terminated).toMatchObject({ exitCode: 137, reason: "OOMKilled" });
+  });
+
+  test("pods of both run on through a kill -9 of the daemon, and end when they are deleted", async () => {
+    await node.exec([
+      "systemctl",
+      "kill",
+      "--kill-whom=main",
+      "--signal=SIGKILL",
+      "bulkhead-runtime.service",
+    ]);
+    await until(AbortSignal.timeout(60_000), 60_000, "exec again", async () => {
+      expect(await ns.exec("plain", "echo", "again")).toBe("again\n");
+      return true;
+    });
+    for (const name of ["waits", "plain"]) {
+      const { status } = await ns.get(name);
+      expect(status.phase).toBe("Running");
+      expect(status.containerStatuses?.[0]).toMatchObject({ restartCount: 0 });
+    }
+    await ns.kubectl(["delete", "pod", "--all", "--grace-period=1"]);
+  });
+
+  test("nothing is left on the node when the profiles go", async () => {
+    await cluster.kubectl(["delete", "rtp", ...names, "--timeout=90s"]);
+    const left = names
+      .map((name) => `ls -d ${directory(name)} /etc/bulkhead/handlers.d/${name}.yaml 2>/dev/null`)
+      .concat("ls -d /run/bulkhead-canary/* 2>/dev/null", "pgrep -a -f '^/opt/.*(wasmi-v1|v2-rs)'");
+    await until(AbortSignal.timeout(60_000), 60_000, "the shims to go", async () => {
+      const { stdout } = await node.try(["sh", "-c", left.join("; ")]);
+      if (stdout === "") return true;
+      throw new Error(stdout);
+    });
   });
 });
