@@ -22,5 +22,11 @@ export const progress: Progress = async (title, work) => {
 };
 
 /** The same for the steps of set-up. */
-export const reportSetup: SetupReport = (step, event, seconds) =>
-  say(event === "begin" ? `  set up ${step} …` : `✓ set up ${step}  ${took(seconds)}`);
+export const reportSetup: SetupReport = (step, event, seconds, reason) =>
+  say(
+    {
+      begin: `  set up ${step} …`,
+      end: `✓ set up ${step}  ${took(seconds)}`,
+      failed: `✗ set up ${step}  ${took(seconds)}: its tests skip. ${reason}`,
+    }[event],
+  );

@@ -2,7 +2,6 @@ import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, readFile, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { inCache, tool } from "./cache.ts";
 import { place } from "./go.ts";
 import type { CrateBuild } from "./plan.ts";
@@ -10,13 +9,14 @@ import { outcome, run } from "./run.ts";
 
 /**
  * Builds a program in Rust, of a crate or of a folder of test/tools that pins crates. Hardly optimized: each
- * takes minutes as it is. Where it cannot be built its tests say so.
+ * takes minutes as it is.
  */
 export const buildCrate = async (build: CrateBuild, signal?: AbortSignal): Promise<void> => {
   const { output } = build;
   const home = inCache("tools", `${output}-${await keyOf(build)}`);
   if (!existsSync(home)) {
-    if ((await outcome(["cargo", "--version"]).catch(() => undefined))?.code !== 0) return;
+    if ((await outcome(["cargo", "--version"]).catch(() => undefined))?.code !== 0)
+      throw new Error("cargo is not there");
     await mkdir(inCache("tools"), { recursive: true });
     const scratch = await mkdtemp(inCache("tools", ".new-"));
     try {
@@ -44,11 +44,6 @@ export const buildCrate = async (build: CrateBuild, signal?: AbortSignal): Promi
       await rename(join(scratch, "out/bin"), home).catch((error: unknown) => {
         if (!existsSync(home)) throw error;
       });
-    } catch (error) {
-      signal?.throwIfAborted();
-      // Of one test, which says that it is not there: no reason for all others not to run.
-      process.stderr.write(`${output} was not built: ${messageOf(error)}\n`);
-      return;
     } finally {
       await rm(scratch, { recursive: true, force: true });
     }

@@ -5,6 +5,8 @@ export type Step = {
   id: string;
   /** Steps that must be done before. */
   after: readonly string[];
+  /** A program that only its own tests need, which say that they skip without it: where it cannot be made, the rest is. */
+  dispensable?: true;
 } & (
   | { do: "apt"; packages: readonly string[] }
   | { do: "go"; module: string; builds: readonly GoBuild[] }
@@ -202,6 +204,7 @@ export const steps: readonly Step[] = [
     id: "cosign",
     do: "go",
     after: [],
+    dispensable: true,
     module: "cosign",
     builds: [{ output: "cosign", package: "github.com/sigstore/cosign/v2/cmd/cosign" }],
   },
@@ -218,6 +221,7 @@ export const steps: readonly Step[] = [
     id: "youki",
     do: "cargo",
     after: ["packages"],
+    dispensable: true,
     build: {
       output: "youki",
       crate: "youki",
@@ -231,12 +235,14 @@ export const steps: readonly Step[] = [
     id: "rust-shim",
     do: "cargo",
     after: ["packages"],
+    dispensable: true,
     build: { output: "containerd-shim-runc-v2-rs", crate: "containerd-runc-shim", version: "0.2.0" },
   },
   {
     id: "runwasi",
     do: "cargo",
     after: ["packages"],
+    dispensable: true,
     build: { output: "containerd-shim-wasmi-v1", folder: "runwasi" },
   },
   {
@@ -244,6 +250,7 @@ export const steps: readonly Step[] = [
     id: "cri-o",
     do: "go",
     after: ["packages"],
+    dispensable: true,
     module: "cri-o",
     builds: [
       {
@@ -265,6 +272,7 @@ export const steps: readonly Step[] = [
     id: "cri-dockerd",
     do: "go",
     after: [],
+    dispensable: true,
     module: "cri-dockerd",
     builds: [
       {
@@ -274,7 +282,7 @@ export const steps: readonly Step[] = [
       },
     ],
   },
-  { id: "docker", do: "docker", after: ["packages"] },
+  { id: "docker", do: "docker", after: ["packages"], dispensable: true },
   {
     id: "cni",
     do: "go",

@@ -1,3 +1,4 @@
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { nodeRootfs } from "../cluster/rootfs.ts";
 import { installPackages } from "./apt.ts";
 import { buildCrate } from "./cargo.ts";
@@ -10,7 +11,12 @@ import { fetchKubectl } from "./kubectl.ts";
 import { type Need, type Step, startable, stepsFor } from "./plan.ts";
 
 /** What is told of each step that had something to do. */
-export type SetupReport = (step: string, event: "begin" | "end", seconds: number) => void;
+export type SetupReport = (
+  step: string,
+  event: "begin" | "end" | "failed",
+  seconds: number,
+  reason?: string,
+) => void;
 
 /** Does a step unless it is done. */
 type Executors = {
@@ -39,7 +45,7 @@ const lanes = 2;
 
 /**
  * Does what a command needs of the machine: packages, pinned programs, the nodes' root filesystem. All of it is
- * kept in the cache, so that a second call takes no time. The first failure ends the others.
+ * kept in the cache, so that a second call takes no time. The first failure ends the others, but for that of a dispensable step.
  */
 export const setup = async (need: Need, report: SetupReport, signal: AbortSignal): Promise<void> => {
   let waiting = stepsFor(need);
@@ -74,6 +80,10 @@ const doStep = async (step: Step, report: SetupReport, signal: AbortSignal): Pro
   const slow = setTimeout(() => report(step.id, "begin", seconds()), 500);
   try {
     await execute(step, signal);
+  } catch (error) {
+    if (!step.dispensable || signal.aborted) throw error;
+    report(step.id, "failed", seconds(), messageOf(error));
+    return;
   } finally {
     clearTimeout(slow);
   }
