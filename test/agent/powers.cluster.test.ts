@@ -1,6 +1,7 @@
 import { beforeAll, describe, expect, test } from "vitest";
 import { bulkheadCluster, namespace } from "../cluster/bulkhead.ts";
 import type { Cluster, Node } from "../cluster/cluster.ts";
+import { inNamespace, podOf } from "../pods/kube.ts";
 import { agentOn, execIn, kubectlAs, nodeRuntime, podsOf } from "./agent.ts";
 
 /** Who may do what, asked of the live cluster: of its API server, and of the pods that run there. */
@@ -198,6 +199,30 @@ describe("An agent's pod", () => {
     await expect(execIn(cluster, pod, "reporter", "/bin/busybox", "ls", "/proc/1/root/")).rejects.toThrow(
       /Permission denied/,
     );
+  });
+
+  test("the reporter reaches no process of the node: it cannot signal one nor read its environment", async () => {
+    const ns = inNamespace(cluster, "powers");
+    await ns.create();
+    try {
+      // The user of many images that are no root's, and of ours.
+      const securityContext = { runAsUser: 65532, runAsGroup: 65532 };
+      const image = `${cluster.registry}/bulkhead/test:1`;
+      const victim = podOf("nonroot", "standard", image, {}, { nodeName: own.name, securityContext });
+      await ns.run(victim);
+      const agent = await agentOn(cluster, own);
+      const asks = (...argv: string[]) => execIn(cluster, agent, "reporter", "/bin/busybox", ...argv);
+      const ids = `for s in /proc/[0-9]*/status; do echo $s $(/bin/busybox grep ^Uid: $s); done`;
+      const seen = (await asks("sh", "-c", ids)).matchAll(/^\/proc\/(\d+)\/status Uid: (\d+) /gm);
+      const nonroot = [...seen].filter(([, , uid]) => uid === "65532").map(([, pid = ""]) => pid);
+      expect(nonroot.length).toBeGreaterThan(0);
+      for (const pid of nonroot) {
+        await expect(asks("kill", "-0", pid)).rejects.toThrow(/not permitted/);
+        await expect(asks("cat", `/proc/${pid}/environ`)).rejects.toThrow(/Permission denied/);
+      }
+    } finally {
+      await ns.destroy();
+    }
   });
 
   test("the installer's process finds no token, and the API server gives it nothing", async () => {
