@@ -108,12 +108,17 @@ const tenancyFacts = (
   const elders: Elder[] = [];
   const stronger: string[] = [];
   if (valid && profile.spec.tenancy) {
+    const { mode } = profile.spec.tenancy;
     for (const other of stores.profiles.list()) {
       const { name } = other.metadata;
       const parsed = RuntimeProfileSpec.safeParse(other.spec);
       if (name === profile.metadata.name || !parsed.success) continue;
-      if (parsed.data.tenancy && isElder(other, profile) && other.metadata.deletionTimestamp === undefined) {
-        const elder = { name, tenancy: parsed.data.tenancy };
+      const { tenancy } = parsed.data;
+      const isFirst =
+        tenancy !== undefined &&
+        isElder({ metadata: other.metadata, mode: tenancy.mode }, { metadata: profile.metadata, mode });
+      if (isFirst && other.metadata.deletionTimestamp === undefined) {
+        const elder = { name, tenancy };
         const names = podPolicyNames(name);
         const policy = stores.validatingPolicies.get(names.policy);
         const binding = stores.validatingBindings.get(names.binding);

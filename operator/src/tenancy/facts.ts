@@ -35,11 +35,15 @@ const claims = (tenancy: Tenancy, reserved: string[], { metadata }: KubeObject):
   !tenancy.exempt?.namespaces?.includes(metadata.name) &&
   selects(tenancy.namespaceSelector, metadata.labels ?? {});
 
-type Aged = Pick<RuntimeProfile, "metadata">;
+type Aged = { metadata: RuntimeProfile["metadata"]; mode: Tenancy["mode"] };
 
-/** Who comes first where two profiles claim a namespace: the older; of two of one second, by name. */
+/**
+ * Who comes first where two profiles claim a namespace: one that enforces before one that only records, which would
+ * open it; then the older; of two of one second, by name.
+ */
 export const isElder = (one: Aged, other: Aged): boolean => {
-  const key = ({ metadata }: Aged) => `${metadata.creationTimestamp ?? ""} ${metadata.name}`;
+  const key = ({ metadata, mode }: Aged) =>
+    `${mode === "Enforce" ? 0 : 1} ${metadata.creationTimestamp ?? ""} ${metadata.name}`;
   return key(one) < key(other);
 };
 

@@ -146,10 +146,16 @@ describe("A claim", () => {
     expect(newlyOutside(undefined, undefined)).toEqual([]);
   });
   test("of the older comes first, and of two of one second the one whose name does", () => {
-    const is = (name: string, creationTimestamp: string) => ({ metadata: { name, creationTimestamp } });
-    expect(isElder(is("z", "2026-01-01T00:00:00Z"), is("a", "2026-01-01T00:00:01Z"))).toBe(true);
-    expect(isElder(is("a", "2026-01-01T00:00:00Z"), is("b", "2026-01-01T00:00:00Z"))).toBe(true);
-    expect(isElder(is("b", "2026-01-01T00:00:00Z"), is("a", "2026-01-01T00:00:00Z"))).toBe(false);
+    const is = (name: string, second: number, mode: "Enforce" | "Audit" = "Enforce") => ({
+      metadata: { name, creationTimestamp: `2026-01-01T00:00:0${second}Z` },
+      mode,
+    });
+    expect(isElder(is("z", 0), is("a", 1))).toBe(true);
+    expect(isElder(is("a", 0), is("b", 0))).toBe(true);
+    expect(isElder(is("b", 0), is("a", 0))).toBe(false);
+    // Of one that only records no other's wall is opened, however old it is.
+    expect(isElder(is("a", 0, "Audit"), is("b", 1))).toBe(false);
+    expect(isElder(is("b", 1), is("a", 0, "Audit"))).toBe(true);
   });
 });
 
