@@ -1,15 +1,5 @@
 import { execFileSync } from "node:child_process";
-import {
-  closeSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join } from "node:path";
 import { PassThrough, type Readable } from "node:stream";
@@ -677,42 +667,6 @@ describe("a pod", () => {
 test("features are what the runtime says", () => {
   expect(handler.features().recursiveReadOnlyMounts).toBe(true);
 });
-
-test("create and start together take little more than the runtime alone", async () => {
-  const times: number[] = [];
-  const bare: number[] = [];
-  for (let i = 0; i < 8; i++) {
-    const start = performance.now();
-    await run(["sleep", "1000"]);
-    times.push(performance.now() - start);
-    bare.push(bareStart(i));
-  }
-  const median = (values: number[]) => values.toSorted((a, b) => a - b)[values.length >> 1]!;
-  process.stderr.write(
-    `create + start: ${median(times).toFixed(1)} ms, bare runc: ${median(bare).toFixed(1)} ms\n`,
-  );
-  expect(median(times)).toBeLessThan(median(bare) * 2);
-});
-
-/** The same by hand: runc create and runc start of the same spec. */
-const bareStart = (i: number): number => {
-  const id = `bare-${process.pid}-${i}`;
-  const bundle = join(root, id);
-  mkdirSync(bundle);
-  execFileSync("sh", ["-c", `cat > ${bundle}/config.json`], {
-    input: JSON.stringify(specOf(id, ["sleep", "1000"])),
-  });
-  const null_ = openSync("/dev/null", "r+");
-  const start = performance.now();
-  execFileSync(runc, ["--root", join(root, "bare"), "create", "--bundle", bundle, id], {
-    stdio: [null_, null_, null_],
-  });
-  execFileSync(runc, ["--root", join(root, "bare"), "start", id]);
-  const took = performance.now() - start;
-  closeSync(null_);
-  execFileSync(runc, ["--root", join(root, "bare"), "delete", "--force", id]);
-  return took;
-};
 
 const processesMatching = (command: string): string[] =>
   execFileSync("sh", ["-c", "grep -lsa . /proc/[0-9]*/cmdline || true"], { encoding: "utf8" })
