@@ -72,6 +72,33 @@ const shimPods = (name: string, subnet: number, handler: object) => {
   };
 };
 
+/** What a shim's death comes to, by a container that runs until it is ended. */
+const deathTests = (
+  pods: ReturnType<typeof shimPods>,
+  lasting: (name: string) => ReturnType<typeof containerConfig>,
+): void => {
+  test("a shim that is killed with the daemon is found dead, and its pod can be removed", async () => {
+    const other = await pods.run();
+    const id = await pods.startIn(other, lasting("with"));
+    await pods.daemon().end("SIGKILL");
+    await pods.killShim(other);
+    await pods.daemon().start();
+    expect(await pods.ended(id)).toMatchObject({ exitCode: 137 });
+    expect(await pods.running(id)).toEqual([]);
+    await pods.removePod(other.id);
+  });
+
+  test("a shim that is killed ends its pod, whose containers do not run on", async () => {
+    const other = await pods.run();
+    const id = await pods.startIn(other, lasting("orphan"));
+    expect(await pods.running(id)).not.toEqual([]);
+    await pods.killShim(other);
+    expect(await pods.ended(id)).toMatchObject({ exitCode: 137 });
+    await expect.poll(() => pods.running(id), { timeout: 10_000 }).toEqual([]);
+    await pods.removePod(other.id);
+  });
+};
+
 describe.runIf(built("containerd-shim-runc-v2-rs"))("containerd's shim for runc in Rust", () => {
   const pods = shimPods("rust", 96, {
     binary: tool("containerd-shim-runc-v2-rs"),
@@ -160,25 +187,7 @@ describe.runIf(built("containerd-shim-runc-v2-rs"))("containerd's shim for runc 
     expect(await pods.statusOf(runs)).toMatchObject({ exitCode: 137 });
   });
 
-  test("a shim that is killed with the daemon is found dead, and its pod can be removed", async () => {
-    const other = await pods.run();
-    const id = await pods.startIn(other, containerConfig("with", "exec sleep 4322"));
-    await pods.daemon().end("SIGKILL");
-    await pods.killShim(other);
-    await pods.daemon().start();
-    expect(await pods.ended(id)).toMatchObject({ exitCode: 137 });
-    expect(await pods.running(id)).toEqual([]);
-    await pods.removePod(other.id);
-  });
-
-  test("a shim that is killed ends its pod, whose containers do not run on", async () => {
-    const other = await pods.run();
-    const id = await pods.startIn(other, containerConfig("orphan", "exec sleep 4321"));
-    await pods.killShim(other);
-    expect(await pods.ended(id)).toMatchObject({ exitCode: 137 });
-    await expect.poll(() => pods.running(id), { timeout: 10_000 }).toEqual([]);
-    await pods.removePod(other.id);
-  });
+  deathTests(pods, (name) => containerConfig(name, "exec sleep 4322"));
 
   test("nothing is left of its pods", async () => {
     await pods.removePod(pod.id);
@@ -242,26 +251,7 @@ describe.runIf(built("containerd-shim-wasmi-v1"))("runwasi's shim", () => {
     expect(await pods.statusOf(id)).toMatchObject({ exitCode: 137 });
   });
 
-  test("a shim that is killed with the daemon is found dead, and its pod can be removed", async () => {
-    const other = await pods.run();
-    const id = await pods.startIn(other, module("waits", { metadata: { name: "with", attempt: 2 } }));
-    await pods.daemon().end("SIGKILL");
-    await pods.killShim(other);
-    await pods.daemon().start();
-    expect(await pods.ended(id)).toMatchObject({ exitCode: 137 });
-    expect(await pods.running(id)).toEqual([]);
-    await pods.removePod(other.id);
-  });
-
-  test("a shim that is killed ends its pod, whose modules do not run on", async () => {
-    const other = await pods.run();
-    const id = await pods.startIn(other, module("waits"));
-    expect(await pods.running(id)).not.toEqual([]);
-    await pods.killShim(other);
-    expect(await pods.ended(id)).toMatchObject({ exitCode: 137 });
-    await expect.poll(() => pods.running(id), { timeout: 10_000 }).toEqual([]);
-    await pods.removePod(other.id);
-  });
+  deathTests(pods, (name) => module("waits", { metadata: { name, attempt: 2 } }));
 
   test("nothing is left of its pods", async () => {
     await pods.removePod(pod.id);
