@@ -1,8 +1,8 @@
-import { spawn } from "node:child_process";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { startProgram } from "../linux/start-program.ts";
 import { defaultApparmorProfile } from "../spec/apparmor-default.ts";
 
 const loadMs = 20_000;
@@ -20,7 +20,9 @@ export const loadDefaultApparmor = async (root = "/"): Promise<string | undefine
   const abi = existsSync(join(root, "etc/apparmor.d/abi/3.0")) ? "abi/3.0" : undefined;
   const signal = AbortSignal.timeout(loadMs);
   try {
-    const child = spawn(parser, ["--replace", "--skip-cache"], { signal, stdio: ["pipe", "ignore", "pipe"] });
+    const child = startProgram(parser, ["--replace", "--skip-cache"], {
+      ...{ signal, stdio: ["pipe", "ignore", "pipe"] },
+    });
     const code = new Promise<number | null>((resolve, reject) => {
       child.once("error", reject);
       child.once("close", resolve);

@@ -5,6 +5,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
+import { refusedInWords, withoutDescriptors } from "@bulkhead/test/tools/without-descriptors.ts";
 import { expect, test } from "vitest";
 import { type StartOptions, startProgram } from "./start-program.ts";
 
@@ -126,33 +127,7 @@ test("output of a program that ended long ago is not lost, and what nobody reads
   expect(await once(unread, "close", { signal: hung })).toEqual([0, null]);
 });
 
-/** Runs in a process of its own that may open few files, and has all but `left` of them open. */
-const without = (left: number): string =>
-  execFileSync(
-    "prlimit",
-    [
-      "--nofile=64:64",
-      process.execPath,
-      "--input-type=module",
-      "-e",
-      `import { closeSync, openSync, readdirSync } from "node:fs";
-       import { startProgram } from ${JSON.stringify(new URL("./start-program.ts", import.meta.url).href)};
-       console.log("begins");
-       const fds = [];
-       try { for (;;) fds.push(openSync("/dev/null")); } catch {}
-       for (const fd of fds.splice(-${left})) closeSync(fd);
-       const open = () => readdirSync("/proc/self/fd").length;
-       const before = open();
-       try { startProgram("true", [], { stdio: ["pipe", "pipe", "pipe"] }); }
-       catch (error) { console.log(error.code ?? error.name, error.message); }
-       setTimeout(() => console.log("lives with", open() - before, "more"), 50);`,
-    ],
-    { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] },
-  );
-
 test("without file descriptors it throws, and the process lives on", () => {
-  for (const left of [2, 3, 5])
-    expect(without(left)).toBe(
-      'begins\nresource-exhausted Cannot run "true": no file descriptors are left\nlives with 0 more\n',
-    );
+  const module = new URL("./start-program.ts", import.meta.url).href;
+  for (const left of [2, 3, 5]) expect(withoutDescriptors(module, "startProgram", left)).toBe(refusedInWords);
 });

@@ -1,4 +1,5 @@
 import { EventEmitter } from "node:events";
+import { closeSync } from "node:fs";
 import { Socket } from "node:net";
 import { constants } from "node:os";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
@@ -54,7 +55,6 @@ const optional = (declaration: string): ReturnType<typeof lib.func> | undefined 
 };
 const libc = {
   socketpair: lib.func("int socketpair(int, int, int, _Out_ int *)"),
-  close: lib.func("int close(int)"),
   dup: lib.func("int fcntl(int, int, int)"),
   spawn: lib.func(
     "int posix_spawnp(_Out_ int *, const char *, const void *, const void *, const char **, const char **)",
@@ -155,13 +155,13 @@ export const startProgram = (file: string, args: readonly string[], options: Sta
     if (errno !== 0) failure = errnoError(errno, `spawn ${file}`);
     if (isExhausted(failure)) throw failure;
   } catch (error) {
-    for (const fd of ours) libc.close(fd);
+    for (const fd of ours) closeSync(fd);
     if (!isExhausted(error)) throw error;
     throw new RuntimeError("resource-exhausted", `Cannot run "${file}": no file descriptors are left`, {
       cause: error,
     });
   } finally {
-    for (const fd of theirs) libc.close(fd);
+    for (const fd of theirs) closeSync(fd);
     libc.endActions(actions);
   }
   return new Running(failure === undefined ? pid[0]! : failure, kinds, ours, options);

@@ -1,10 +1,10 @@
 import { randomBytes } from "node:crypto";
 import { rmSync } from "node:fs";
-import { createServer, type Server, type Socket } from "node:net";
+import { createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { withShortPath } from "@bulkhead/lib/ttrpc/socket.ts";
+import { listenOn } from "@bulkhead/lib/ttrpc/socket.ts";
 import { Semaphore } from "../../image/semaphore.ts";
 import { startProgram } from "../../linux/start-program.ts";
 import { waitFor } from "../../record/lock.ts";
@@ -71,7 +71,7 @@ const connectBy = async (
     server.close();
     rmSync(path, { force: true });
   });
-  await listen(server, path);
+  await listenOn(server, path);
   // The shim appends its namespace to the root that it is configured with.
   const root = join(runsc.root, namespace);
   const child = startProgram(
@@ -107,16 +107,3 @@ const connectBy = async (
 };
 
 const lastLine = (text: string): string => text.trim().split("\n").at(-1) ?? "";
-
-const listen = (server: Server, path: string): Promise<void> =>
-  withShortPath(
-    path,
-    (short) =>
-      new Promise<void>((resolve, reject) => {
-        server.once("error", reject);
-        server.listen({ path: short }, () => {
-          server.off("error", reject);
-          resolve();
-        });
-      }),
-  );
