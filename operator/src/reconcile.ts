@@ -339,7 +339,7 @@ const announceOutside = (
     type: "Warning",
     reason: "PodsOutside",
     action: "Reconcile",
-    note: `${pods} pods run outside the wall of RuntimeProfile "${metadata.name}", such as ${example}: ${reason}`,
+    note: `${pods} ${pods === 1 ? "pod runs" : "pods run"} outside the wall of RuntimeProfile "${metadata.name}", such as ${example}: ${reason}`,
   });
 
 const keepHistory = async (
