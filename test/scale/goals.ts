@@ -60,8 +60,9 @@ export const missed = (result: Result, times: boolean): string[] => {
         : []),
     ];
   });
-  // The Lease's, which is read and written every two seconds, watches that end, and what a node that flaps asks for.
-  const quietAllowed = 10 + seconds * 1.5 + flaps * (4 + 2 * result.profiles);
+  // The Lease's, which is read and written every two seconds, watches that end, and what a node that flaps asks for: of each
+  // profile the status twice and an Event.
+  const quietAllowed = 10 + seconds * 1.5 + flaps * (4 + 3 * result.profiles);
   return [
     ...(times
       ? late.map(
