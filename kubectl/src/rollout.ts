@@ -31,7 +31,8 @@ export const progressOf = (profile: RuntimeProfile): Progress => {
       failed: true,
       text: `"${name}" does not roll out: ${(accepted?.status === "False" ? accepted : degraded)?.message}`,
     };
-  if (ready?.status === "True")
+  // All nodes may be ready, though the last of them not for minReadySeconds.
+  if (ready?.status === "True" && progressing?.status !== "True")
     return {
       done: true,
       failed: false,

@@ -354,6 +354,18 @@ describe("rollout", () => {
     });
     expect(progressOf(is)).toMatchObject({ failed: true, text: expect.stringContaining("2 nodes failed") });
   });
+  test("is not done while the last nodes have not been ready for long enough", () => {
+    const { status, ...rest } = profile("p");
+    const rolling = condition("Progressing", "True", "RollingOut", "1 ready for less than 60 s");
+    const conditions = (status?.conditions ?? []).map((each) =>
+      each.type === "Progressing" ? rolling : each,
+    );
+    expect(progressOf({ ...rest, status: { ...status, conditions } })).toEqual({
+      done: false,
+      failed: false,
+      text: 'Waiting for "p": 1 of 1 nodes ready; RollingOut: 1 ready for less than 60 s',
+    });
+  });
   test("lets no control character of a node's words reach the terminal", async () => {
     const say = (failed: boolean) => {
       const said: string[] = [];

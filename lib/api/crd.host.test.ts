@@ -233,6 +233,7 @@ describe("The API server refuses, naming the field,", () => {
       "spec.rollout.maxUnavailable",
       { ...runc, rollout: { maxUnavailable: "101%" } },
     ],
+    ["a soak of no time", "spec.rollout.minReadySeconds", { ...runc, rollout: { minReadySeconds: -1 } }],
     ["maxUnavailable of a list", "spec.rollout.maxUnavailable", { ...runc, rollout: { maxUnavailable: [] } }],
     ["a negative number of canaries", "spec.rollout.canaryNodes", { ...runc, rollout: { canaryNodes: -1 } }],
     ["no failure allowed", "spec.rollout.failureThreshold", { ...runc, rollout: { failureThreshold: 0 } }],

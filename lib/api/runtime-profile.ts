@@ -292,6 +292,8 @@ export const RuntimeProfileSpec = z
         canaryNodes: z.int().min(0).max(100).default(1),
         maxUnavailable: intOrPercent.default("25%"),
         failureThreshold: z.int().min(1).default(2),
+        /** How long a node must stay ready on a new revision before it counts as such and others follow. */
+        minReadySeconds: z.int().min(0).max(604_800).default(0),
         /** Halt: no further node gets the revision. Rollback: every node goes back to the last that all of them had. */
         onFailure: z.enum(["Halt", "Rollback"]).default("Halt"),
         paused: z.boolean().default(false),
@@ -309,6 +311,7 @@ export const RuntimeProfileSpec = z
         canaryNodes: 1,
         maxUnavailable: "25%",
         failureThreshold: 2,
+        minReadySeconds: 0,
         onFailure: "Halt",
         paused: false,
         revisionHistoryLimit: 10,

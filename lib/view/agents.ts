@@ -21,6 +21,8 @@ export const AgentRollout = z.object({
   failureThreshold: z.int().min(1).default(1),
   /** An agent that is not ready after so long has failed. */
   deadlineSeconds: z.int().min(10).default(600),
+  /** How long an agent must stay ready before its node counts as such and others follow. */
+  minReadySeconds: z.int().min(0).max(604_800).default(0),
 });
 export type AgentRollout = z.infer<typeof AgentRollout>;
 
@@ -33,6 +35,8 @@ export type AgentNode = {
   message: string;
   /** A pod of an earlier version that stands where it was: to be replaced, when its turn comes. */
   earlier?: { pod: { name: string; namespace: string; uid: string }; works: boolean };
+  /** Its agent is ready, though not for minReadySeconds yet. */
+  soaking?: true;
 };
 
 export type AgentsView = {
@@ -73,7 +77,7 @@ const outranks = (one: AgentPod, other: AgentPod): boolean => {
 const nodeOf = (
   pod: AgentPod,
   newest: string,
-  { deadlineSeconds }: AgentRollout,
+  { deadlineSeconds, minReadySeconds }: AgentRollout,
   { now, asked, nodeRuntimes }: AgentsSeen,
 ): AgentNode => {
   const { metadata, spec, status } = pod;
@@ -106,7 +110,14 @@ const nodeOf = (
       earlier: { pod: { name: metadata.name, namespace, uid }, works: ready },
     };
   }
-  if (ready) return is("ready", "Ready");
+  if (ready) {
+    const lasts = since(condition?.lastTransitionTime);
+    if (lasts >= minReadySeconds * 1000) return is("ready", "Ready");
+    return {
+      ...is("updating", "RollingOut", `ready for ${age(lasts)}, of ${minReadySeconds} s`),
+      soaking: true,
+    };
+  }
   // One that was ready, and is not since its node booted, begins anew.
   const waited = Math.min(
     since(metadata.creationTimestamp),
@@ -168,9 +179,10 @@ export const agentsView = (seen: AgentsSeen): AgentsView | undefined => {
     const { name, namespace = "", uid = "" } = metadata;
     return { daemonSet: { name, namespace, uid }, version, settings, reason, message, nodes, count };
   };
-  const progress = `${count.ready} of ${nodes.length} nodes have it, ${count.updating} updating, ${count.waiting} waiting${
-    count.unreachable > 0 ? `, ${count.unreachable} unreachable` : ""
-  }`;
+  const soaking = nodes.filter((node) => node.soaking).length;
+  const progress = `${count.ready} of ${nodes.length} nodes have it, ${count.updating} updating${
+    soaking > 0 ? ` (${soaking} ready for less than ${settings.minReadySeconds} s)` : ""
+  }, ${count.waiting} waiting${count.unreachable > 0 ? `, ${count.unreachable} unreachable` : ""}`;
   if (invalid !== undefined) return tell("InvalidSpec", invalid);
   if (count.failed >= settings.failureThreshold)
     return tell(

@@ -164,7 +164,7 @@ export const createController = (options: ControllerOptions): Controller => {
     }),
   });
   const decisions: Decisions = new Map();
-  const index = createNodeIndex({ ...stores, decisions, staleAfterMs });
+  const index = createNodeIndex({ ...stores, decisions, staleAfterMs, clock });
   const pace = createPace();
   const latest = {
     profiles: createLatest(stores.profiles, clock),

@@ -16,6 +16,8 @@ export type NodeFacts<T extends { revision: string } = DesiredProfile> = {
   reported?: ProfileStatus;
   /** When the agent last reported, in ms; undefined when it never did. */
   heartbeat?: number;
+  /** Since when the revision that it reports serves there, in ms, as far as this operator has seen. */
+  readySince?: number;
   /** Its pods of the profile are asked away for that revision; `over` when none is left, or the deadline has passed. */
   drain?: { revision: string; since: number; over: boolean };
   /** The agent has seen the NodeRuntime as it is now. */

@@ -2,6 +2,7 @@ import type { DesiredProfile, NodeRuntime, ProfileStatus } from "@bulkhead/lib/a
 import type { Lease } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
 import { createStore } from "@bulkhead/lib/kube/store.ts";
+import { type VirtualClock, virtualClock } from "@bulkhead/lib/std/clock.ts";
 import { beforeEach, describe, expect, test } from "vitest";
 import { createNodeIndex, type NodeIndex } from "./node-index.ts";
 import type { Decisions } from "./plan.ts";
@@ -45,6 +46,7 @@ const nodeRuntimes = createStore<NodeRuntime>();
 const leases = createStore<Lease>();
 const decisions: Decisions = new Map();
 let index: NodeIndex;
+let clock: VirtualClock;
 const namesOf = (profile: string, selector: Record<string, string> | undefined) =>
   index.nodesOf(profile, selector).map(({ name }) => name);
 
@@ -58,7 +60,8 @@ beforeEach(() => {
   nodeRuntimes.replace([]);
   leases.replace([]);
   decisions.clear();
-  index = createNodeIndex({ nodes, nodeRuntimes, leases, decisions, staleAfterMs: 180_000 });
+  clock = virtualClock();
+  index = createNodeIndex({ nodes, nodeRuntimes, leases, decisions, staleAfterMs: 180_000, clock });
 });
 
 test("A profile sees the nodes that it selects, by name, and looks anew when its selector is another", () => {
@@ -130,6 +133,26 @@ describe("An agent's report touches", () => {
     // Its status, written before, is no news.
     expect(says({ profiles: both, heartbeat: minutes(3) })).toEqual([]);
     expect(index.nodesOf("one", {})[0]?.heartbeat).toBe(240_000);
+  });
+
+  test("since when a revision serves: of the same one, without a failure, a boot or a silence between", async () => {
+    const since = (selector = {}) => index.nodesOf("one", selector)[0]?.readySince;
+    let passed = 0;
+    const after = async (seconds: number, more: Partial<ProfileStatus> = {}) => {
+      await clock.advance(seconds * 1000);
+      passed += seconds;
+      says({ profiles: [reported("one", more)], heartbeat: new Date(clock.now()).toISOString() });
+      return since();
+    };
+    expect(since()).toBe(0);
+    expect(await after(60)).toBe(0);
+    // Another selector is no new beginning.
+    expect(since({ wall: "yes" })).toBe(0);
+    const next = { revision: "ffffffffff" };
+    expect(await after(60, next)).toBe(120_000);
+    expect(await after(60, { ...next, phase: "Failed" })).toBeUndefined();
+    expect(await after(60, next)).toBe(240_000);
+    expect(await after(200, next)).toBe(passed * 1000);
   });
 
   test("what was decided stands until it is written, and a report then touches nothing", () => {

@@ -2,8 +2,9 @@ import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import type { Lease } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
 import type { Store } from "@bulkhead/lib/kube/store.ts";
+import type { Clock } from "@bulkhead/lib/std/clock.ts";
 import { heardOf } from "@bulkhead/lib/view/sign-of-life.ts";
-import { type NodeFacts, sameToPlanning } from "./facts.ts";
+import { type NodeFacts, sameToPlanning, serves } from "./facts.ts";
 import type { Decisions } from "./plan.ts";
 
 /**
@@ -44,10 +45,28 @@ export const createNodeIndex = (from: {
   leases: Pick<Store<Lease>, "get">;
   decisions: Decisions;
   staleAfterMs: number;
+  clock: Pick<Clock, "now">;
 }): NodeIndex => {
   const views = new Map<string, View>();
 
-  const look = (name: string, profile: string, selector: NodeSelector | undefined): NodeFacts | undefined => {
+  /** Since when what serves now has done so without a silence: what an operator before this one saw, nobody knows. */
+  const readySince = (
+    { reported, heartbeat = 0 }: Pick<NodeFacts, "reported" | "heartbeat">,
+    before: NodeFacts | undefined,
+  ): number | undefined => {
+    if (!serves(reported)) return undefined;
+    const lasts =
+      before?.reported?.revision === reported?.revision &&
+      heartbeat - (before?.heartbeat ?? 0) < from.staleAfterMs;
+    return (lasts ? before?.readySince : undefined) ?? from.clock.now();
+  };
+
+  const look = (
+    name: string,
+    profile: string,
+    selector: NodeSelector | undefined,
+    before: NodeFacts | undefined,
+  ): NodeFacts | undefined => {
     const node = from.nodes.get(name);
     if (!node) return undefined;
     const selected = matches(selector, node.metadata.labels ?? {});
@@ -60,20 +79,21 @@ export const createNodeIndex = (from: {
     const reported = runtime?.status?.profiles?.find((entry) => entry.name === profile);
     if (!selected && !assigned && !reported) return undefined;
     const heartbeat = heardOf(runtime, from.leases.get(name));
+    const said = { ...(reported ? { reported } : {}), ...(heartbeat === undefined ? {} : { heartbeat }) };
+    const since = readySince(said, before);
     return {
       name,
       selected,
       observed: isObserved(runtime),
       ...(assigned ? { assigned } : {}),
-      ...(reported ? { reported } : {}),
-      ...(heartbeat === undefined ? {} : { heartbeat }),
+      ...said,
+      ...(since === undefined ? {} : { readySince: since }),
     };
   };
 
   /** Looks at a node anew; what it was before, and is now. */
-  const refresh = (view: View, profile: string, node: string) => {
-    const before = view.nodes.get(node);
-    const now = look(node, profile, view.selector);
+  const refresh = (view: View, profile: string, node: string, before = view.nodes.get(node)) => {
+    const now = look(node, profile, view.selector, before);
     if (now) view.nodes.set(node, now);
     else if (before) view.nodes.delete(node);
     return [before, now] as const;
@@ -84,9 +104,11 @@ export const createNodeIndex = (from: {
       const text = JSON.stringify(selector ?? null);
       let view = views.get(profile);
       if (view?.text !== text) {
+        const former = view?.nodes;
         view = { selector, text, nodes: new Map() };
         views.set(profile, view);
-        for (const { metadata } of from.nodes.list()) refresh(view, profile, metadata.name);
+        for (const { metadata } of from.nodes.list())
+          refresh(view, profile, metadata.name, former?.get(metadata.name));
       }
       return [...view.nodes.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
     },

@@ -528,6 +528,71 @@ describe("The operator", () => {
     expect(mended.status?.failedNodes).toBeUndefined();
   });
 
+  test("waits until nodes have been ready for minReadySeconds, and gives no other a revision that fails meanwhile", async () => {
+    const names = ["node-a", "node-b"];
+    /** When each node got each handler, and when its agent has it fail. */
+    const got: Record<string, number> = {};
+    const fails = { kvm: false };
+    for (const name of names) {
+      await createNode(name);
+      let served = "";
+      startAgent(name, (entry) => {
+        const platform = entry.handler.gvisor?.platform ?? "";
+        got[`${name} ${platform}`] ??= Date.now();
+        if (platform !== "kvm" || !fails.kvm) {
+          served = platform === "kvm" ? served : entry.revision;
+          return {};
+        }
+        const attempted = {
+          attemptedRevision: entry.revision,
+          reason: "CanaryFailed",
+          message: "no /dev/kvm",
+        };
+        return { phase: "RolledBack", revision: served, ...attempted };
+      });
+    }
+    await createProfile("sandboxed", { rollout: { minReadySeconds: 2, failureThreshold: 1 } });
+    const canary = await eventually(
+      "a canary that is ready",
+      () => profile("sandboxed"),
+      (is) => conditionOf(is, "Progressing")?.message.includes("ready for less than") ?? false,
+    );
+    expect(conditionOf(canary, "Progressing")).toMatchObject({
+      reason: "Canary",
+      message: expect.stringContaining("is tried on node-a, 1 ready for less than 2 s"),
+    });
+    const ready = await eventually("Ready", () => profile("sandboxed"), hasCondition("Ready", "True"));
+    expect(got["node-b systrap"]! - got["node-a systrap"]!).toBeGreaterThanOrEqual(2_000);
+    expect(conditionOf(ready, "Progressing")).toMatchObject({
+      ...{ status: "True", reason: "RollingOut" },
+      message: expect.stringContaining("2 of 2 nodes ready, 1 ready for less than 2 s"),
+    });
+    expect(ready.status).not.toHaveProperty("currentRevision");
+    const done = await eventually(
+      "rolled out",
+      () => profile("sandboxed"),
+      hasCondition("Progressing", "False", "RolledOut"),
+    );
+    expect(done.status?.currentRevision).toBe(done.status?.updateRevision);
+
+    await client.patch(runtimeProfiles, "sandboxed", { spec: { handler: { gvisor: { platform: "kvm" } } } });
+    await eventually(
+      "the canary's next revision",
+      () => profile("sandboxed"),
+      (is) =>
+        is?.metadata.generation === is?.status?.observedGeneration &&
+        (conditionOf(is, "Progressing")?.message.includes("ready for less than") ?? false),
+    );
+    fails.kvm = true;
+    await eventually(
+      "halted",
+      () => profile("sandboxed"),
+      hasCondition("Progressing", "False", "FailureThreshold"),
+    );
+    await sleep(2_500);
+    expect(got).not.toHaveProperty("node-b kvm");
+  });
+
   test("keeps a profile's revisions, and takes every node back to the last good one when the policy says so", async () => {
     const names = ["node-a", "node-b", "node-c", "node-d"];
     for (const name of names) {

@@ -56,6 +56,8 @@ export type ProfilePlan = {
   assignments: Map<string, DesiredProfile | null>;
   /** For which revision and since when nodes are drained. */
   drains: { revision: string; nodes: Rollout["drains"] };
+  /** When it is worth planning again though nothing changes, in ms: a node has been ready for long enough. */
+  againAt?: number;
   status: RuntimeProfileStatus;
   /** The status differs from what is there. */
   statusChanged: boolean;
@@ -97,9 +99,9 @@ export const planProfile = (
   const held =
     facts.invalid !== undefined || classState.class === "foreign" || classState.class === "refused";
   const { target: wanted, rolledBack } = effectiveRevision(facts, target);
-  // Back to what every node had: it needs no canary and no pod's going, but its turn as any other change.
+  // Back to what every node had: it needs no canary, no time and no pod's going, but its turn as any other change.
   const { drain, ...rest } = profile.spec.rollout;
-  const policy = rolledBack ? { ...rest, canaryNodes: 0 } : profile.spec.rollout;
+  const policy = rolledBack ? { ...rest, canaryNodes: 0, minReadySeconds: 0 } : profile.spec.rollout;
   const proven = rolledBack ? undefined : profile.status?.currentRevision;
   const rollout = removal?.rollout ?? (held ? hold : rollOut(wanted, facts, policy, proven));
   const summary: Summary = summarize({
@@ -117,6 +119,7 @@ export const planProfile = (
   return {
     assignments: rollout.assignments,
     drains: { revision: wanted.revision, nodes: rollout.drains },
+    ...(rollout.soakedAt === undefined ? {} : { againAt: rollout.soakedAt }),
     status: summary.status,
     statusChanged: !sameJson(before, summary.status),
     states: summary.states,

@@ -166,8 +166,9 @@ export const reconcileProfile = async (
   for (const state of [classState, tenancyState]) {
     if ("message" in state) throw new RuntimeError("failed-precondition", state.message);
   }
-  // Agents that fall silent send no event.
-  return facts.nodes.length > 0 ? { requeueAfterMs: context.staleAfterMs / 3 } : undefined;
+  // Agents that fall silent send no event, nor does a node that has been ready for long enough.
+  const soakMs = plan.againAt === undefined ? Infinity : Math.max(0, plan.againAt - context.clock.now());
+  return facts.nodes.length > 0 ? { requeueAfterMs: Math.min(context.staleAfterMs / 3, soakMs) } : undefined;
 };
 
 /** The profile is gone: so is everything that was decided for it, and what somebody's cut of the finalizer left. */

@@ -28,6 +28,7 @@ type Kind =
   | "old"
   | "pending"
   | "ready"
+  | "soaking"
   | "failed"
   | "rolled-back"
   | "unselected";
@@ -59,6 +60,15 @@ const kinds: Record<Kind, Omit<NodeFacts, "name">> = {
     selected: true,
     observed: true,
     heartbeat: now,
+    readySince: now - 900_000,
+    assigned: target,
+    reported: says("Ready", target.revision),
+  },
+  soaking: {
+    selected: true,
+    observed: true,
+    heartbeat: now,
+    readySince: now - 20_000,
     assigned: target,
     reported: says("Ready", target.revision),
   },
@@ -166,6 +176,36 @@ describe("A rollout", () => {
     ],
     ["stands still while paused", ["ready", "old", "new"], { paused: true }, { stage: "paused", given: [] }],
     ["takes the profile from nodes that match no more", ["ready", "unselected"], {}, { taken: ["n001"] }],
+    [
+      "waits until its canary has been ready for minReadySeconds",
+      ["soaking", "old", "new"],
+      { minReadySeconds: 60 },
+      { stage: "canary", given: [] },
+    ],
+    [
+      "goes on when its canary has been ready for minReadySeconds",
+      ["soaking", "old", "old"],
+      { minReadySeconds: 20 },
+      { stage: "waves", given: ["n001"] },
+    ],
+    [
+      "begins no wave before the one under way has been ready for minReadySeconds",
+      ["ready", "soaking", "old", "old", "old", "old", "old", "old"],
+      { minReadySeconds: 60 },
+      { stage: "waves", given: ["n002"] },
+    ],
+    [
+      "tries another canary where one fails within minReadySeconds",
+      ["failed", "old", "old"],
+      { minReadySeconds: 60 },
+      { stage: "canary", given: ["n001"] },
+    ],
+    [
+      "is not done before the last node has been ready for minReadySeconds",
+      ["ready", "soaking"],
+      { minReadySeconds: 60 },
+      { stage: "waves", given: [] },
+    ],
     ["is done when every node is ready", ["ready", "ready"], {}, { stage: "done", given: [] }],
     ["is done on no nodes", [], {}, { stage: "done" }],
   ];
@@ -175,6 +215,24 @@ describe("A rollout", () => {
 
   test("gives a node that joins a proven revision at once, whatever failed elsewhere", () => {
     expect(roll(["failed", "failed", "new", "ready"], {}, target.revision).given).toEqual(["n002"]);
+  });
+
+  test("tells when a node has been ready for minReadySeconds, and asks it of none where every node had the revision", () => {
+    const policy = { ...spec.rollout, minReadySeconds: 60 };
+    const nodes = nodesOf("soaking", "ready");
+    const facts = { now, staleAfterMs, nodes };
+    expect(rollOut(target, facts, policy, undefined)).toMatchObject({
+      ...{ stage: "waves", updating: 0, soaking: 1, waiting: 0 },
+      soakedAt: now + 40_000,
+    });
+    expect(rollOut(target, facts, policy, target.revision)).toEqual({
+      ...{ stage: "done", assignments: new Map(), drains: new Map() },
+    });
+    // An operator that just began has not seen for how long.
+    const [, { readySince: _, ...unseen }] = nodes as [NodeFacts, NodeFacts];
+    expect(rollOut(target, { ...facts, nodes: [unseen] }, policy, undefined)).toMatchObject({
+      ...{ soaking: 1, soakedAt: now + 60_000 },
+    });
   });
 
   describe("that drains", () => {

@@ -7,8 +7,8 @@ export type Stage =
   | { stage: "done" }
   | { stage: "paused"; waiting: number }
   | { stage: "halted"; failed: string[] }
-  | { stage: "canary"; nodes: string[] }
-  | { stage: "waves"; updating: number; waiting: number };
+  | { stage: "canary"; nodes: string[]; soaking: number }
+  | { stage: "waves"; updating: number; soaking: number; waiting: number };
 
 /** What is rolled out: a profile's revision, or a version of Bulkhead's own. */
 type Revision = { revision: string };
@@ -18,6 +18,8 @@ export type Rollout<T extends Revision = DesiredProfile> = Stage & {
   assignments: Map<string, T | null>;
   /** Nodes whose pods of the profile are asked away before they get the revision, and since when. */
   drains: Map<string, number>;
+  /** When the first of the nodes that are ready has been so for minReadySeconds, in ms. */
+  soakedAt?: number;
 };
 
 /** `25%` of 10 is 2; never less than one, or nothing would ever move. */
@@ -29,7 +31,7 @@ export const maxUnavailableOf = (
 
 type Policy = Pick<
   RuntimeProfileSpec["rollout"],
-  "canaryNodes" | "maxUnavailable" | "failureThreshold" | "paused" | "drain"
+  "canaryNodes" | "maxUnavailable" | "failureThreshold" | "minReadySeconds" | "paused" | "drain"
 > & {
   /** Names of the nodes that canaries are taken from; all of them when left out. */
   canaryAmong?: ReadonlySet<string>;
@@ -38,7 +40,8 @@ type Policy = Pick<
 /**
  * Which nodes get the revision now. Canary nodes first; when they are healthy, the others, of which those where an
  * earlier revision serves only as many at a time as maxUnavailable lets (a node where nothing serves yet loses
- * nothing by trying). Too many failures stop it. Pure: the same facts give the same nodes.
+ * nothing by trying). A node is healthy once it has been so for minReadySeconds. Too many failures stop it. Pure: the
+ * same facts give the same nodes.
  */
 export const rollOut = <T extends Revision>(
   target: T,
@@ -55,8 +58,14 @@ export const rollOut = <T extends Revision>(
   const { revision } = target;
   const updated = selected.filter((node) => node.assigned?.revision === revision);
   const failed = updated.filter((node) => failedOn(node.reported, revision));
-  const healthy = updated.filter((node) => isHealthy(node, revision, facts));
-  const settled = new Set([...failed, ...healthy]);
+  const serving = updated.filter((node) => isHealthy(node, revision, facts));
+  const soaked = (node: NodeFacts<T>): number =>
+    (node.readySince ?? facts.now) + policy.minReadySeconds * 1000;
+  // Where it was on every node before, nobody waits for what it does.
+  const soaking = currentRevision === revision ? [] : serving.filter((node) => soaked(node) > facts.now);
+  const unproven = new Set(soaking);
+  const healthy = serving.filter((node) => !unproven.has(node));
+  const settled = new Set([...failed, ...serving]);
   const pending = updated.filter((node) => !settled.has(node));
   const begun = ({ drain }: NodeFacts<T>) =>
     policy.drain !== undefined && drain?.revision === revision ? drain : undefined;
@@ -80,18 +89,23 @@ export const rollOut = <T extends Revision>(
     if (drain) drains.set(node.name, drain.since);
   }
 
+  const found = {
+    assignments,
+    drains,
+    ...(soaking.length > 0 ? { soakedAt: soaking.map(soaked).reduce((a, b) => Math.min(a, b)) } : {}),
+  };
   if (others.length === 0) {
-    return pending.length === 0 && failed.length === 0
-      ? { stage: "done", assignments, drains }
-      : { stage: "waves", updating: pending.length, waiting: 0, assignments, drains };
+    return pending.length + failed.length + soaking.length === 0
+      ? { stage: "done", ...found }
+      : { stage: "waves", updating: pending.length, soaking: soaking.length, waiting: 0, ...found };
   }
-  if (policy.paused) return { stage: "paused", waiting: others.length, assignments, drains };
+  if (policy.paused) return { stage: "paused", waiting: others.length, ...found };
   if (currentRevision === revision) {
     give(others);
-    return { stage: "waves", updating: pending.length + others.length, waiting: 0, assignments, drains };
+    return { stage: "waves", updating: pending.length + others.length, soaking: 0, waiting: 0, ...found };
   }
   if (failed.length >= policy.failureThreshold) {
-    return { stage: "halted", failed: failed.map((node) => node.name), assignments, drains };
+    return { stage: "halted", failed: failed.map((node) => node.name), ...found };
   }
 
   const mayTry = ({ name }: NodeFacts<T>): boolean => policy.canaryAmong?.has(name) ?? true;
@@ -99,17 +113,18 @@ export const rollOut = <T extends Revision>(
   const missing = canaries - healthy.filter(mayTry).length;
   if (missing > 0) {
     // A canary whose agent fell silent tells nothing: another takes its place.
-    const trying = pending.filter(
+    const trying = [...soaking, ...pending].filter(
       (node) => mayTry(node) && (node.heartbeat === undefined || isFresh(node, facts)),
     );
     const chosen = give(others.filter(mayTry).slice(0, Math.max(0, missing - trying.length)));
-    return { stage: "canary", nodes: [...trying, ...chosen].map((node) => node.name), assignments, drains };
+    const nodes = [...trying, ...chosen].map((node) => node.name);
+    return { stage: "canary", nodes, soaking: soaking.length, ...found };
   }
 
   const fresh = give(others.filter((node) => !serves(node.reported)));
   const replacing = others.filter((node) => serves(node.reported));
   // Also one that serves nothing: it may have joined just now, or booted, with pods that wait for its canary.
-  const away = [...pending, ...failed].filter(
+  const away = [...pending, ...soaking, ...failed].filter(
     ({ reported }) => reported && (reported.revision !== "" || !failedOn(reported, revision)),
   ).length;
   const budget = Math.max(0, maxUnavailableOf(policy.maxUnavailable, selected.length) - away);
@@ -117,9 +132,9 @@ export const rollOut = <T extends Revision>(
   return {
     stage: "waves",
     updating: pending.length + fresh.length + next.length,
+    soaking: soaking.length,
     waiting: replacing.length - next.length,
-    assignments,
-    drains,
+    ...found,
   };
 };
 

@@ -178,18 +178,29 @@ const removing: Check = ({ removal }) =>
     ? { reason: "RemovingFromNodes", message: `waiting for the agents of ${few(removal.nodes)}` }
     : undefined;
 
-const canary: Check = ({ rollout, target }) =>
-  rollout?.stage === "canary"
-    ? { reason: "Canary", message: `revision ${target} is tried on ${few(rollout.nodes)}` }
-    : undefined;
+/** Of nodes that are ready, and must stay so before others follow. */
+const soaked = (nodes: number, { facts }: Situation): string =>
+  nodes > 0 ? `, ${nodes} ready for less than ${facts.profile.spec.rollout.minReadySeconds} s` : "";
 
-const rollingOut: Check = ({ rollout, target, verdicts }) =>
-  rollout?.stage === "waves" && rollout.updating + rollout.waiting > 0
+const canary: Check = (view) => {
+  const { rollout, target } = view;
+  return rollout?.stage === "canary"
     ? {
-        reason: "RollingOut",
-        message: `revision ${target}: ${verdicts.filter((v) => v.state === "ready").length} of ${verdicts.length} nodes ready, ${rollout.updating} updating, ${rollout.waiting} waiting`,
+        reason: "Canary",
+        message: `revision ${target} is tried on ${few(rollout.nodes)}${soaked(rollout.soaking, view)}`,
       }
     : undefined;
+};
+
+const rollingOut: Check = (view) => {
+  const { rollout, target, verdicts } = view;
+  return rollout?.stage === "waves" && rollout.updating + rollout.soaking + rollout.waiting > 0
+    ? {
+        reason: "RollingOut",
+        message: `revision ${target}: ${of(view, "ready").length} of ${verdicts.length} nodes ready${soaked(rollout.soaking, view)}, ${rollout.updating} updating, ${rollout.waiting} waiting`,
+      }
+    : undefined;
+};
 
 const paused: Check = ({ rollout, target }) =>
   rollout?.stage === "paused"

@@ -191,9 +191,13 @@ test("the operator may evict pods only where that is asked for", async () => {
 test("the agents' rollout stands with their template, as the operator reads it", async () => {
   const annotations = async (values: object) => {
     const found = (await render(values)).find(({ kind }) => kind === "DaemonSet");
-    expect(found?.spec).toMatchObject({ updateStrategy: { type: "OnDelete" } });
-    const { [labels.agentRollout]: settings = "", ...rest } = found?.metadata.annotations ?? {};
-    return { settings: AgentRollout.strict().parse(JSON.parse(settings)), rest };
+    const { [labels.agentRollout]: text = "", ...rest } = found?.metadata.annotations ?? {};
+    const settings = AgentRollout.strict().parse(JSON.parse(text));
+    expect(found?.spec).toMatchObject({
+      updateStrategy: { type: "OnDelete" },
+      minReadySeconds: settings.minReadySeconds,
+    });
+    return { settings, rest };
   };
   expect(await annotations({})).toEqual({ settings: AgentRollout.parse({}), rest: {} });
   const { paused: _, ...settings } = all.agent.rollout;
@@ -305,6 +309,7 @@ describe("values.schema.json refuses, naming the key,", () => {
       /agent.rollout.maxUnavailable/,
     ],
     ["a rollout without a deadline", { agent: { rollout: { deadlineSeconds: 0 } } }, /deadlineSeconds/],
+    ["a rollout that never goes on", { agent: { rollout: { minReadySeconds: 1e6 } } }, /minReadySeconds/],
     [
       "a toleration of no effect that exists",
       { agent: { tolerations: [{ effect: "Never" }] } },

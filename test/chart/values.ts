@@ -74,6 +74,7 @@ export const all = {
       maxUnavailable: 3,
       failureThreshold: 2,
       deadlineSeconds: 300,
+      minReadySeconds: 30,
       paused: true,
     },
     reporter: { resources: { requests: { cpu: "11m", memory: "65Mi" }, limits: { memory: "257Mi" } } },

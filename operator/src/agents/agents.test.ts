@@ -33,6 +33,7 @@ const pods = {
   "a-ends": { hash: "a", made: 600, status: is(true), ends: 1 },
   "a-stays": { hash: "a", made: 600, status: is(true), ends: 11 },
   b: { hash: "b", made: 3, status: is(true) },
+  "b-soaks": { hash: "b", made: 600, status: is(true, true, 2) },
   "b-new": { hash: "b", made: 1, status: is(false) },
   "b-late": { hash: "b", made: 11, status: is(false) },
   /** Its node booted a minute ago. */
@@ -163,6 +164,27 @@ describe("A version of Bulkhead's own", () => {
     ],
     ["goes on where an agent ended by itself", ["b", "b", "b-new", "a"], {}, "RollingOut", []],
     ["counts a node that booted as under way", ["b", "b-again", "a"], {}, "RollingOut", []],
+    [
+      "waits until its canary has been ready for minReadySeconds",
+      ["b-soaks", "a", "a"],
+      { rollout: { minReadySeconds: 300 } },
+      "RollingOut",
+      [],
+    ],
+    [
+      "goes on when its canary has been ready for minReadySeconds",
+      ["b-soaks", "a", "a"],
+      { rollout: { minReadySeconds: 120 } },
+      "RollingOut",
+      [1],
+    ],
+    [
+      "is not rolled out before the last node has been ready for minReadySeconds",
+      ["b", "b-soaks"],
+      { rollout: { minReadySeconds: 121 } },
+      "RollingOut",
+      [],
+    ],
     ["is held by a pause", ["b", "a"], { paused: true }, "Paused", []],
     ["is rolled out, paused or not, when every node has it", ["b", "b"], { paused: true }, "RolledOut", []],
     ["leaves a node that is gone for a while, and goes on", ["b", "a-lost", "a"], {}, "RollingOut", [2]],
@@ -217,6 +239,11 @@ describe("A version of Bulkhead's own", () => {
   test.each(table)("%s", (_title, nodes, setting, reason, replaced) => {
     const found = look(nodes, setting);
     expect({ reason: found.view?.reason, replaced: found.replaced }).toEqual({ reason, replaced });
+  });
+
+  test("tells of a node that is ready, though not for long enough", () => {
+    const { view } = look(["b-soaks", "a"], { rollout: { minReadySeconds: 300 } });
+    expect(view?.message).toBe("0 of 2 nodes have it, 1 updating (1 ready for less than 300 s), 1 waiting");
   });
 
   test("is nothing to speak of before the DaemonSet's controller has looked at it", () => {

@@ -71,6 +71,8 @@ export const planAgents = (
     { ...around, nodes: nodes.map((node) => factsOf(node, around)) },
     {
       ...settings,
+      // A node is called ready once it has been so for minReadySeconds.
+      minReadySeconds: 0,
       paused: view.reason === "Paused",
       // A node that has no agent just now may be the canary.
       canaryAmong: new Set([...(telling.length > 0 ? telling : mayTry), ""]),
