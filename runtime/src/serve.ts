@@ -245,7 +245,7 @@ export const serve = async (
     noUserNamespaces,
     config: { verbose: () => config },
   };
-  await recover(runtime);
+  await recover(runtime, stop);
 
   const services = fronted(criServices(runtime), runtime, config, stack);
   let ready = true;

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -182,4 +182,67 @@ test("a handler file takes effect at once, and a bad one keeps the last good ver
   expect((await daemon.crictl("pods", "-q", "--state", "Ready")).trim()).toBe(pod);
   await rm(file);
   await clean();
+});
+
+/** A handler whose program is a script of the test's own, which ends by becoming runc. */
+const scripted = async (name: string, script: string): Promise<string> => {
+  const program = join(scratch, name);
+  await writeFile(program, `#!/bin/sh\n${script}\nexec ${tool("runc")} "$@"\n`, { mode: 0o755 });
+  await writeFile(join(daemon.handlersDir, `${name}.yaml`), `name: ${name}\nkind: oci\nbinary: ${program}\n`);
+  await expect.poll(() => daemon.crictl("info")).toContain(program);
+  return program;
+};
+
+test("pods whose handler cannot be set up at a start run on, and are taken up with their exit codes when it can", async () => {
+  const program = await scripted("late", ":");
+  const { pod, container } = await running(
+    "trap 'echo bye; exit 7' TERM; while :; do sleep 0.1; done",
+    "late",
+  );
+  const { info } = JSON.parse(await daemon.crictl("inspect", "-o", "json", container)) as {
+    info: { pid: number };
+  };
+  await daemon.end("SIGKILL");
+  await rename(program, `${program}.away`);
+  await daemon.start();
+  expect((await daemon.crictl("pods", "-q", "--no-trunc", "--state", "Ready")).trim()).toBe(pod);
+  expect((await statusOf(container)).state).toBe("CONTAINER_RUNNING");
+  expect((await daemon.tryCrictl("exec", "-s", container, "true")).stderr).toContain(
+    "could not be set up again",
+  );
+  process.kill(info.pid, "SIGTERM");
+  await rename(`${program}.away`, program);
+  await expect.poll(async () => (await statusOf(container)).exitCode, { timeout: 15_000 }).toBe(7);
+  expect((await daemon.crictl("logs", container)).trim()).toBe("bye");
+  await clean();
+  // The handler is there again for new pods without anybody's doing.
+  await expect.poll(() => daemon.crictl("info"), { timeout: 15_000 }).not.toContain("ENOENT");
+  serial++;
+  await running("sleep 60", "late");
+  await clean();
+  await rm(join(daemon.handlersDir, "late.yaml"));
+});
+
+test("a creation that could not be rolled back says what failed first, and the next try clears it away", async () => {
+  const broken = join(scratch, "broken");
+  const fails = `if [ -e ${broken} ]; then
+  for each; do [ "$before" = --root ] && root=$each; before=$each; done
+  case " $* " in
+    *" create "*) mkdir -p "$root/$each"; echo broken by order >&2; exit 1 ;;
+    *" delete "*) exit 1 ;;
+  esac
+fi`;
+  await scripted("stuck", fails);
+  const podConfig = await podFile();
+  const pod = (await daemon.crictl("runp", "-r", "stuck", podConfig)).trim();
+  const file = await containerFile("exit 0");
+  await writeFile(broken, "");
+  expect((await daemon.tryCrictl("create", pod, file, podConfig)).stderr).toContain("broken by order");
+  // It cannot be taken away now either.
+  expect((await daemon.tryCrictl("create", pod, file, podConfig)).code).not.toBe(0);
+  await rm(broken);
+  await daemon.crictl("start", (await daemon.crictl("create", pod, file, podConfig)).trim());
+  await clean();
+  expect(await remains(daemon)).toEqual([]);
+  await rm(join(daemon.handlersDir, "stuck.yaml"));
 });

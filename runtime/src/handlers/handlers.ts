@@ -25,6 +25,8 @@ export type HandlersOptions = {
 
 /** Editors and agents write a file in several steps. */
 const settleMs = 50;
+/** What cannot be set up now may be later: its program is on a disk that is not there yet, the node has no descriptors. */
+const retryMs = 10_000;
 
 /**
  * The handlers that pods can be started with, loaded hot. A bad file keeps the last good version in force and is
@@ -42,6 +44,7 @@ export class Handlers implements Disposable {
   #watcher: FSWatcher | undefined;
   #reloading: Promise<void> = Promise.resolve();
   #timer: NodeJS.Timeout | undefined;
+  #retry: NodeJS.Timeout | undefined;
 
   constructor(options: HandlersOptions) {
     this.#options = options;
@@ -61,6 +64,7 @@ export class Handlers implements Disposable {
 
   [Symbol.dispose](): void {
     clearTimeout(this.#timer);
+    clearTimeout(this.#retry);
     this.#watcher?.close();
   }
 
@@ -105,6 +109,8 @@ export class Handlers implements Disposable {
     this.#byName = byName;
     this.#problems.clear();
     for (const [file, problem] of problems) this.#problems.set(file, problem);
+    clearTimeout(this.#retry);
+    if (problems.size > 0) this.#retry = setTimeout(() => void this.reload(), retryMs).unref();
   }
 
   /** The handler for exactly this configuration; made on first use. */

@@ -109,6 +109,11 @@ export class IndexById<T extends Kept> {
     return value;
   }
 
+  /** Who has this name now. */
+  named(name: string): T | undefined {
+    return this.#byId.get(this.#names.get(name) ?? "");
+  }
+
   list(): T[] {
     return [...this.#byId.values()];
   }

@@ -18,6 +18,7 @@ import { relabel as relabelTree } from "../../container/relabel.ts";
 import { makeInRoot, resolveInRoot } from "../../container/rootfs.ts";
 import { readSeccomp } from "../../container/seccomp-file.ts";
 import { created, newContainer } from "../../container/state.ts";
+import { containerName } from "../../container/store.ts";
 import type { Handler, HandlerState } from "../../handler/handler.ts";
 import type { Image } from "../../image/images.ts";
 import { timed } from "../../metrics.ts";
@@ -104,6 +105,7 @@ export const createIn = async (
   const apparmor = await apparmorOf(config, pod, runtime);
   const pid = pidOf(runtime, config, pod);
   const labels = labelsOf(runtime, config, pod);
+  await clearName(runtime, podId, config);
   const id = randomBytes(32).toString("hex");
   const saved =
     restored && handler.restores
@@ -130,6 +132,15 @@ export const createIn = async (
   }
   notify(runtime, "created", id, podId);
   return id;
+};
+
+/**
+ * What an earlier try left that could not be rolled back then keeps the name: whoever tries again, as a kubelet does
+ * until it works, takes it away first. Nobody else makes one of this name: callers share one creation.
+ */
+const clearName = async (runtime: Runtime, podId: string, config: ContainerConfig): Promise<void> => {
+  const left = runtime.containers.named(containerName({ podId, config }));
+  if (left?.state === "creating") await discardContainer(runtime, left.id);
 };
 
 const checkPrivileges = (config: ContainerConfig, pod: Pod): void => {
