@@ -33,5 +33,13 @@ export class RuntimeError extends Error {
 export const hasCode = (error: unknown, code: ErrorCode): error is RuntimeError =>
   error instanceof RuntimeError && error.code === code;
 
+/** What failed first, where taking back what had been made (`await using`) failed too. */
+export const firstFailure = (error: unknown): unknown =>
+  error instanceof SuppressedError ? firstFailure(error.suppressed) : error;
+
 /** The message of anything that was thrown. */
-export const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+export const messageOf = (error: unknown): string => {
+  if (error instanceof SuppressedError)
+    return `${messageOf(error.suppressed)}; taking it back failed too: ${messageOf(error.error)}`;
+  return error instanceof Error ? error.message : String(error);
+};

@@ -1,4 +1,4 @@
-import { type ErrorCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { type ErrorCode, firstFailure, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { status } from "@grpc/grpc-js";
 
 const grpcCode = {
@@ -18,10 +18,11 @@ const grpcCode = {
 
 /** Any error as a gRPC status: the only place of the runtime where the two meet. */
 export const toStatus = (error: unknown): { code: status; details: string } => {
-  if (error instanceof RuntimeError) return { code: grpcCode[error.code], details: messageOf(error) };
-  if (error instanceof DOMException && error.name === "AbortError")
+  const first = firstFailure(error);
+  if (first instanceof RuntimeError) return { code: grpcCode[first.code], details: messageOf(error) };
+  if (first instanceof DOMException && first.name === "AbortError")
     return { code: status.CANCELLED, details: "The call was cancelled" };
-  if (error instanceof DOMException && error.name === "TimeoutError")
+  if (first instanceof DOMException && first.name === "TimeoutError")
     return { code: status.DEADLINE_EXCEEDED, details: "The call took too long" };
   return { code: status.UNKNOWN, details: messageOf(error) };
 };

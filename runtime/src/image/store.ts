@@ -1,6 +1,6 @@
 import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { firstFailure, hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { span } from "@bulkhead/lib/tracing/span.ts";
 import type { Logger } from "pino";
 import type { LayerUsage, Snapshotter } from "../snapshot/snapshotter.ts";
@@ -514,10 +514,11 @@ class Store implements ImageStore {
 }
 
 /** True when an error says that a disk is full. */
-const isFull = (error: unknown): boolean =>
-  (error as NodeJS.ErrnoException | undefined)?.code === "ENOSPC" ||
-  (error as NodeJS.ErrnoException | undefined)?.code === "EDQUOT" ||
-  hasCode(error, "resource-exhausted");
+const isFull = (error: unknown): boolean => {
+  const first = firstFailure(error);
+  const { code } = (first ?? {}) as NodeJS.ErrnoException;
+  return code === "ENOSPC" || code === "EDQUOT" || hasCode(first, "resource-exhausted");
+};
 
 /** Any failure of a pull as an error that names the image. The kubelet knows two kinds by their first word. */
 const pullError = (ref: string, error: unknown, signal: AbortSignal): RuntimeError => {
@@ -530,19 +531,17 @@ const pullError = (ref: string, error: unknown, signal: AbortSignal): RuntimeErr
       { cause: error },
     );
   }
-  if (error instanceof SignatureError) {
-    return new RuntimeError("unknown", `SignatureValidationFailed: ${what}: ${error.message}`, {
-      cause: error,
-    });
-  }
-  if (error instanceof RegistryUnavailable) {
-    return new RuntimeError("unknown", `RegistryUnavailable: ${what}: ${error.message}`, { cause: error });
-  }
+  const first = firstFailure(error);
+  const why = messageOf(error);
+  if (first instanceof SignatureError)
+    return new RuntimeError("unknown", `SignatureValidationFailed: ${what}: ${why}`, { cause: error });
+  if (first instanceof RegistryUnavailable)
+    return new RuntimeError("unknown", `RegistryUnavailable: ${what}: ${why}`, { cause: error });
   if (isFull(error)) {
-    const why = /no space left|ENOSPC|EDQUOT/i.test(messageOf(error)) ? "" : "no space left on device: ";
-    return new RuntimeError("resource-exhausted", `${what}: ${why}${messageOf(error)}`, { cause: error });
+    const full = /no space left|ENOSPC|EDQUOT/i.test(why) ? "" : "no space left on device: ";
+    return new RuntimeError("resource-exhausted", `${what}: ${full}${why}`, { cause: error });
   }
-  if (error instanceof RuntimeError)
-    return new RuntimeError(error.code, `${what}: ${error.message}`, { cause: error });
-  return new RuntimeError("unknown", `${what}: ${messageOf(error)}`, { cause: error });
+  return new RuntimeError(first instanceof RuntimeError ? first.code : "unknown", `${what}: ${why}`, {
+    cause: error,
+  });
 };
