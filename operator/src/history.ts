@@ -83,6 +83,20 @@ export const planHistory = (
   ];
 };
 
+const recorded = ({ profile, revisions }: ProfileFacts, hash: string): DesiredProfile | undefined => {
+  const { name } = profile.metadata;
+  const found = revisions.find(({ metadata }) => metadata.name === nameOf(name, hash));
+  if (!found || !isOwn(profile.metadata, found)) return undefined;
+  const { restartedAt: _, ...data } = found.data;
+  return { ...data, name, revision: hash };
+};
+
+/** The last revision that was on every node, as far as there was one and it is kept. */
+export const lastGood = (facts: ProfileFacts): DesiredProfile | undefined => {
+  const hash = facts.profile.status?.currentRevision;
+  return hash === undefined ? undefined : recorded(facts, hash);
+};
+
 type RolledBack = NonNullable<RuntimeProfileStatus["rolledBack"]>;
 
 /**
@@ -93,22 +107,16 @@ export const effectiveRevision = (
   facts: ProfileFacts,
   target: DesiredProfile,
 ): { target: DesiredProfile; rolledBack?: RolledBack } => {
-  const { profile, revisions } = facts;
-  const { name, generation = 0 } = profile.metadata;
-  const { rolledBack: before, currentRevision } = profile.status ?? {};
-  const recorded = (hash: string): DesiredProfile | undefined => {
-    const found = revisions.find(({ metadata }) => metadata.name === nameOf(name, hash));
-    if (!found || !isOwn(profile.metadata, found)) return undefined;
-    const { restartedAt: _, ...data } = found.data;
-    return { ...data, name, revision: hash };
-  };
+  const { profile } = facts;
+  const { generation = 0 } = profile.metadata;
+  const before = profile.status?.rolledBack;
   if (before?.revision === target.revision && before.generation === generation) {
-    const good = recorded(before.to);
+    const good = recorded(facts, before.to);
     if (good) return { target: good, rolledBack: before };
   }
   const { onFailure, paused } = profile.spec.rollout;
   const failed = tooManyFailed(facts, target.revision);
-  const good = currentRevision === undefined ? undefined : recorded(currentRevision);
+  const good = lastGood(facts);
   if (onFailure !== "Rollback" || paused || !failed || !good || good.revision === target.revision) {
     return { target };
   }

@@ -1,5 +1,6 @@
 import type { ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import { type RuntimeProfile, RuntimeProfileSpec } from "@bulkhead/lib/api/runtime-profile.ts";
+import type { ControllerRevision } from "@bulkhead/lib/kube/resources.ts";
 import { describe, expect, test } from "vitest";
 import type { NodeFacts, ProfileFacts } from "./facts.ts";
 import { type NodeRuntimeFacts, planClass, planNode, planProfile } from "./plan.ts";
@@ -57,6 +58,49 @@ const plan = (more: Partial<ProfileFacts> = {}, classState: ClassState = ours) =
   planProfile(facts(more), target, classState, { tenancy: "none" });
 const conditions = (is: ReturnType<typeof plan>): Record<string, string> =>
   Object.fromEntries((is.status.conditions ?? []).map((c) => [c.type, `${c.status} ${c.reason}`]));
+
+describe("A node that joins while another revision", () => {
+  const was = desiredProfile(profile({}, { probe: { interval: "1m" } }));
+  const { name: _, revision, ...data } = was;
+  const revisions: ControllerRevision[] = [
+    {
+      metadata: {
+        name: `p-${revision}`,
+        ownerReferences: [{ apiVersion: "", kind: "", name: "p", uid: "u" }],
+      },
+      revision: 1,
+      data,
+    },
+  ];
+  const serving = (name: string) => node(name, { assigned: was, reported: reported({ revision }) });
+  const joins: NodeFacts = { name: "z", selected: true, observed: true, heartbeat: now };
+  const trying = node("a", { reported: reported({ revision, phase: "Installing" }) });
+  const failed = node("a", {
+    reported: reported({ revision, phase: "RolledBack", attemptedRevision: target.revision }),
+  });
+  const given = (nodes: NodeFacts[], rollout: object = {}, current: string | undefined = revision) =>
+    plan({
+      profile: {
+        ...profile({ uid: "u" }, { rollout }),
+        status: current === undefined ? {} : { currentRevision: current },
+      },
+      revisions,
+      nodes: [...nodes, joins],
+    }).assignments.get("z");
+  const table: [title: string, nodes: NodeFacts[], rollout: object][] = [
+    ["is tried", [trying, serving("b")], {}],
+    ["was stopped by its failures", [failed, serving("b")], { failureThreshold: 1 }],
+    ["is paused", [serving("a")], { paused: true }],
+  ];
+  test.each(table)("%s gets the last good one", (_title, nodes, rollout) => {
+    expect(given(nodes, rollout)).toEqual(was);
+    // One whose first revision never was everywhere has none.
+    expect(given(nodes, rollout, "")).toBeUndefined();
+  });
+  test("goes over the nodes in waves gets that at once", () => {
+    expect(given([node("a"), serving("b")])).toEqual(target);
+  });
+});
 
 describe("The RuntimeClass is", () => {
   const desired = desiredRuntimeClass(profile(), undefined);

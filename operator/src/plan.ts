@@ -6,7 +6,7 @@ import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
 import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 import type { Drain } from "./drain.ts";
 import { isFresh, type ProfileFacts, serves } from "./facts.ts";
-import { effectiveRevision } from "./history.ts";
+import { effectiveRevision, lastGood } from "./history.ts";
 import { declaredMemory } from "./overhead.ts";
 import { type Rollout, rollOut } from "./rollout.ts";
 import { desiredRuntimeClass, drift, ownerOf } from "./runtime-class.ts";
@@ -85,6 +85,16 @@ const planRemoval = (facts: ProfileFacts): { removal: Removal; rollout: Rollout 
   };
 };
 
+/** A node that joins while others are tried, wait or failed, gets what served everywhere before, until its turn comes. */
+const meanwhile = (rollout: Rollout, facts: ProfileFacts): Rollout => {
+  const good = lastGood(facts);
+  if (good === undefined || rollout.stage === "waves" || rollout.stage === "done") return rollout;
+  const assignments = new Map(rollout.assignments);
+  for (const { name, selected, assigned } of facts.nodes)
+    if (selected && assigned === undefined && !assignments.has(name)) assignments.set(name, good);
+  return { ...rollout, assignments };
+};
+
 /** Everything that follows from the facts once the RuntimeClass is dealt with. */
 export const planProfile = (
   facts: ProfileFacts,
@@ -101,9 +111,10 @@ export const planProfile = (
   const { target: wanted, rolledBack } = effectiveRevision(facts, target);
   // Back to what every node had: it needs no canary, no time and no pod's going, but its turn as any other change.
   const { drain, ...rest } = profile.spec.rollout;
-  const policy = rolledBack ? { ...rest, canaryNodes: 0, minReadySeconds: 0 } : profile.spec.rollout;
-  const proven = rolledBack ? undefined : profile.status?.currentRevision;
-  const rollout = removal?.rollout ?? (held ? hold : rollOut(wanted, facts, policy, proven));
+  const policy = rolledBack ? rest : profile.spec.rollout;
+  const proven = profile.status?.currentRevision;
+  const rollout =
+    removal?.rollout ?? (held ? hold : meanwhile(rollOut(wanted, facts, policy, proven), facts));
   const summary: Summary = summarize({
     facts,
     target: wanted.revision,

@@ -216,6 +216,23 @@ describe("A rollout", () => {
   test("gives a node that joins a proven revision at once, whatever failed elsewhere", () => {
     expect(roll(["failed", "failed", "new", "ready"], {}, target.revision).given).toEqual(["n002"]);
   });
+  test("gives a node that joins a proven revision while it is paused", () => {
+    expect(roll(["ready", "old", "new"], { paused: true }, target.revision)).toMatchObject({
+      stage: "paused",
+      given: ["n002"],
+    });
+  });
+  test("goes back to a proven revision without canaries, and takes no more than maxUnavailable from service", () => {
+    const undone: Kind[] = ["old", "old", "old", "old", "old", "new"];
+    expect(roll(undone, { maxUnavailable: 2 }, target.revision)).toMatchObject({
+      stage: "waves",
+      given: ["n005", "n000", "n001"],
+    });
+    expect(roll(["failed", "rolled-back", ...undone], {}, target.revision)).toMatchObject({
+      stage: "halted",
+      given: ["n007"],
+    });
+  });
 
   test("tells when a node has been ready for minReadySeconds, and asks it of none where every node had the revision", () => {
     const policy = { ...spec.rollout, minReadySeconds: 60 };
@@ -262,6 +279,10 @@ describe("A rollout", () => {
         drains: [["n001", now - 1000]],
       });
     });
+    test("needs none where the revision serves already, as after one that was undone", () => {
+      const kept = { ...rest[0]!, reported: says("RolledBack", target.revision, old.revision) };
+      expect(rolled([canary!, kept])).toEqual({ given: ["n001"], drains: [] });
+    });
     test("needs none where nothing serves, and ends with the pause, the halt and another revision", () => {
       expect(rolled([canary!, ...nodesOf("ready", "new").slice(1)])).toEqual({ given: ["n001"], drains: [] });
       const draining = [canary!, { ...rest[0]!, drain: begun(false) }];
@@ -280,10 +301,15 @@ describe("A rollout", () => {
         fc.array(fc.constantFrom<Kind>("new", "old"), { minLength: 1, maxLength: 40 }),
         fc.integer({ min: 1, max: 5 }),
         fc.integer({ min: 0, max: 3 }),
-        (list, maxUnavailable, canaryNodes) => {
+        fc.boolean(),
+        (list, maxUnavailable, canaryNodes, proven) => {
           const fleet = [...list];
           for (let round = 0; round <= list.length + 1; round++) {
-            const { stage, given } = roll(fleet, { maxUnavailable, canaryNodes });
+            const { stage, given } = roll(
+              fleet,
+              { maxUnavailable, canaryNodes },
+              proven ? target.revision : undefined,
+            );
             if (stage === "done") break;
             const chosen = given.map((name) => Number(name.slice(1)));
             const lost = chosen.filter((at) => fleet[at] === "old").length;

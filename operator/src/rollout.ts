@@ -47,7 +47,10 @@ export const rollOut = <T extends Revision>(
   target: T,
   facts: Pick<ProfileFacts, "now" | "staleAfterMs"> & { nodes: NodeFacts<T>[] },
   policy: Policy,
-  /** The revision that was on every node before, from status: nodes that join get it without ceremony. */
+  /**
+   * The revision that was on every node before, from status: nodes that join get it without ceremony, and those that went
+   * on to another one come back to it without canaries.
+   */
   currentRevision: string | undefined,
 ): Rollout<T> => {
   const assignments: Rollout<T>["assignments"] = new Map();
@@ -77,7 +80,8 @@ export const rollOut = <T extends Revision>(
   const give = (nodes: NodeFacts<T>[]) => {
     for (const node of nodes) {
       const drain = begun(node);
-      const full = policy.drain !== undefined && serves(node.reported);
+      const full =
+        policy.drain !== undefined && serves(node.reported) && node.reported?.revision !== revision;
       if (full) drains.set(node.name, drain?.since ?? facts.now);
       if (!full || drain?.over) assignments.set(node.name, target);
     }
@@ -99,17 +103,28 @@ export const rollOut = <T extends Revision>(
       ? { stage: "done", ...found }
       : { stage: "waves", updating: pending.length, soaking: soaking.length, waiting: 0, ...found };
   }
-  if (policy.paused) return { stage: "paused", waiting: others.length, ...found };
-  if (currentRevision === revision) {
-    give(others);
-    return { stage: "waves", updating: pending.length + others.length, soaking: 0, waiting: 0, ...found };
+  const replacing = others.filter((node) => serves(node.reported));
+  const idle = others.filter((node) => !serves(node.reported));
+  const proven = currentRevision === revision;
+  // What every node had needs no turn where nothing serves: neither a pause nor what fails elsewhere holds it up.
+  const joined = proven ? give(idle) : [];
+  const waiting = others.length - joined.length;
+  if (waiting === 0) {
+    return {
+      stage: "waves",
+      updating: pending.length + joined.length,
+      soaking: soaking.length,
+      waiting,
+      ...found,
+    };
   }
+  if (policy.paused) return { stage: "paused", waiting, ...found };
   if (failed.length >= policy.failureThreshold) {
     return { stage: "halted", failed: failed.map((node) => node.name), ...found };
   }
 
   const mayTry = ({ name }: NodeFacts<T>): boolean => policy.canaryAmong?.has(name) ?? true;
-  const canaries = Math.min(policy.canaryNodes, selected.filter(mayTry).length);
+  const canaries = proven ? 0 : Math.min(policy.canaryNodes, selected.filter(mayTry).length);
   const missing = canaries - healthy.filter(mayTry).length;
   if (missing > 0) {
     // A canary whose agent fell silent tells nothing: another takes its place.
@@ -121,8 +136,7 @@ export const rollOut = <T extends Revision>(
     return { stage: "canary", nodes, soaking: soaking.length, ...found };
   }
 
-  const fresh = give(others.filter((node) => !serves(node.reported)));
-  const replacing = others.filter((node) => serves(node.reported));
+  const fresh = proven ? joined : give(idle);
   // Also one that serves nothing: it may have joined just now, or booted, with pods that wait for its canary.
   const away = [...pending, ...soaking, ...failed].filter(
     ({ reported }) => reported && (reported.revision !== "" || !failedOn(reported, revision)),
