@@ -1,7 +1,7 @@
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
-import { chmod, mkdir, readFile, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
@@ -399,5 +399,37 @@ describe("A full disk", () => {
     expect(existsSync(join(disk, "images", "blobs", "sha256"))).toBe(true);
     await push(target(name), "2", [gzipLayer(text("small", "s"))]);
     expect((await images.pull({ ref: `${use.registry.host}/${name}:2` }, never)).layers).toHaveLength(1);
+  });
+
+  test("to its last byte takes the removal of an image, which makes room, also over a restart", async () => {
+    const names = ["case/full-used", "case/full-other"];
+    for (const name of names) await push(target(name), "1", [gzipLayer(text("noise", randomBytes(1 << 20)))]);
+    const disk = join(use.root, "disk");
+    await mkdir(disk);
+    execFileSync("mount", ["-t", "tmpfs", "-o", `size=${megabytes}m`, "bh-img-full", disk]);
+    await using undo = new AsyncDisposableStack();
+    undo.defer(() => void execFileSync("umount", ["-l", disk]));
+    const snapshotter = undo.use(await overlay(join(disk, "layers"), createLinux()));
+    const log = { debug: () => {}, info: () => {}, warn: () => {} };
+    const inUse = new Set<string>();
+    const options = { root: join(disk, "images"), snapshotter, mirrors: {}, log, inUse: () => inUse };
+    const images = await openImages(options);
+    const [used, other] = await Promise.all(
+      names.map((name) => images.pull({ ref: `${use.registry.host}/${name}:1` }, never)),
+    );
+    const fill = (): void => void spawnSync("dd", ["if=/dev/zero", `of=${join(disk, "filler")}`, "bs=4k"]);
+    inUse.add(used!.id);
+    fill();
+    await images.remove(used!.id, never);
+    expect(images.list().map(({ id }) => id)).toEqual([other!.id]);
+    expect(snapshotter.has(used!.layers[0]!)).toBe(true);
+    await images.remove(other!.repoTags[0]!, never);
+    expect(images.list()).toEqual([]);
+    expect(snapshotter.has(other!.layers[0]!)).toBe(false);
+    await images[Symbol.asyncDispose]();
+    await writeFile(join(disk, "images", "refs.json.half.tmp"), "");
+    const again = undo.use(await openImages(options));
+    expect(again.get(other!.repoTags[0]!)).toBeUndefined();
+    expect(await readdir(join(disk, "images"))).not.toContain("refs.json.half.tmp");
   });
 });

@@ -149,6 +149,9 @@ class Store implements ImageStore {
       }
     }
     await this.#loadRefs();
+    // Of a write of the names that a kill ended.
+    for (const name of await readdir(this.#path("")))
+      if (name.endsWith(".tmp")) await rm(this.#path(name), { force: true });
     const wanted = new Set([...this.#records.values()].flatMap((record) => record.blobs));
     for (const algorithm of ["sha256", "sha512"]) {
       for (const hex of await readdir(this.#path("blobs", algorithm))) {
@@ -374,10 +377,25 @@ class Store implements ImageStore {
     await this.#changes.run(async () => {
       const record = this.#find(ref);
       if (record === undefined) return;
-      await this.#putRefs(new Map([...this.#refs].filter(([, id]) => id !== record.id)));
-      await this.#put({ ...record, state: "removed" });
+      const refs = new Map([...this.#refs].filter(([, id]) => id !== record.id));
+      const removed = { ...record, state: "removed" as const };
+      const write = async (): Promise<void> => {
+        await this.#putRefs(refs);
+        if (this.#records.has(record.id)) await this.#put(removed);
+      };
+      let isWritten = true;
+      await write().catch((error: unknown) => {
+        if (!isFull(error)) throw error;
+        // What makes room must not wait for room. The record's file goes with its layers, and a name of an image
+        // without a record is none after a restart either.
+        isWritten = false;
+        this.#refs = refs;
+        this.#records.set(record.id, removed);
+      });
       this.#kept.delete(record.id);
       await this.#sweep();
+      // Of an image that containers stand on nothing went yet: after a restart it may be listed once more.
+      if (!isWritten) await write().catch(() => {});
       this.#options.log.info({ image: record.id, ref }, "image removed");
     }, signal);
   }
