@@ -246,3 +246,33 @@ fi`;
   expect(await remains(daemon)).toEqual([]);
   await rm(join(daemon.handlersDir, "stuck.yaml"));
 });
+
+test("records that cannot be read, as after a downgrade, cost nothing of what they are of", async () => {
+  const { pod, container } = await running("while :; do echo tick; sleep 0.1; done");
+  await daemon.end("SIGKILL");
+  const files = [`pods/${pod}.json`, `containers/${container}.json`].map((name) =>
+    join(daemon.state, "records", name),
+  );
+  const before = await Promise.all(files.map((file) => readFile(file, "utf8")));
+  const rewrite = (text: (n: number) => string) =>
+    Promise.all(files.map((file, n) => writeFile(file, text(n))));
+  for (const odd of [
+    (n: number): string => before[n]!.replace('"version":1', '"version":2'),
+    (n: number): string => (n === 0 ? "" : before[n]!),
+  ]) {
+    await rewrite(odd);
+    await daemon.start();
+    expect((await daemon.crictl("pods", "-q")).trim()).toBe("");
+    await daemon.end("SIGKILL");
+  }
+  await rewrite((n) => before[n]!);
+  await daemon.start();
+  expect((await daemon.crictl("pods", "-q", "--no-trunc", "--state", "Ready")).trim()).toBe(pod);
+  // Its root file system, network and monitor are there.
+  expect((await daemon.crictl("exec", "-s", container, "cat", "/etc/hostname")).trim()).not.toBe("");
+  const ticks = async () => (await daemon.crictl("logs", container)).split("\n").length;
+  const now = await ticks();
+  await expect.poll(ticks).toBeGreaterThan(now);
+  await clean();
+  expect(await remains(daemon)).toEqual([]);
+});

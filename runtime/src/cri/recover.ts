@@ -27,14 +27,15 @@ export const recover = async (runtime: Runtime, stop: AbortSignal): Promise<void
   const from = performance.now();
   const all = pods.list().map(({ id }) => id);
   const waiting = await recoverPods(runtime, all, stop);
+  const recordedPods = pods.recorded();
   const halfMade = containers
     .list()
-    .filter(({ state, podId }) => state === "creating" || pods.get(podId) === undefined)
+    .filter(({ state, podId }) => state === "creating" || !recordedPods.has(podId))
     .map(({ id }) => id);
   const stuck = await discardAll(runtime, halfMade);
   await removeStrays(runtime);
   await runtime.disks
-    .sweep(new Set([...pods.list(), ...containers.list()].map(({ id }) => id)))
+    .sweep(pods.recorded().union(containers.recorded()))
     .catch((err) => log.warn({ err }, "disks of containers that are gone could not be removed"));
   log.info(
     {
@@ -155,13 +156,14 @@ const recoverPod = async (runtime: Runtime, id: string): Promise<"recovered" | "
   }
 };
 
-/** Directories that no record knows: the record is written first and deleted last, so these are mere remains. */
+/** Directories of which there is no record: the record is written first and deleted last, so these are mere remains. */
 const removeStrays = async (runtime: Runtime): Promise<void> => {
   for (const id of await readdir(runtime.restoreRoot).catch(() => []))
     if (runtime.containers.get(id)?.state !== "created") await forgetRestore(runtime, id);
   const { pods, containers, log, network, linux } = runtime;
+  const [recordedPods, recordedContainers] = [pods.recorded(), containers.recorded()];
   for (const id of await readdir(join(runtime.stateDir, "containers")).catch(() => [])) {
-    if (containers.get(id)) continue;
+    if (recordedContainers.has(id)) continue;
     const dir = containerDir(runtime, id);
     try {
       await releaseMounts(runtime, id);
@@ -171,7 +173,7 @@ const removeStrays = async (runtime: Runtime): Promise<void> => {
     }
   }
   for (const id of await readdir(join(runtime.stateDir, "pods")).catch(() => [])) {
-    if (pods.get(id)) continue;
+    if (recordedPods.has(id)) continue;
     const dir = podDir(runtime, id);
     try {
       await unmountShm(podFiles(dir, "pod").shm, linux);

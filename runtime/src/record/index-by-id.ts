@@ -14,6 +14,7 @@ export class IndexById<T extends Kept> {
   readonly #nameOf: (value: T) => string;
   readonly #byId = new Map<string, T>();
   readonly #names = new Map<string, string>();
+  readonly #unreadable = new Set<string>();
 
   constructor(what: string, records: Records<T>, nameOf: (value: T) => string) {
     this.#what = what;
@@ -22,7 +23,11 @@ export class IndexById<T extends Kept> {
   }
 
   load(report: (error: RuntimeError) => void): void {
-    for (const value of this.#records.load(report)) {
+    const note = (error: RuntimeError, id: string): void => {
+      this.#unreadable.add(id);
+      report(error);
+    };
+    for (const value of this.#records.load(note)) {
       this.#byId.set(value.id, value);
       this.#names.set(this.#nameOf(value), value.id);
     }
@@ -107,6 +112,11 @@ export class IndexById<T extends Kept> {
     const value = this.find(idOrPrefix);
     if (value === undefined) throw new RuntimeError("not-found", `Cannot find ${this.#what} "${idOrPrefix}"`);
     return value;
+  }
+
+  /** Of all records, also those that cannot be read: another version wrote them, and may know what they say. */
+  recorded(): Set<string> {
+    return new Set([...this.#byId.keys(), ...this.#unreadable]);
   }
 
   /** Who has this name now. */

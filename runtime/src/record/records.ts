@@ -1,5 +1,5 @@
 import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { replaceFileSync } from "@bulkhead/lib/std/replace-file.ts";
 
@@ -30,8 +30,8 @@ export class Records<T> {
     rmSync(this.#path(id), { force: true });
   }
 
-  /** All records. Half-written ones are removed; those that cannot be read are reported and stay for a human. */
-  load(report: (error: RuntimeError) => void): T[] {
+  /** All records. Half-written ones are removed; those that cannot be read are reported by id and stay for a human. */
+  load(report: (error: RuntimeError, id: string) => void): T[] {
     const values: T[] = [];
     for (const name of readdirSync(this.#dir)) {
       const path = join(this.#dir, name);
@@ -44,6 +44,7 @@ export class Records<T> {
       } catch (error) {
         report(
           new RuntimeError("internal", `Cannot read record ${path}: ${messageOf(error)}`, { cause: error }),
+          basename(name, ".json"),
         );
       }
     }
