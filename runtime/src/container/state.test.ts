@@ -49,6 +49,11 @@ test("an exit that overtakes the answer to start keeps its code and gets its sta
   });
 });
 
+test("nothing begins after its end", () => {
+  expect(started(exited(waiting(), exit(0)), 12n)).toMatchObject({ startedAt: 9n, finishedAt: 9n });
+  expect(exited(started(waiting(), 12n), exit(0))).toMatchObject({ startedAt: 9n, finishedAt: 9n });
+});
+
 test("the first exit counts", () => {
   const once = exited(started(waiting(), 5n), exit(3));
   expect(exited(once, exit(0))).toBe(once);

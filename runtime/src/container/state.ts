@@ -69,8 +69,8 @@ export const created = (container: Container, made: Made): Container => {
 };
 
 /**
- * An exit may overtake the answer to start: the container stays exited, with the time that it began. `handlerState`
- * where the start changed it.
+ * An exit may overtake the answer to start: the container stays exited, with the time that it began, which was not after
+ * its end. `handlerState` where the start changed it.
  */
 export const started = (container: Container, at: bigint, handlerState?: HandlerState): Container => {
   switch (container.state) {
@@ -78,12 +78,18 @@ export const started = (container: Container, at: bigint, handlerState?: Handler
       return { ...container, ...(handlerState && { handlerState }), state: "running", startedAt: at };
     case "exited":
       return container.startedAt === 0n
-        ? { ...container, ...(handlerState && { handlerState }), startedAt: at }
+        ? {
+            ...container,
+            ...(handlerState && { handlerState }),
+            startedAt: earlier(at, container.finishedAt),
+          }
         : container;
     default:
       throw wrongState(container, "be started");
   }
 };
+
+const earlier = (one: bigint, other: bigint): bigint => (one < other ? one : other);
 
 /** The first exit counts; a later report changes nothing. */
 export const exited = (container: Container, exit: Exit): Container => {
@@ -95,7 +101,8 @@ export const exited = (container: Container, exit: Exit): Container => {
       return {
         ...container,
         state: "exited",
-        startedAt: container.state === "running" ? container.startedAt : 0n,
+        // What ends at once may have ended before start was answered, which is when we say that it began.
+        startedAt: container.state === "running" ? earlier(container.startedAt, exit.finishedAt) : 0n,
         finishedAt: exit.finishedAt,
         exitCode: exit.code,
         reason: exit.oomKilled ? "OOMKilled" : exit.code === 0 ? "Completed" : "Error",

@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import type { CriServices } from "@bulkhead/lib/cri/client.ts";
+import { wallClock } from "@bulkhead/lib/std/wall-clock.ts";
 import type { Logger } from "pino";
 import type { Exits } from "../container/exits.ts";
 import type { Container, Visible } from "../container/state.ts";
@@ -65,7 +66,7 @@ export type ImageMethods = CriServices["image"];
 /** Undoing has time of its own, whatever happened to the call that made it necessary. */
 export const cleanup = (): AbortSignal => AbortSignal.timeout(30_000);
 
-export const now = (): bigint => BigInt(Math.round((performance.timeOrigin + performance.now()) * 1e6));
+export const now = (): bigint => BigInt(Math.round(wallClock() * 1e6));
 
 export const podDir = (runtime: Pick<Runtime, "stateDir">, id: string): string =>
   join(runtime.stateDir, "pods", id);

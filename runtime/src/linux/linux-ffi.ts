@@ -429,14 +429,14 @@ const connected = async (socket: number, address: Buffer, name: string): Promise
   if (libc.connect(socket, address, address.length) === 0) return;
   const errno = koffi.errno();
   if (errno !== os.errno.EINPROGRESS) throw errnoError(errno, "connect", name);
-  const deadline = Date.now() + DIAL_TIMEOUT_MS;
+  const deadline = performance.now() + DIAL_TIMEOUT_MS;
   const pollfd = Buffer.alloc(8);
   for (let wait = 1; ; wait = Math.min(wait * 2, 50)) {
     writeInt(pollfd, socket, 0);
     writeShort(pollfd, POLLOUT, 4);
     writeShort(pollfd, 0, 6);
     if (check(libc.poll(pollfd, 1, 0), "poll", name) > 0) break;
-    if (Date.now() > deadline) throw errnoError(os.errno.ETIMEDOUT, "connect", name);
+    if (performance.now() > deadline) throw errnoError(os.errno.ETIMEDOUT, "connect", name);
     await sleep(wait);
   }
   const value = Buffer.alloc(4);

@@ -1,6 +1,7 @@
 import { constants } from "node:fs";
 import { type FileHandle, mkdir, open } from "node:fs/promises";
 import { dirname } from "node:path";
+import { wallClock } from "@bulkhead/lib/std/wall-clock.ts";
 
 const { O_WRONLY, O_APPEND, O_CREAT, O_NOFOLLOW } = constants;
 
@@ -173,7 +174,7 @@ export class CriLog {
   }
 }
 
-const now = () => timestamp(performance.timeOrigin + performance.now());
+const now = () => timestamp(wallClock());
 
 /** Appending, never through a link in the last place: the path is in a directory that others can write to. */
 const openLog = (path: string): Promise<FileHandle> =>

@@ -9,10 +9,10 @@ const goneMs = 2_000;
  * and makes cgroups behind the back of whoever takes the container away.
  */
 export const endProcessesIn = async (directory: string): Promise<void> => {
-  const end = Date.now() + goneMs;
+  const end = performance.now() + goneMs;
   for (
     let left = processesIn(directory);
-    left.length > 0 && Date.now() < end;
+    left.length > 0 && performance.now() < end;
     left = processesIn(directory)
   ) {
     for (const pid of left)

@@ -89,8 +89,8 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
       if ((await findPlugin(plugin.type, binDirs)) === undefined)
         return `CNI plugin "${plugin.type}" of network "${network.name}" is not in ${binDirs.join(", ")}`;
     if (!hasStatus(network)) return undefined;
-    if (status?.network !== network || Date.now() - status.at > STATUS_MS)
-      status = { network, at: Date.now(), answer: askPlugins(network) };
+    if (status?.network !== network || performance.now() - status.at > STATUS_MS)
+      status = { network, at: performance.now(), answer: askPlugins(network) };
     return await status.answer;
   };
 

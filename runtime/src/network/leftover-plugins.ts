@@ -9,8 +9,12 @@ const GONE_MS = 2_000;
  * and one that adds must not go on behind the back of one that deletes. They are known by their environment.
  */
 export const endPlugins = async (id: string): Promise<void> => {
-  const end = Date.now() + GONE_MS;
-  for (let left = await pluginsOf(id); left.length > 0 && Date.now() < end; left = await pluginsOf(id)) {
+  const end = performance.now() + GONE_MS;
+  for (
+    let left = await pluginsOf(id);
+    left.length > 0 && performance.now() < end;
+    left = await pluginsOf(id)
+  ) {
     for (const pid of left)
       try {
         process.kill(pid, "SIGKILL");

@@ -337,10 +337,10 @@ export const overlay = async (
     linux.statfs(target).type === OVERLAYFS_MAGIC && statSync(target).dev !== statSync(dirname(target)).dev;
 
   const measure = async (key: string): Promise<Measured> => {
-    const began = Date.now();
+    const began = performance.now();
     const found = await workers.measure(at("containers", key, "upper"));
     const entry = measured.get(key);
-    if (entry !== undefined) [entry.at, entry.took] = [Date.now(), Date.now() - began];
+    if (entry !== undefined) [entry.at, entry.took] = [performance.now(), performance.now() - began];
     return found;
   };
 
@@ -452,14 +452,14 @@ export const overlay = async (
         });
       }
       // A tree that takes long is measured seldom: at most a twentieth of the time. Nobody waits for a second look.
-      if (Date.now() - known.at > Math.max(USAGE_MS, 20 * known.took)) {
+      if (performance.now() - known.at > Math.max(USAGE_MS, 20 * known.took)) {
         known.at = Number.POSITIVE_INFINITY;
         measure(key).then(
           (found) => {
             known.answer = Promise.resolve(found);
           },
           () => {
-            known.at = Date.now();
+            known.at = performance.now();
           },
         );
       }

@@ -33,7 +33,7 @@ const goneMs = 5_000;
  * be removed is, so that whoever asked keeps its record and asks again.
  */
 export const removeCgroup = async (paths: CgroupPaths, linux: Pick<Linux, "kill">): Promise<void> => {
-  const end = Date.now() + goneMs;
+  const end = performance.now() + goneMs;
   // The directories may be of different hierarchies, each with processes of its own.
   for (const [controller, path] of Object.entries(paths))
     for (let pass = 0; !(await removeTree(path)); pass++) {
@@ -42,7 +42,7 @@ export const removeCgroup = async (paths: CgroupPaths, linux: Pick<Linux, "kill"
         const startTime = readProcess(pid)?.startTime;
         if (startTime !== undefined) linux.kill(pid, startTime, 9);
       }
-      if (Date.now() > end)
+      if (performance.now() > end)
         throw new RuntimeError(
           "unavailable",
           `Cannot remove the cgroup ${path}: ${left.length > 0 ? `processes ${left.join(", ")} do not end` : "it is busy"}`,

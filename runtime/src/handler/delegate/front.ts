@@ -48,10 +48,10 @@ const quiet = 60_000;
  */
 export function front(own: CriServices, engine: CriClient, side: OwnSide): CriServices {
   const credentials = new Credentials();
-  let lastWarning = 0;
+  let lastWarning = Number.NEGATIVE_INFINITY;
   const lists = new LastKnown(side.stateDir, (method, error) => {
-    if (Date.now() - lastWarning < quiet) return;
-    lastWarning = Date.now();
+    if (performance.now() - lastWarning < quiet) return;
+    lastWarning = performance.now();
     side.log.warn({ method, err: error }, "engine behind does not answer; its pods are listed as last seen");
   });
   const methods = RuntimeService.method;

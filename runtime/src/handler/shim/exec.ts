@@ -109,7 +109,7 @@ export async function execInTask(
 function copyOut(path: string, sink: Writable | undefined) {
   const socket = new Socket({ fd: openReader(path), readable: true, writable: false });
   const end = Promise.withResolvers<void>();
-  let last = Date.now();
+  let last = performance.now();
   let blocked = false;
   socket.on("close", () => end.resolve());
   socket.on("error", () => socket.destroy());
@@ -117,12 +117,12 @@ function copyOut(path: string, sink: Writable | undefined) {
   sink?.on("error", () => {});
   const resume = () => {
     blocked = false;
-    last = Date.now();
+    last = performance.now();
     socket.resume();
   };
   sink?.once("close", resume);
   socket.on("data", (chunk) => {
-    last = Date.now();
+    last = performance.now();
     if (!usable() || sink?.write(chunk)) return;
     blocked = true;
     socket.pause();
@@ -132,7 +132,7 @@ function copyOut(path: string, sink: Writable | undefined) {
     /** After the process exited: waits for the end of the pipe, or for its silence when a child holds it. */
     drained: async () => {
       while (!socket.destroyed) {
-        const quiet = Date.now() - last;
+        const quiet = performance.now() - last;
         if (!blocked && quiet >= silenceMs) return;
         await Promise.race([end.promise, sleep(blocked ? 100 : silenceMs - quiet)]);
       }

@@ -1,5 +1,6 @@
 import { closeSync, constants, mkdirSync, openSync, writeSync } from "node:fs";
 import { dirname } from "node:path";
+import { wallClock } from "@bulkhead/lib/std/wall-clock.ts";
 import { LineCutter, type LogStream, timestamp } from "../../logs/cri-log.ts";
 
 const { O_WRONLY, O_APPEND, O_CREAT, O_NOFOLLOW } = constants;
@@ -24,7 +25,7 @@ export class LogFile {
   /** An unfinished line at the end is written as a part (tag P). */
   write(stream: LogStream, chunk: Uint8Array): void {
     if (this.#fd === undefined) return;
-    const time = timestamp(performance.timeOrigin + performance.now());
+    const time = timestamp(wallClock());
     const cutter = this.#cutters[stream];
     const lines = cutter.cut(Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength), time);
     const all = Buffer.concat([lines, cutter.flush(time)]);

@@ -175,8 +175,8 @@ class Client {
       this.#fullSince = undefined;
       return false;
     }
-    this.#fullSince ??= Date.now();
-    if (Date.now() - this.#fullSince > clientPatienceMs) {
+    this.#fullSince ??= performance.now();
+    if (performance.now() - this.#fullSince > clientPatienceMs) {
       this.end(new RuntimeError("resource-exhausted", "The attached client does not read what it asked for"));
       return false;
     }
