@@ -58,10 +58,10 @@ export const containerStatusMessage = (container: Visible, images: Pick<Images, 
     ...exit,
     image: {
       image:
-        image?.repoTags[0] ??
-        container.config.image?.userSpecifiedImage ??
-        container.config.image?.image ??
-        "",
+        image?.repoTags[0] ||
+        container.config.image?.userSpecifiedImage ||
+        container.config.image?.image ||
+        container.imageId,
       ...(container.config.image && { annotations: container.config.image.annotations }),
       userSpecifiedImage: container.config.image?.userSpecifiedImage ?? "",
     },
