@@ -23,17 +23,41 @@ export const requirePortMappings = (config: PodSandboxConfig): void => {
   }
 };
 
-const quantity = (text: string | undefined): number | undefined => {
-  const [, digits, unit = ""] = /^(\d+)([kMG]?)$/.exec(text ?? "") ?? [];
-  return digits === undefined
-    ? undefined
-    : Number(digits) * { "": 1, k: 1e3, M: 1e6, G: 1e9 }[unit as "" | "k" | "M" | "G"];
+const suffixes: Readonly<Record<string, number>> = {
+  ...{ n: 1e-9, u: 1e-6, m: 1e-3, "": 1, k: 1e3, M: 1e6, G: 1e9, T: 1e12, P: 1e15, E: 1e18 },
+  ...{ Ki: 2 ** 10, Mi: 2 ** 20, Gi: 2 ** 30, Ti: 2 ** 40, Pi: 2 ** 50, Ei: 2 ** 60 },
 };
 
-/** kubernetes.io/ingress-bandwidth and egress-bandwidth, in bits per second. */
+/** A quantity as Kubernetes writes them (1.5M, 64Ki, 2e6), rounded up; undefined for what is none. */
+const quantity = (text: string): number | undefined => {
+  const [, digits, exponent, suffix = ""] =
+    /^\+?(\d{1,18}(?:\.\d{0,9})?|\.\d{1,9})(?:[eE]([+-]?\d{1,2})|([A-Za-z]{1,2}))?$/.exec(text) ?? [];
+  const unit = exponent === undefined ? suffixes[suffix] : 10 ** Number(exponent);
+  return digits === undefined || unit === undefined ? undefined : Math.ceil(Number(digits) * unit);
+};
+
+const directions = { ingress: "kubernetes.io/ingress-bandwidth", egress: "kubernetes.io/egress-bandwidth" };
+/** As every engine takes them: below, a pod would stand still; above, nothing is meant. */
+const [leastBits, mostBits] = [1e3, 1e15];
+
+const bitsOf = (config: PodSandboxConfig, annotation: string): number | undefined => {
+  const bits = quantity(config.annotations[annotation] ?? "");
+  return bits !== undefined && bits >= leastBits && bits <= mostBits ? bits : undefined;
+};
+
+/** Refuses a bandwidth that cannot be read: a pod that was to be slowed down must not run without a limit. */
+export const requireBandwidth = (config: PodSandboxConfig): void => {
+  for (const annotation of Object.values(directions))
+    if (config.annotations[annotation] !== undefined && bitsOf(config, annotation) === undefined)
+      throw new RuntimeError(
+        "invalid-argument",
+        `Cannot limit the pod's network by annotation ${annotation}: "${config.annotations[annotation].slice(0, 64)}" is no quantity from 1k to 1P bits per second, such as 10M`,
+      );
+};
+
+/** In bits per second. What cannot be read was refused when the pod was made. */
 const bandwidthOf = (config: PodSandboxConfig): NonNullable<NetworkPod["bandwidth"]> => {
-  const ingress = quantity(config.annotations["kubernetes.io/ingress-bandwidth"]);
-  const egress = quantity(config.annotations["kubernetes.io/egress-bandwidth"]);
+  const [ingress, egress] = [bitsOf(config, directions.ingress), bitsOf(config, directions.egress)];
   return { ...(ingress !== undefined && { ingress }), ...(egress !== undefined && { egress }) };
 };
 
