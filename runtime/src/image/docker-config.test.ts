@@ -42,6 +42,19 @@ describe("findCredentials()", () => {
   });
 });
 
+test("A broken entry is told by its name, to its own registry alone", () => {
+  const config = parseDockerConfig(
+    JSON.stringify({
+      auths: { "bad.example": { auth: "bm9jb2xvbg==" }, "good.example": { auth: "dTpw" } },
+    }),
+  );
+  expect(findCredentials(config, { host: "good.example", path: "a" })).toEqual({
+    at: "file",
+    credentials: { kind: "password", username: "u", password: "p" },
+  });
+  expect(() => findCredentials(config, { host: "bad.example", path: "a" })).toThrow(/^auths\.bad\.example: /);
+});
+
 describe("parseDockerConfig()", () => {
   test.each(["../../bin/sh", "a b", "-x", ""])("refuses the helper %j", (name) => {
     expect(() => parseDockerConfig(JSON.stringify({ credHelpers: { a: name } }))).toThrow(/credHelpers/);

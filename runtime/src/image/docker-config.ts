@@ -89,21 +89,28 @@ export const findCredentials = (config: DockerConfig, whom: Whom): Found => {
   const named = best(config.credHelpers, whom);
   const server = whom.host === "docker.io" ? "https://index.docker.io/v1/" : whom.host;
   if (named !== undefined) return { at: "helper", name: named[1], server };
-  const filled = Object.entries(config.auths).flatMap(([key, value]) => {
-    const credentials = credentialsOf({
-      ...(value?.username && { username: value.username, password: value.password ?? "" }),
-      ...(value?.auth && { auth: value.auth }),
-      ...(value?.identitytoken && { identityToken: value.identitytoken }),
-      ...(value?.registrytoken && { registryToken: value.registrytoken }),
-    });
-    // With a store the file keeps empty entries, as marks.
-    return credentials.kind === "anonymous" ? [] : [[key, credentials] as const];
-  });
-  const own = best(Object.fromEntries(filled), whom);
-  if (own !== undefined) return { at: "file", credentials: own[1] };
+  // With a store the file keeps empty entries, as marks. One of another registry that is broken is not ours to read.
+  const filled = Object.entries(config.auths).filter(
+    ([, value]) => value?.username || value?.auth || value?.identitytoken || value?.registrytoken,
+  );
+  const [key, own] = best(Object.fromEntries(filled), whom) ?? [];
+  if (key !== undefined) return { at: "file", credentials: decoded(key, own) };
   return config.credsStore === undefined
     ? { at: "nowhere" }
     : { at: "helper", name: config.credsStore, server };
+};
+
+const decoded = (key: string, own: DockerConfig["auths"][string]): Credentials => {
+  try {
+    return credentialsOf({
+      ...(own?.username && { username: own.username, password: own.password ?? "" }),
+      ...(own?.auth && { auth: own.auth }),
+      ...(own?.identitytoken && { identityToken: own.identitytoken }),
+      ...(own?.registrytoken && { registryToken: own.registrytoken }),
+    });
+  } catch (error) {
+    throw new RuntimeError("failed-precondition", `auths.${key}: ${messageOf(error)}`, { cause: error });
+  }
 };
 
 /** Parses a config.json. Messages never quote it: it holds passwords. */

@@ -30,8 +30,7 @@ export const endpointsOf = (
   domain: string,
   mirrors: Readonly<Record<string, readonly string[]>>,
 ): Endpoint[] => {
-  const scheme = loopback.test(domain) ? "http" : "https";
-  const upstream = plain(`${scheme}://${domain === "docker.io" ? "registry-1.docker.io" : domain}`, true);
+  const upstream = plain(upstreamOf(domain), true);
   const own = (mirrors[domain] ?? []).map((text): Endpoint => {
     const url = parseMirror(text);
     return plain(`${url.origin}${url.pathname.replace(/\/+$/, "")}`, url.host === domain);
@@ -39,6 +38,10 @@ export const endpointsOf = (
   // A "mirror" of the same host says how to reach it, so nothing else is tried.
   return own.some((endpoint) => endpoint.upstream) ? own : [...own, upstream];
 };
+
+/** The registry itself, where nothing says otherwise. */
+export const upstreamOf = (domain: string): string =>
+  `${loopback.test(domain) ? "http" : "https"}://${domain === "docker.io" ? "registry-1.docker.io" : domain}`;
 
 const plain = (base: string, upstream: boolean): Endpoint => ({
   base,

@@ -61,3 +61,16 @@ test("A file that is wrong is refused by its name", async () => {
     `Cannot use ${dir}/x.example/hosts.toml`,
   );
 });
+
+test("A registry on loopback is asked in the clear behind its mirrors, too", async () => {
+  await write("localhost:5000", '[host."https://mirror.example"]\n');
+  const endpoints = await endpointsOfHostsToml(dir, "localhost:5000");
+  expect(endpoints?.map(({ base }) => base)).toEqual(["https://mirror.example", "http://localhost:5000"]);
+});
+
+test("What is wrong is told by file and field", async () => {
+  await write("r.example", '[host."https://m.example"]\ncapabilities = ["fetch"]\n');
+  await expect(endpointsOfHostsToml(dir, "r.example")).rejects.toThrow(
+    /^Cannot use .*r\.example\/hosts\.toml: host\.https:\/\/m\.example\.capabilities\.0: /,
+  );
+});

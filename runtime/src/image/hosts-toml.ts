@@ -4,7 +4,7 @@ import { readBounded } from "@bulkhead/lib/std/bounded-file.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { parse } from "smol-toml";
 import * as z from "zod";
-import { type Endpoint, parseMirror, type Trust } from "./endpoint.ts";
+import { type Endpoint, parseMirror, type Trust, upstreamOf } from "./endpoint.ts";
 
 /**
  * Registries as containerd documents them (certs.d/HOST/hosts.toml), read at each pull: a node that has an engine
@@ -54,13 +54,16 @@ export async function endpointsOfHostsToml(
 }
 
 /** What a hosts.toml says, its defaults filled in. */
-export const parseHostsFile = (text: string): z.infer<typeof HostsFile> => HostsFile.parse(parse(text));
+export const parseHostsFile = (text: string): z.infer<typeof HostsFile> => {
+  const parsed = HostsFile.safeParse(parse(text));
+  if (parsed.success) return parsed.data;
+  const problems = parsed.error.issues.map(({ path, message }) => `${path.join(".")}: ${message}`);
+  throw new RuntimeError("failed-precondition", problems.join("; "));
+};
 
 async function parseHostsToml(text: string, domain: string, folder: string): Promise<Endpoint[]> {
   const file = parseHostsFile(text);
-  const server = withScheme(
-    file.server ?? `https://${domain === "docker.io" ? "registry-1.docker.io" : domain}`,
-  );
+  const server = file.server === undefined ? upstreamOf(domain) : withScheme(file.server);
   const hosts = Object.entries(file.host).map(([host, each]) =>
     endpointOf(withScheme(host), each, domain, folder),
   );
