@@ -4,7 +4,10 @@ import { HandlerConfig } from "./handler-config.ts";
 import { paths } from "./paths.ts";
 
 const absolutePath = z.string().regex(/^\/[^\0]*$/, "must be an absolute path");
-const hostPort = z.string().regex(/^\S*:\d{1,5}$/, "must be HOST:PORT");
+const hostPort = z
+  .string()
+  .regex(/^\S*:\d{1,5}$/, "must be HOST:PORT")
+  .refine((text) => Number(text.slice(text.lastIndexOf(":") + 1)) <= 65_535, "must have a port up to 65535");
 const url = z
   .string()
   .regex(

@@ -33,6 +33,8 @@ test.each([
   ],
   ["images:\n  pullProgressTimeout: 0", "images.pullProgressTimeout: "],
   ["socket: [", "Cannot parse FILE: "],
+  ["socket: /a\n---\nsocket: /b", "it has 2 documents, not one"],
+  ["metrics:\n  listen: 127.0.0.1:70000", "metrics.listen: must have a port up to 65535"],
 ])("%j is refused with the path of the key", (text, message) => {
   expect(() => parseConfig(text, "FILE")).toThrow(message);
 });

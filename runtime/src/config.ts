@@ -101,12 +101,18 @@ streaming:
 /** Parses a configuration; messages name the path of the key. */
 export const parseConfig = (text: string, file: string): Config => {
   let yaml: unknown;
+  let more: unknown[];
   try {
     // An empty file, or one of comments only, has no document.
-    [yaml] = loadAll(text);
+    [yaml, ...more] = loadAll(text);
   } catch (error) {
     throw new RuntimeError("invalid-argument", `Cannot parse ${file}: ${messageOf(error)}`, { cause: error });
   }
+  if (more.length > 0)
+    throw new RuntimeError(
+      "invalid-argument",
+      `Cannot use ${file}: it has ${more.length + 1} documents, not one`,
+    );
   const parsed = Config.safeParse(yaml ?? {});
   if (parsed.success) return parsed.data;
   const problems = configProblems(parsed.error);
