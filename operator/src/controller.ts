@@ -42,7 +42,7 @@ import type { Fleet } from "./page/views.ts";
 import type { Decisions } from "./plan.ts";
 import { type Context, reconcileNode, reconcileProfile } from "./reconcile.ts";
 import { managedBy } from "./runtime-class.ts";
-import { slimAgentPod, slimLease, slimNode, slimPod, slimRuntimes } from "./slim.ts";
+import { slimAgentPod, slimLease, slimNode, slimPods, slimRuntimes } from "./slim.ts";
 import { profileOf } from "./tenancy/policies.ts";
 import type { WatchedPod } from "./tenancy/rules.ts";
 import { selects } from "./tenancy/selector.ts";
@@ -89,7 +89,7 @@ export const createController = (options: ControllerOptions): Controller => {
     }),
     runtimeClasses: follow(runtimeClasses),
     pods: follow<WatchedPod>(pods, {
-      transform: slimPod,
+      transform: slimPods(),
       indexes: {
         [byRuntimeClass]: ({ spec }) => spec?.runtimeClassName,
         [byNamespace]: ({ metadata }) => metadata.namespace,
@@ -281,6 +281,7 @@ export const createController = (options: ControllerOptions): Controller => {
   });
 
   reflectors.pods.on((change) => {
+    if (change.type === "updated" && sameJson(change.old, change.object)) return;
     const className = change.object.spec?.runtimeClassName;
     const namespace = stores.namespaces.get(change.object.metadata.namespace ?? "");
     for (const profile of stores.profiles.list()) {

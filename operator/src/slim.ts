@@ -8,19 +8,22 @@ import { brokenBy, type WatchedPod } from "./tenancy/rules.ts";
 
 /** What the operator keeps of the objects that clusters have thousands of: only what planning and the page read. */
 
-/** Of a pod only what deletion and counting ask for: clusters have a hundred thousand. Those that ended not at all. */
-export const slimPod = (pod: JudgedPod): WatchedPod | undefined => {
-  if (hasEnded(pod)) return undefined;
-  const { name, namespace, resourceVersion } = pod.metadata;
-  const broken = brokenBy(pod);
-  return {
-    metadata: {
-      name,
-      ...(namespace ? { namespace } : {}),
-      ...(resourceVersion ? { resourceVersion } : {}),
-    },
-    ...(pod.spec?.runtimeClassName ? { spec: { runtimeClassName: pod.spec.runtimeClassName } } : {}),
-    ...(broken.length > 0 ? { broken } : {}),
+/**
+ * Of a pod only what deletion and counting ask for: clusters have a hundred thousand. Those that ended not at all. Without
+ * its version, which each of a pod's many updates changes: of two that are kept alike nothing is to be planned.
+ */
+export const slimPods = (): ((pod: JudgedPod) => WatchedPod | undefined) => {
+  const one = createPool();
+  return (pod) => {
+    if (hasEnded(pod)) return undefined;
+    const { name, namespace } = pod.metadata;
+    const { runtimeClassName } = pod.spec ?? {};
+    const broken = brokenBy(pod);
+    return {
+      metadata: { name, ...(namespace ? { namespace: one(namespace) } : {}) },
+      ...(runtimeClassName ? { spec: one({ runtimeClassName }) } : {}),
+      ...(broken.length > 0 ? { broken: one(broken) } : {}),
+    };
   };
 };
 
