@@ -10,11 +10,11 @@ import { createClient } from "@bulkhead/lib/kube/client.ts";
 import { kubeconfigFile } from "@bulkhead/lib/kube/config.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { dump } from "js-yaml";
-import { tool } from "../tools/cache.ts";
 import { debianProgram, debianPrograms } from "../tools/debian.ts";
 import { freePort } from "../tools/free-port.ts";
+import { chosenVersions, kube } from "../tools/kubernetes.ts";
 
-/** A real kube-apiserver on a real etcd, both on loopback in a directory of their own, without any controller. */
+/** A real kube-apiserver of the version that `./dev --kubernetes` chose on a real etcd, both on loopback in a directory of their own, without any controller. */
 export type ApiServer = AsyncDisposable & {
   url: string;
   port: number;
@@ -75,7 +75,7 @@ export const startApiServer = async (options: { flags?: string[] } = {}): Promis
   await writeFile(join(directory, "tokens.csv"), `${token},admin,admin,system:masters\n`, { mode: 0o600 });
   // One binary holds all of Kubernetes' programs and looks at its name.
   const program = join(directory, "kube-apiserver");
-  await symlink(tool("kube"), program);
+  await symlink(kube(chosenVersions().controlPlane), program);
   const certificates = join(directory, "certificates");
   const kubeconfig = join(directory, "kubeconfig");
   const log = join(directory, "kube-apiserver.log");

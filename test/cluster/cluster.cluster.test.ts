@@ -1,6 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ensureTestImages } from "../images/build.ts";
+import { chosenVersions, kubernetesVersions } from "../tools/kubernetes.ts";
 import { outcome } from "../tools/run.ts";
 import { type Cluster, openCluster, startCluster, stopCluster, until } from "./cluster.ts";
 import { defaultDescription } from "./description.ts";
@@ -59,7 +60,7 @@ describe("A cluster", () => {
     ]);
     expect(items.map((node) => node.status.capacity.pods)).toEqual(["110", "7"]);
     for (const { status } of items) {
-      expect(status.nodeInfo.kubeletVersion).toBe("v1.36.3");
+      expect(status.nodeInfo.kubeletVersion).toBe(kubernetesVersions[chosenVersions().kubelet]);
       expect(status.nodeInfo.containerRuntimeVersion).toMatch(/^containerd:\/\/2\.4\.2/);
     }
   });

@@ -4,6 +4,7 @@ import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { inCache, tool } from "../tools/cache.ts";
 import { debianProgram, debianPrograms } from "../tools/debian.ts";
+import { chosenVersions } from "../tools/kubernetes.ts";
 import { type Outcome, type RunOptions, run } from "../tools/run.ts";
 import { get } from "./api.ts";
 import { kubeconfig, makeCertificates, pki } from "./certificates.ts";
@@ -81,9 +82,11 @@ export type Cluster = {
  * When it fails or `signal` aborts before a new cluster is up, all of it is taken away again.
  */
 export const startCluster = async (
-  description: ClusterDescription,
+  asked: ClusterDescription,
   options: { signal?: AbortSignal; progress?: Progress } = {},
 ): Promise<Cluster> => {
+  // It keeps its versions, whoever opens it later.
+  const description = { kubernetes: chosenVersions(), ...asked };
   const signal = options.signal ?? new AbortController().signal;
   const progress = options.progress ?? quiet;
   await using _held = await lock(description.name, signal);

@@ -1,4 +1,4 @@
-import { tool } from "../tools/cache.ts";
+import { kube as kubeOf } from "../tools/kubernetes.ts";
 import { pki } from "./certificates.ts";
 import { apiUrl, type ClusterPlan } from "./plan.ts";
 import type { Daemon } from "./process.ts";
@@ -27,7 +27,7 @@ export const controlPlane = (
   const { ports } = plan;
   const kube = (component: Component, flags: readonly string[]): Daemon => ({
     component,
-    argv: [tool("kube"), ...flags],
+    argv: [kubeOf(plan.kubernetes.controlPlane), ...flags],
     // The binary is four programs; this name says which.
     argv0: component,
     log: logOf(plan, component),

@@ -1,8 +1,12 @@
+import type { ClusterVersions } from "../tools/kubernetes.ts";
+
 /** A cluster as a test asks for it. The same description always gives the same cluster. */
 export type ClusterDescription = {
   /** Names the cluster in every path, interface and process. Lower case letters, digits and dashes. */
   name: string;
   nodes: readonly NodeDescription[];
+  /** Of control plane and kubelets; if none is named, what `./dev --kubernetes` chose. */
+  kubernetes?: ClusterVersions;
 };
 
 /** A node: a systemd host with a kubelet and the engine it stands on. */

@@ -35,7 +35,7 @@ export const bootNode = async (plan: ClusterPlan, node: NodePlan, signal: AbortS
   await haltNode(plan, node);
   const lower = await Promise.all([
     ...(node.description.engine === "bulkhead" ? [bundleLayer(plan, signal)] : []),
-    nodePrograms(),
+    nodePrograms(plan.kubernetes.kubelet),
     nodeRootfs(signal),
   ]);
   const bundle = `${node.run}/bundle`;

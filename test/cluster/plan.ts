@@ -1,4 +1,5 @@
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { type ClusterVersions, newestKubernetes } from "../tools/kubernetes.ts";
 import type { ClusterDescription, NodeDescription } from "./description.ts";
 
 /** Where a cluster's things stand and which addresses it has: all of it follows from its description and slot. */
@@ -24,6 +25,7 @@ export type ClusterPlan = {
   ports: { etcd: number; etcdPeer: number; controllerManager: number; scheduler: number };
   /** In every cgroup hierarchy, the directory that holds the nodes. */
   cgroup: string;
+  kubernetes: ClusterVersions;
   nodes: NodePlan[];
 };
 
@@ -81,6 +83,7 @@ export const planCluster = (
     registryPort: 5000,
     ports: { etcd: base, etcdPeer: base + 1, controllerManager: base + 2, scheduler: base + 3 },
     cgroup,
+    kubernetes: description.kubernetes ?? { controlPlane: newestKubernetes, kubelet: newestKubernetes },
     nodes: nodes.map((node, i) => ({
       description: node,
       name: node.name,

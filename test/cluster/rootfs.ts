@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { chmod, copyFile, link, mkdir, mkdtemp, rename, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { inCache, tool } from "../tools/cache.ts";
+import { type KubernetesVersion, kube } from "../tools/kubernetes.ts";
 import { run } from "../tools/run.ts";
 
 const suite = "bookworm";
@@ -63,7 +64,6 @@ const programs = {
   ctr: "usr/local/bin/ctr",
   runc: "usr/local/bin/runc",
   crictl: "usr/local/bin/crictl",
-  kube: "usr/local/bin/kubelet",
   "cni/bridge": "opt/cni/bin/bridge",
   "cni/loopback": "opt/cni/bin/loopback",
   "cni/ptp": "opt/cni/bin/ptp",
@@ -76,11 +76,15 @@ const programs = {
  * A read-only layer with the pinned programs, laid over the root filesystem. Its files are links to the tools:
  * it costs no disk, and all nodes share their pages.
  */
-export const nodePrograms = async (): Promise<string> => {
+export const nodePrograms = async (kubelet: KubernetesVersion): Promise<string> => {
+  const files = [
+    [kube(kubelet), "usr/local/bin/kubelet"],
+    ...Object.entries(programs).map(([name, path]) => [tool(name), path]),
+  ] as [from: string, path: string][];
   const stats = await Promise.all(
-    Object.keys(programs).map(async (name) => {
-      const { ino, size, mtimeMs } = await stat(tool(name));
-      return `${name} ${ino} ${size} ${mtimeMs}`;
+    files.map(async ([from]) => {
+      const { ino, size, mtimeMs } = await stat(from);
+      return `${from} ${ino} ${size} ${mtimeMs}`;
     }),
   );
   const home = inCache("node-programs", digest(stats));
@@ -88,10 +92,10 @@ export const nodePrograms = async (): Promise<string> => {
   await mkdir(dirname(home), { recursive: true });
   const scratch = await mkdtemp(`${home}.new-`);
   await chmod(scratch, 0o755);
-  for (const [name, path] of Object.entries(programs)) {
+  for (const [from, path] of files) {
     const target = join(scratch, path);
     await mkdir(dirname(target), { recursive: true });
-    await link(tool(name), target).catch(() => copyFile(tool(name), target));
+    await link(from, target).catch(() => copyFile(from, target));
   }
   await rename(scratch, home).catch(async (error: unknown) => {
     await rm(scratch, { recursive: true, force: true });

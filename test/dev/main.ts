@@ -1,11 +1,12 @@
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { Command, Option } from "commander";
+import { Argument, Command, Option } from "commander";
 import { type Cluster, openCluster, startCluster, stopCluster } from "../cluster/cluster.ts";
 import { defaultDescription } from "../cluster/description.ts";
 import { listRecords } from "../cluster/record.ts";
 import { type Engine, engines } from "../e2e/run.ts";
 import { tool } from "../tools/cache.ts";
+import { chosenVersions, type KubernetesVersion, kubernetesVersions } from "../tools/kubernetes.ts";
 import type { Need } from "../tools/plan.ts";
 import { setup } from "../tools/setup.ts";
 import { critest } from "./critest.ts";
@@ -14,6 +15,7 @@ import { progress, reportSetup } from "./progress.ts";
 import { crictl, type RuntimeOptions, runtimeDown, runtimeRecord, runtimeUp } from "./runtime.ts";
 import { statusText } from "./status.ts";
 import { type Project, projects, runTests } from "./tests.ts";
+import { olderVersions, testVersions } from "./versions.ts";
 
 /** Ctrl-C ends what is under way and cleans up after it; a second one does not wait for that. */
 const interrupt = new AbortController();
@@ -25,7 +27,10 @@ for (const name of ["SIGINT", "SIGTERM"] as const)
   });
 const { signal } = interrupt;
 
-const prepare = (need: Need): Promise<void> => setup(need, reportSetup, signal);
+const prepare = (need: Need): Promise<void> => {
+  const { controlPlane, kubelet } = chosenVersions();
+  return setup(need, [...new Set([controlPlane, kubelet])], reportSetup, signal);
+};
 const say = (text: string): void => void process.stderr.write(`${text}\n`);
 const print = (text: string): void => void process.stdout.write(text);
 
@@ -40,7 +45,23 @@ const program = new Command("./dev")
   .description("Sets up, runs and tests Bulkhead on this machine. Everything it fetches or builds is cached.")
   .enablePositionalOptions()
   .showHelpAfterError()
-  .addOption(new Option("--cluster <name>", "the cluster that a command means").env("BULKHEAD_DEV_CLUSTER"));
+  .addOption(new Option("--cluster <name>", "the cluster that a command means").env("BULKHEAD_DEV_CLUSTER"))
+  .addOption(
+    new Option("--kubernetes <minor>", "the Kubernetes of what a command starts")
+      .choices(Object.keys(kubernetesVersions))
+      .env("BULKHEAD_KUBERNETES"),
+  )
+  .addOption(
+    new Option("--kubelet <minor>", "that of its nodes, where it is another one")
+      .choices(Object.keys(kubernetesVersions))
+      .env("BULKHEAD_KUBELET"),
+  )
+  // The tests are programs of their own.
+  .hook("preAction", () => {
+    const { kubernetes, kubelet } = program.opts<{ kubernetes?: string; kubelet?: string }>();
+    if (kubernetes !== undefined) process.env.BULKHEAD_KUBERNETES = kubernetes;
+    if (kubelet !== undefined) process.env.BULKHEAD_KUBELET = kubelet;
+  });
 const chosen = (): string | undefined => program.opts<{ cluster?: string }>().cluster;
 
 /** A command whose arguments all belong to the program behind it. */
@@ -173,6 +194,15 @@ program
             : "unit",
     );
     process.exitCode = await runTests(wanted, filters, signal);
+  });
+
+program
+  .command("versions")
+  .description("the tests that an older Kubernetes could fail, on each that CI does not start")
+  .addArgument(new Argument("[minor...]", "which").choices(olderVersions).default(olderVersions))
+  .option("--nodes", "with its kubelet on nodes for each, not for the oldest alone", false)
+  .action(async (versions: KubernetesVersion[], { nodes }: { nodes: boolean }) => {
+    process.exitCode = await testVersions(versions, nodes ? versions : [olderVersions[0]!], print, signal);
   });
 
 function oneProject(value: string, before: Project[]): Project[] {

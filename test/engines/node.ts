@@ -16,6 +16,7 @@ import { readSysctls, writeSysctls } from "../cluster/sysctls.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { inCache } from "../tools/cache.ts";
 import { debianProgram, debianPrograms } from "../tools/debian.ts";
+import { chosenVersions } from "../tools/kubernetes.ts";
 import { type Outcome, type RunOptions, run } from "../tools/run.ts";
 import { startApi } from "./api.ts";
 
@@ -91,6 +92,7 @@ export async function startEngineNode(options: EngineNodeOptions): Promise<Engin
   const plan = planCluster(
     {
       name,
+      kubernetes: chosenVersions(),
       nodes: [
         {
           name: "node-1",

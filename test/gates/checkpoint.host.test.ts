@@ -13,7 +13,8 @@ import { ensureTestImages } from "../images/build.ts";
 import { pushCheckpoint } from "../images/checkpoint.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
 import { podOf } from "../pods/kube.ts";
-import { inCache, tool } from "../tools/cache.ts";
+import { inCache } from "../tools/cache.ts";
+import { chosenVersions, kube } from "../tools/kubernetes.ts";
 import { outcome } from "../tools/run.ts";
 
 /**
@@ -83,7 +84,7 @@ beforeAll(async () => {
     "hostname-override": node,
   };
   kubelet = spawn(
-    tool("kube"),
+    kube(chosenVersions().kubelet),
     Object.entries(flags).map(([name, value]) => `--${name}=${value}`),
     { argv0: "kubelet", stdio: ["ignore", "ignore", "pipe"] },
   );

@@ -23,8 +23,8 @@ export const buildGo = async (
   signal?: AbortSignal,
 ): Promise<void> => {
   const cwd = join(import.meta.dirname, module);
-  const sources = await sourcesIn(cwd);
   for (const build of builds) {
+    const sources = await sourcesIn(cwd, build.modfile);
     // A program of our own stands in a directory of the module.
     const own = build.package.startsWith("./") ? await sourcesIn(join(cwd, build.package)) : [];
     const key = createHash("sha256")
@@ -40,13 +40,15 @@ export const buildGo = async (
   }
 };
 
-const sourcesIn = async (directory: string): Promise<string[]> =>
+const sourcesIn = async (directory: string, modfile = "go.mod"): Promise<string[]> =>
   await Promise.all(
     (await readdir(directory))
-      .filter((name) => /\.go$|^go\.(mod|sum)$/.test(name))
+      .filter((name) => name.endsWith(".go") || name === modfile || name === sumsOf(modfile))
       .sort()
       .map(async (name) => `${name}\n${await readFile(join(directory, name), "utf8")}`),
   );
+
+const sumsOf = (modfile: string): string => modfile.replace(/\.mod$/, ".sum");
 
 const compile = async (build: GoBuild, cwd: string, to: string, signal?: AbortSignal): Promise<void> => {
   const go = await goProgram(signal);
@@ -60,6 +62,7 @@ const compile = async (build: GoBuild, cwd: string, to: string, signal?: AbortSi
       await run(
         [
           ...(build.test === true ? [go, "test", "-c"] : [go, "build"]),
+          ...(build.modfile === undefined ? [] : [`-modfile=${build.modfile}`]),
           ...(build.tags === undefined ? [] : ["-tags", build.tags]),
           ...["-trimpath", "-ldflags", `-s -w ${build.ldflags ?? ""}`.trim()],
           ...["-o", join(scratch, basename(to)), build.package],

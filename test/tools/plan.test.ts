@@ -1,4 +1,7 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { expect, test } from "vitest";
+import { type KubernetesVersion, kubernetesVersions } from "./kubernetes.ts";
 import { needs, startable, steps, stepsFor } from "./plan.ts";
 
 test("every need names steps that exist, and brings along what these wait for", () => {
@@ -31,6 +34,28 @@ test("no two programs are written to the same place", () => {
     return step.do === "go" ? step.builds.map(({ output }) => output) : [];
   });
   expect(new Set(outputs).size).toBe(outputs.length);
+});
+
+test("every version of Kubernetes is a program of its own, from pins of its own", () => {
+  const versions = Object.keys(kubernetesVersions) as KubernetesVersion[];
+  const builds = stepsFor("up", versions).flatMap((step) =>
+    step.id === "kubernetes" && step.do === "go" ? step.builds : [],
+  );
+  expect(builds.map(({ output, modfile = "go.mod" }) => `${output} of ${modfile}`)).toEqual([
+    "kube-1.33 of go-1.33.mod",
+    "kube-1.34 of go-1.34.mod",
+    "kube-1.35 of go-1.35.mod",
+    "kube of go.mod",
+  ]);
+  for (const [index, { modfile = "go.mod", ldflags }] of builds.entries()) {
+    const version = kubernetesVersions[versions[index]!];
+    expect(ldflags).toContain(`gitVersion=${version} `);
+    const pins = readFileSync(join(import.meta.dirname, "kubernetes", modfile), "utf8");
+    expect(pins).toContain(`\tk8s.io/kubernetes ${version}\n`);
+  }
+  expect(
+    stepsFor("up").map((step) => (step.id === "kubernetes" && step.do === "go" ? step.builds : [])),
+  ).toContainEqual([builds.at(-1)]);
 });
 
 test("nothing waits for a step that is dispensable, and no command but the whole test run has one", () => {

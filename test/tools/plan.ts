@@ -1,3 +1,5 @@
+import { type KubernetesVersion, kubeName, kubernetesVersions, newestKubernetes } from "./kubernetes.ts";
+
 /**
  * What the project needs of a machine, as steps. Pure: which steps a command needs, and in which order they may run.
  */
@@ -31,6 +33,8 @@ export type GoBuild = {
   cgo?: boolean;
   tags?: string;
   ldflags?: string;
+  /** Instead of the module's go.mod, with the sums beside it. */
+  modfile?: string;
   /** A program in C: `package` is the module, and gcc makes it of the sources in this folder of it. */
   c?: string;
 };
@@ -79,8 +83,22 @@ const packages = {
   socat: "crictl port-forward of the engines we compare with",
 } as const;
 
-const kubeVersion = "v1.36.3";
 const component = "k8s.io/component-base/version";
+
+/** The control plane and kubelet of a version. */
+const kubeBuild = (version: KubernetesVersion): GoBuild => ({
+  output: kubeName(version),
+  package: ".",
+  // helm and client programs refuse a version that is none.
+  ldflags: [
+    `-X ${component}.gitVersion=${kubernetesVersions[version]}`,
+    `-X ${component}.gitMajor=1`,
+    `-X ${component}.gitMinor=${version.slice(2)}`,
+    `-X ${component}.gitTreeState=clean`,
+    `-X ${component}.gitCommit=unknown`,
+  ].join(" "),
+  ...(version === newestKubernetes ? {} : { modfile: `go-${version}.mod` }),
+});
 const cni = "github.com/containernetworking/plugins/plugins";
 
 /** Every step there is, longest first: what runs first decides how long all takes. */
@@ -91,20 +109,7 @@ export const steps: readonly Step[] = [
     do: "go",
     after: [],
     module: "kubernetes",
-    builds: [
-      {
-        output: "kube",
-        package: ".",
-        // helm and client programs refuse a version that is none.
-        ldflags: [
-          `-X ${component}.gitVersion=${kubeVersion}`,
-          `-X ${component}.gitMajor=1`,
-          `-X ${component}.gitMinor=36`,
-          `-X ${component}.gitTreeState=clean`,
-          `-X ${component}.gitCommit=unknown`,
-        ].join(" "),
-      },
-    ],
+    builds: [kubeBuild(newestKubernetes)],
   },
   {
     // After the control plane: most of what it compiles is the same.
@@ -118,7 +123,7 @@ export const steps: readonly Step[] = [
         output: "e2e.test",
         package: "k8s.io/kubernetes/test/e2e",
         test: true,
-        ldflags: `-X ${component}.gitVersion=${kubeVersion}`,
+        ldflags: `-X ${component}.gitVersion=${kubernetesVersions[newestKubernetes]}`,
       },
       // Runs its specs side by side.
       { output: "ginkgo", package: "github.com/onsi/ginkgo/v2/ginkgo" },
@@ -331,10 +336,17 @@ export const needs = {
 /** What is needed for, as {@link needs} names it. */
 export type Need = keyof typeof needs;
 
-/** The steps of a need, in the order in which to start them. */
-export const stepsFor = (need: Need): Step[] => {
+/** The steps of a need, in the order in which to start them, with the programs of these versions of Kubernetes. */
+export const stepsFor = (
+  need: Need,
+  kubernetes: readonly KubernetesVersion[] = [newestKubernetes],
+): Step[] => {
   const wanted: readonly string[] = needs[need];
-  return steps.filter(({ id }) => wanted.includes(id));
+  return steps
+    .filter(({ id }) => wanted.includes(id))
+    .map((step) =>
+      step.id === "kubernetes" && step.do === "go" ? { ...step, builds: kubernetes.map(kubeBuild) } : step,
+    );
 };
 
 /** The steps that may start now: of those that wait, the ones that wait for nothing any more. */

@@ -8,6 +8,7 @@ import { debianProgram, debianPrograms } from "./debian.ts";
 import { fetchDocker } from "./docker.ts";
 import { buildGo } from "./go.ts";
 import { fetchKubectl } from "./kubectl.ts";
+import type { KubernetesVersion } from "./kubernetes.ts";
 import { type Need, type Step, startable, stepsFor } from "./plan.ts";
 
 /** What is told of each step that had something to do. */
@@ -47,8 +48,13 @@ const lanes = 2;
  * Does what a command needs of the machine: packages, pinned programs, the nodes' root filesystem. All of it is
  * kept in the cache, so that a second call takes no time. The first failure ends the others, but for that of a dispensable step.
  */
-export const setup = async (need: Need, report: SetupReport, signal: AbortSignal): Promise<void> => {
-  let waiting = stepsFor(need);
+export const setup = async (
+  need: Need,
+  kubernetes: readonly KubernetesVersion[],
+  report: SetupReport,
+  signal: AbortSignal,
+): Promise<void> => {
+  let waiting = stepsFor(need, kubernetes);
   const done = new Set<string>();
   const running = new Map<string, Promise<void>>();
   const failed = new AbortController();

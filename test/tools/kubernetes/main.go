@@ -25,7 +25,7 @@ func main() {
 		"kube-apiserver":          apiserver.NewAPIServerCommand,
 		"kube-controller-manager": controllermanager.NewControllerManagerCommand,
 		"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
-		"kubelet":                 func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
+		"kubelet":                 kubeletCommand,
 	}
 	program, ok := programs[filepath.Base(os.Args[0])]
 	if !ok {
@@ -33,4 +33,15 @@ func main() {
 		os.Exit(2)
 	}
 	os.Exit(cli.Run(program()))
+}
+
+// kubeletCommand is the kubelet of any version: up to 1.33 it took no context.
+func kubeletCommand() *cobra.Command {
+	switch command := any(kubelet.NewKubeletCommand).(type) {
+	case func() *cobra.Command:
+		return command()
+	case func(context.Context) *cobra.Command:
+		return command(context.Background())
+	}
+	panic("kube: this version's kubelet is started in another way")
 }
