@@ -1,5 +1,6 @@
 import { runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { TenancyStatus } from "@bulkhead/lib/api/tenancy.ts";
+import { mutatingPolicies } from "@bulkhead/lib/kube/resources.ts";
 import type { ProfileFacts } from "../facts.ts";
 import type { TenancyState } from "./plan.ts";
 
@@ -74,24 +75,23 @@ export const tenancyEnforced = (
         : `the policies wait for ${name}`,
     );
   }
-  const undone =
-    tenancy.default && !facts.tenancy.mutates
-      ? "; a pod that names no class is judged as it is: this API server has no MutatingAdmissionPolicies (Kubernetes 1.36)"
-      : "";
+  const undone = tenancy.default && !facts.tenancy.mutates;
+  const instead = undone
+    ? `; a pod that names no class is ${tenancy.mode === "Audit" ? "recorded" : "refused"}, not given it: this API server has no MutatingAdmissionPolicies of ${mutatingPolicies.apiVersion} (Kubernetes 1.36)`
+    : "";
   const outside = outsideOf(facts.tenancy);
   if (tenancy.mode === "Audit") {
     return no(
       "Audit",
-      `spec.tenancy.mode is Audit: nothing is refused${outside ? `; ${outside}` : ""}${undone}`,
+      `spec.tenancy.mode is Audit: nothing is refused${outside ? `; ${outside}` : ""}${instead}`,
     );
   }
-  if (outside) return no("PodsOutside", `${outside}${undone}`);
-  return {
-    type: "TenancyEnforced",
-    status: "True",
-    reason: "Enforced",
-    message: `${facts.tenancy.claims.namespaces} namespaces stand behind ${name}${undone}`,
-  };
+  if (outside) return no("PodsOutside", `${outside}${instead}`);
+  const message = `${facts.tenancy.claims.namespaces} namespaces stand behind ${name}${instead}`;
+  // The wall is whole either way; but whoever relies on the default learns why pods are refused.
+  return undone
+    ? { type: "TenancyEnforced", status: "True", reason: "EnforcedWithoutDefault", message }
+    : { type: "TenancyEnforced", status: "True", reason: "Enforced", message };
 };
 
 /** status.tenancy; undefined without tenancy. */

@@ -21,6 +21,7 @@ import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
 import { startProxy } from "@bulkhead/test/apiserver/proxy.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
 import { eventually, type Operator, startOperator } from "@bulkhead/test/operator/start.ts";
+import { chosenVersions } from "@bulkhead/test/tools/kubernetes.ts";
 import { pino } from "pino";
 import { Registry } from "prom-client";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
@@ -79,20 +80,34 @@ const tryPod = (namespace: string, spec: object) =>
 
 const enforced = (is: RuntimeProfile | undefined): Condition | undefined =>
   is?.status?.conditions?.find((condition) => condition.type === "TenancyEnforced");
-const until = (name: string, reason: string) =>
-  eventually(
-    `${name}: ${reason}`,
+/** Whether this API server (./dev --kubernetes) has MutatingAdmissionPolicies. */
+const mutates = chosenVersions().controlPlane >= "1.36";
+const until = (name: string, reason: string) => {
+  const wanted = reason === "Enforced" && !mutates ? "EnforcedWithoutDefault" : reason;
+  return eventually(
+    `${name}: ${wanted}`,
     () => profile(name),
-    (is) => enforced(is)?.reason === reason,
+    (is) => enforced(is)?.reason === wanted,
   );
+};
+/** What a message ends with where pods are given no class. */
+const undone = (what: string) =>
+  mutates
+    ? ""
+    : `; a pod that names no class is ${what}, not given it: this API server has no MutatingAdmissionPolicies of admissionregistration.k8s.io/v1 (Kubernetes 1.36)`;
+const isServed = ({ kind }: Resource<AdmissionObject>): boolean => mutates || !kind.startsWith("Mutating");
+/** How many policies and bindings a profile has. */
+const all = mutates ? 7 : 5;
 /** Every policy and binding of Bulkhead's as KIND NAME. */
 const policies = async (): Promise<string[]> => {
   const lists = await Promise.all(
-    policyResources.map(async (resource) =>
-      (await client.list(resource)).items
-        .filter(({ metadata }) => metadata.name.endsWith(".tenancy.bulkhead.dev"))
-        .map(({ metadata }) => `${resource.kind} ${metadata.name}`),
-    ),
+    policyResources
+      .filter(isServed)
+      .map(async (resource) =>
+        (await client.list(resource)).items
+          .filter(({ metadata }) => metadata.name.endsWith(".tenancy.bulkhead.dev"))
+          .map(({ metadata }) => `${resource.kind} ${metadata.name}`),
+      ),
   );
   return lists.flat().sort();
 };
@@ -106,9 +121,9 @@ const clean = async () => {
       await client.delete(pods, pod.metadata.name, { namespace: metadata.name });
     }
   }
-  const all = async () => (await client.list(runtimeProfiles)).items;
-  for (const { metadata } of await all()) await client.delete(runtimeProfiles, metadata.name);
-  await eventually("no profiles", all, (list) => list?.length === 0);
+  const profiles = async () => (await client.list(runtimeProfiles)).items;
+  for (const { metadata } of await profiles()) await client.delete(runtimeProfiles, metadata.name);
+  await eventually("no profiles", profiles, (list) => list?.length === 0);
   await eventually("no policies", policies, (list) => list?.length === 0);
   for (const { metadata } of (await client.list(runtimeClasses)).items) {
     await client.delete(runtimeClasses, metadata.name);
@@ -131,12 +146,16 @@ describe("The operator", () => {
     const is = await until("p1", "Enforced");
     expect(enforced(is)).toMatchObject({
       status: "True",
-      message: '1 namespaces stand behind RuntimeClass "p1"',
+      message: `1 namespaces stand behind RuntimeClass "p1"${undone("refused")}`,
     });
     expect(is.status?.tenancy).toEqual({ namespaces: 1, podsOutside: 0 });
     expect(await policies()).toEqual([
-      "MutatingAdmissionPolicy p1.tenancy.bulkhead.dev",
-      "MutatingAdmissionPolicyBinding p1.tenancy.bulkhead.dev",
+      ...(mutates
+        ? [
+            "MutatingAdmissionPolicy p1.tenancy.bulkhead.dev",
+            "MutatingAdmissionPolicyBinding p1.tenancy.bulkhead.dev",
+          ]
+        : []),
       "ValidatingAdmissionPolicy p1.namespaces.tenancy.bulkhead.dev",
       "ValidatingAdmissionPolicy p1.tenancy.bulkhead.dev",
       "ValidatingAdmissionPolicyBinding p1.namespaces.tenancy.bulkhead.dev",
@@ -198,7 +217,7 @@ describe("The operator", () => {
       () => profile("p1"),
       (is) => Boolean(is?.status?.conditions?.some((c) => c.reason === "InUse")),
     );
-    expect(await policies()).toHaveLength(7);
+    expect(await policies()).toHaveLength(all);
     await end("t1b", "user");
     await eventually(
       "no profile",
@@ -214,7 +233,7 @@ describe("The operator", () => {
     await operator.kill("SIGKILL");
     await client.patch(runtimeProfiles, "p1", { metadata: { finalizers: null } });
     await client.delete(runtimeProfiles, "p1");
-    expect(await policies()).toHaveLength(7);
+    expect(await policies()).toHaveLength(all);
     await start();
     await eventually("no policies", policies, (list) => list?.length === 0);
   });
@@ -247,12 +266,12 @@ describe("The operator", () => {
       () => client.get(validatingBindings, "p1.pods.tenancy.bulkhead.dev"),
       (is) => JSON.stringify(is?.spec.validationActions) === '["Deny","Audit"]',
     );
-    for (const resource of policyResources) {
+    for (const resource of policyResources.filter(isServed)) {
       for (const { metadata } of (await client.list(resource)).items) {
         if (metadata.labels?.[labels.profile] === "p1") await client.delete(resource, metadata.name);
       }
     }
-    await eventually("all made anew", policies, (list) => list?.length === 7);
+    await eventually("all made anew", policies, (list) => list?.length === all);
   });
 
   test("leaves another's policy of the name as it is, and says so", async () => {
@@ -316,8 +335,7 @@ describe("The operator", () => {
     expect(enforced(is)).toMatchObject({
       status: "False",
       reason: "PodsOutside",
-      message:
-        "4 pods in 2 namespaces run outside the wall: t2 (2, such as no-class: RuntimeClass), t3 (2, such as no-class: RuntimeClass)",
+      message: `4 pods in 2 namespaces run outside the wall: t2 (2, such as no-class: RuntimeClass), t3 (2, such as no-class: RuntimeClass)${undone("refused")}`,
     });
     expect(is.status?.tenancy).toEqual({
       namespaces: 2,
@@ -354,7 +372,9 @@ describe("The operator", () => {
     // In Audit they come in, and are counted, too.
     await client.patch(runtimeProfiles, "p2", { spec: { tenancy: { mode: "Audit" } } });
     const audit = await until("p2", "Audit");
-    expect(enforced(audit)?.message).toBe("spec.tenancy.mode is Audit: nothing is refused");
+    expect(enforced(audit)?.message).toBe(
+      `spec.tenancy.mode is Audit: nothing is refused${undone("recorded")}`,
+    );
     await eventually(
       "a pod that is let in",
       () => createPod("t2", "late", { runtimeClassName: "p2", hostNetwork: true }).catch(() => undefined),
@@ -385,14 +405,20 @@ describe("The operator", () => {
     });
     expect(enforced(await profile("zz-elder"))).toMatchObject({ status: "True" });
 
-    const classIn = (namespace: string) => async () =>
-      ((await tryPod(namespace, {})).body.spec as { runtimeClassName?: string })?.runtimeClassName;
-    await eventually("the elder's class", classIn("t5"), (name) => name === "zz-elder");
-    await eventually("the younger's class", classIn("t6"), (name) => name === "younger");
+    // By the class that a pod is given; where none is, by whose policy refuses it.
+    const wallOf = (namespace: string) => async () => {
+      const { spec, message } = (await tryPod(namespace, {})).body;
+      return (
+        (spec as { runtimeClassName?: string } | undefined)?.runtimeClassName ??
+        /behind the wall of RuntimeProfile "([^"]+)"/.exec(message ?? "")?.[1]
+      );
+    };
+    await eventually("the elder's wall", wallOf("t5"), (name) => name === "zz-elder");
+    await eventually("the younger's wall", wallOf("t6"), (name) => name === "younger");
 
     await client.delete(runtimeProfiles, "zz-elder");
     await until("younger", "Enforced");
-    await eventually("the heir's class", classIn("t5"), (name) => name === "younger");
+    await eventually("the heir's wall", wallOf("t5"), (name) => name === "younger");
   });
 
   test("lets an older profile whose policies are not in force take no namespace, and opens none", async () => {
@@ -478,9 +504,13 @@ test("Where the API server has no MutatingAdmissionPolicies, a pod without a cla
   try {
     await createNamespace("t9", "nine");
     await createProfile("p9", "nine");
-    const is = await until("p9", "Enforced");
+    const is = await until("p9", "EnforcedWithoutDefault");
     expect(controller.missing()).toEqual([]);
-    expect(enforced(is)?.message).toContain("this API server has no MutatingAdmissionPolicies");
+    expect(enforced(is)).toMatchObject({
+      status: "True",
+      message:
+        '1 namespaces stand behind RuntimeClass "p9"; a pod that names no class is refused, not given it: this API server has no MutatingAdmissionPolicies of admissionregistration.k8s.io/v1 (Kubernetes 1.36)',
+    });
     await eventually(
       "a pod refused",
       () => tryPod("t9", {}),
