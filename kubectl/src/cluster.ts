@@ -81,6 +81,12 @@ export const isInstalled = async (client: Client, signal?: AbortSignal): Promise
   }
 };
 
+/** The namespace that Bulkhead is installed in, as its operator wrote it where agents read it; else the one of the docs. */
+export const homeOf = async (client: Client): Promise<string> => {
+  const { items } = await client.list(nodeRuntimes, { limit: 1 });
+  return items[0]?.metadata.annotations?.[labels.leases] ?? "bulkhead-system";
+};
+
 /** NodeRuntimes with when their agents were last heard: by their Leases, too. */
 export const heard = async (client: Client, runtimes: NodeRuntime[]): Promise<NodeRuntime[]> => {
   const annotated = runtimes.map(({ metadata }) => metadata.annotations?.[labels.leases]);

@@ -1,6 +1,7 @@
 import { labels } from "@bulkhead/lib/api/group.ts";
 import { runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { Lease } from "@bulkhead/lib/kube/lease.ts";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { adviceOn } from "@bulkhead/lib/view/advice.ts";
 import { age } from "@bulkhead/lib/view/age.ts";
 import { conditionOf } from "@bulkhead/lib/view/profile.ts";
@@ -17,10 +18,14 @@ export type Finding = {
   reason: string;
   what: string;
   mend: string;
+  /** The node that a finding about another object concerns. */
+  node?: string;
 };
 
 export type Examined = Seen & {
-  /** The operator's Lease; undefined when there is none, or when one may not read it. */
+  /** Where Bulkhead is installed. */
+  namespace: string;
+  /** The operator's Lease; undefined when there is none. */
   lease?: Lease;
   /** An agent that is silent for longer is taken for ill. */
   staleAfterMs: number;
@@ -113,6 +118,13 @@ const ofNodes = ({ nodeRuntimes, nodes, now, staleAfterMs }: Examined): Finding[
     if (!heartbeat) return [finding(where, "NoReport", "its agent has never reported")];
     const silent = now - Date.parse(heartbeat);
     const found: Finding[] = [];
+    // A profile's status names twenty of its failed nodes: of the others their own reports tell.
+    for (const { name: profile, phase, revision, attemptedRevision, reason, message } of runtime.status
+      ?.profiles ?? []) {
+      const wanted = runtime.spec.profiles.find((each) => each.name === profile)?.revision;
+      if ((phase === "Failed" || phase === "RolledBack") && (attemptedRevision ?? revision) === wanted)
+        found.push(finding(where, reason, `profile "${profile}": ${message}`));
+    }
     if (silent > staleAfterMs)
       found.push(finding(where, "AgentSilent", `its agent was last heard ${age(silent)} ago`));
     for (const { type, status, reason, message } of runtime.status?.conditions ?? [])
@@ -162,11 +174,11 @@ const ofClasses = ({ runtimeClasses, profiles }: Examined): Finding[] => {
   });
 };
 
-/** Pods that want a wall and do not have it: at most ten are named. */
+/** Pods that want a wall and do not have it. */
 const ofPods = (seen: Examined): Finding[] => {
   const profiles = new Map(seen.profiles.map((profile) => [runtimeClassName(profile), profile]));
   const isProven = proofsOf(seen);
-  const found = seen.pods.flatMap((pod): Finding[] => {
+  return seen.pods.flatMap((pod): Finding[] => {
     const profile = profiles.get(pod.spec?.runtimeClassName ?? "");
     const { phase } = pod.status ?? {};
     if (!profile || phase === "Succeeded" || phase === "Failed") return [];
@@ -189,28 +201,37 @@ const ofPods = (seen: Examined): Finding[] => {
           severity: "error",
           where,
           reason: "UnprovenWall",
+          node: nodeName,
           what: `it runs on ${nodeName}, where profile "${profile.metadata.name}" is not proven now`,
           mend: `kubectl bulkhead status ${profile.metadata.name}; drain the pod if its tenant must not share a kernel`,
         },
       ];
     return [];
   });
-  return found.slice(0, 10);
 };
 
-/** Everything that is wrong, worst first; `node` narrows it to one node. */
+/** So many pods are named. */
+const mostPods = 10;
+
+/** Everything that is wrong, worst first; `node` narrows it to one node. Errors: not-found, for a node that is not there. */
 export const diagnose = (seen: Examined, node?: string): Finding[] => {
+  const known = [...seen.nodes, ...seen.nodeRuntimes].some(({ metadata }) => metadata.name === node);
+  if (node !== undefined && !known)
+    throw new RuntimeError("not-found", `Cannot find node "${node}": the cluster has none of that name`);
+  const concerns = (each: Finding): boolean =>
+    node === undefined || each.node === node || each.where === `Node/${node}`;
   const found = [
     ...ofOperator(seen),
     ...ofProfiles(seen),
     ...ofNodes(seen),
     ...ofVersions(seen),
     ...ofClasses(seen),
-    ...ofPods(seen),
-  ];
+    ...ofPods(seen).filter(concerns).slice(0, mostPods),
+  ].filter(concerns);
   const unique = new Map(found.map((each) => [`${each.where} ${each.reason} ${each.what}`, each]));
-  const here = [...unique.values()].filter((each) => node === undefined || each.where === `Node/${node}`);
-  return here.sort((a, b) => Number(a.severity === "warning") - Number(b.severity === "warning"));
+  return [...unique.values()]
+    .map((each) => ({ ...each, mend: each.mend.replaceAll("bulkhead-system", seen.namespace) }))
+    .sort((a, b) => Number(a.severity === "warning") - Number(b.severity === "warning"));
 };
 
 export const diagnosisText = (findings: Finding[], paint: Paint): string =>

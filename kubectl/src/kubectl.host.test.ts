@@ -1,4 +1,4 @@
-import { mkdtemp, rm } from "node:fs/promises";
+import { copyFile, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
@@ -15,7 +15,7 @@ import { installCrds } from "@bulkhead/test/apiserver/crds.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
 import { writePlugin } from "@bulkhead/test/dev/plugin.ts";
 import { tool } from "@bulkhead/test/tools/cache.ts";
-import { outcome } from "@bulkhead/test/tools/run.ts";
+import { outcome, run } from "@bulkhead/test/tools/run.ts";
 import { load } from "js-yaml";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { nodes, pods } from "./cluster.ts";
@@ -33,6 +33,8 @@ const kubectl = (...args: string[]) =>
       PATH: [directory, join(process.execPath, ".."), process.env.PATH].join(delimiter),
     },
   });
+/** kubectl without the plugin; fails where it does. */
+const admin = (...args: string[]) => run([tool("kubectl"), "--kubeconfig", server.kubeconfig, ...args]);
 const bulkhead = (...args: string[]) => kubectl("bulkhead", ...args);
 
 const at = new Date(Math.floor(Date.now() / 1000) * 1000 - 10_000);
@@ -341,6 +343,61 @@ describe("With a profile on a node", () => {
     expect(stopped.stderr).toMatch(
       /Bulkhead 2\.0: FailureThreshold: .*node-1: AgentNotReady: its pod agent-2/,
     );
+  });
+
+  test("whoever has the rights that docs/kubectl.md names, and no others, can read all of it, and write nothing", async () => {
+    const page = await readFile(join(import.meta.dirname, "../../docs/kubectl.md"), "utf8");
+    const roles = join(directory, "roles.yaml");
+    await writeFile(roles, /```yaml\n(.*?)```/s.exec(page)?.[1] ?? "");
+    const home = ["-n", "bulkhead-system"];
+    const to = (kind: string) => [`--${kind}=bulkhead-reader`, "--serviceaccount=bulkhead-system:reader"];
+    await admin("create", "-f", roles);
+    await admin("create", "clusterrolebinding", "reader", ...to("clusterrole"));
+    await admin(...home, "create", "rolebinding", "reader", ...to("role"));
+    await admin(...home, "create", "serviceaccount", "reader");
+    const token = (await admin(...home, "create", "token", "reader")).trim();
+    const kubeconfig = join(directory, "reader");
+    await copyFile(server.kubeconfig, kubeconfig);
+    const config = (...args: string[]) => admin("--kubeconfig", kubeconfig, "config", ...args);
+    await config("set-credentials", "reader", `--token=${token}`);
+    await config("set-context", "--current", "--user=reader");
+    const read = (...args: string[]) => bulkhead(...args, "--kubeconfig", kubeconfig);
+
+    for (const args of [
+      ["status"],
+      ["status", "sandboxed"],
+      ["explain", "web"],
+      ["tenants"],
+      ["rollout", "status", "sandboxed", "--no-watch"],
+      ["rollout", "status", "--no-watch"],
+      ["rollout", "history", "sandboxed"],
+    ])
+      expect(await read(...args), args.join(" ")).toMatchObject({
+        stderr: expect.not.stringMatching(/forbidden/),
+      });
+    expect((await read("doctor")).stdout).toContain("NoOperator");
+    for (const args of [
+      ["rollout", "pause", "sandboxed"],
+      ["rollout", "restart", "sandboxed"],
+      ["rollout", "pause"],
+    ])
+      expect(await read(...args), args.join(" ")).toMatchObject({
+        code: 1,
+        stderr: expect.stringMatching(/^error: .*forbidden[^\n]*\n$/),
+      });
+  });
+  test("a node that is not there, a time that is none and a kubeconfig that is none are errors", async () => {
+    for (const [args, said] of [
+      [["doctor", "n9"], /^error: Cannot find node "n9"/],
+      [["rollout", "status", "sandboxed", "--timeout", "soon"], /Expected seconds, or a time such as 90s/],
+      [["rollout", "undo", "sandboxed", "--to-revision", "two"], /Expected a number/],
+      [["status", "--kubeconfig", "/nowhere"], /^error: Cannot read kubeconfig "\/nowhere"/],
+      [["status", "--context", "other"], /^error: Cannot use context "other"/],
+    ] as const) {
+      const { code, stderr } = await bulkhead(...args);
+      expect(code, args.join(" ")).toBe(1);
+      expect(stderr).toMatch(said);
+    }
   });
 
   test("kubectl completes subcommands, profiles and flags", async () => {

@@ -8,11 +8,12 @@ import { detailView, statusView } from "@bulkhead/lib/view/profile.ts";
 import { Argument, Command, Option } from "commander";
 import manifest from "../package.json" with { type: "json" };
 import { agentsProgress, readAgents, setAgentsPaused } from "./agents.ts";
-import { heard, isInstalled, listAll, look, nodes, pods } from "./cluster.ts";
+import { heard, homeOf, isInstalled, listAll, look, nodes, pods } from "./cluster.ts";
 import { candidates, completionScript } from "./completion.ts";
 import { diagnose, diagnosisText, type Finding, notInstalled } from "./doctor.ts";
 import { type Explanation, explain, explanationText, profileOf } from "./explain.ts";
 import { historyTable, readHistory, undo } from "./history.ts";
+import { revisionNumber, seconds } from "./numbers.ts";
 import { type Format, format, formats } from "./output.ts";
 import { progressOf, restart, setPaused, waitForRollout } from "./rollout.ts";
 import { detailText, statusTable } from "./status.ts";
@@ -25,7 +26,7 @@ type Flags = {
   kubeconfig?: string;
   context?: string;
   namespace?: string;
-  bulkheadNamespace: string;
+  bulkheadNamespace?: string;
   output: Format;
   color: "auto" | "always" | "never";
 };
@@ -40,7 +41,7 @@ const program = new Command("kubectl-bulkhead")
   .option("--kubeconfig <file>", "kubeconfig to use; $KUBECONFIG or ~/.kube/config when left out")
   .option("--context <name>", "context of the kubeconfig to use")
   .option("-n, --namespace <name>", "namespace of a pod; the context's when left out")
-  .option("--bulkhead-namespace <name>", "namespace that Bulkhead is installed in", "bulkhead-system")
+  .option("--bulkhead-namespace <name>", "namespace that Bulkhead is installed in; found when left out")
   .addOption(new Option("-o, --output <format>", "how to print").choices(formats).default("table"))
   .addOption(
     new Option("--color <when>", "colours; auto: on a terminal unless $NO_COLOR is set")
@@ -72,6 +73,9 @@ const onCluster = async (work: (client: Client, user: UserConfig) => Promise<voi
     await client.close();
   }
 };
+
+/** The namespace that Bulkhead is installed in. */
+const home = async (client: Client): Promise<string> => flags().bulkheadNamespace ?? (await homeOf(client));
 
 /** What a get answers, or undefined when there is nothing of that name. */
 const orNothing = async <T>(found: Promise<T>): Promise<T | undefined> => {
@@ -141,17 +145,19 @@ program
     "what is wrong on this cluster, or on one node, and how to mend it; exits with 1 when something is",
   )
   .argument("[node]", "only what concerns this node")
-  .option("--stale-after <seconds>", "an agent silent for longer is taken for ill", Number, 180)
+  .option("--stale-after <seconds>", "an agent silent for longer is taken for ill", seconds, 180)
   .action((node: string | undefined, { staleAfter }: { staleAfter: number }) =>
     onCluster(async (client) => {
       let findings: Finding[];
       if (!(await isInstalled(client))) findings = [notInstalled];
       else {
+        const namespace = await home(client);
         const [seen, lease] = await Promise.all([
           look(client).then(async (all) => ({ ...all, nodeRuntimes: await heard(client, all.nodeRuntimes) })),
-          orNothing(client.get(leases, "bulkhead-operator", { namespace: flags().bulkheadNamespace })),
+          orNothing(client.get(leases, "bulkhead-operator", { namespace })),
         ]);
-        findings = diagnose({ ...seen, ...(lease ? { lease } : {}), staleAfterMs: staleAfter * 1000 }, node);
+        const examined = { ...seen, namespace, ...(lease ? { lease } : {}), staleAfterMs: staleAfter * 1000 };
+        findings = diagnose(examined, node);
       }
       show(findings, (all) => diagnosisText(all, paint()));
       if (findings.some(({ severity }) => severity === "error")) process.exitCode = 1;
@@ -179,7 +185,7 @@ rollout
   .command("status")
   .description("wait until the newest spec or version is on every node; exits with 1 when the rollout fails")
   .argument("[profile]", "a RuntimeProfile; Bulkhead's own version when left out")
-  .option("--timeout <seconds>", "give up after so long", Number, 600)
+  .option("--timeout <seconds>", "give up after so long; such as 90s, 5m", seconds, 600)
   .option("--no-watch", "tell how it stands now, and end")
   .action((name: string | undefined, { timeout, watch }: { timeout: number; watch: boolean }) =>
     onCluster((client) =>
@@ -187,7 +193,7 @@ rollout
         name ?? "Bulkhead",
         async () =>
           name === undefined
-            ? agentsProgress(await readAgents(client, flags().bulkheadNamespace))
+            ? agentsProgress(await readAgents(client, await home(client)))
             : progressOf(await client.get(runtimeProfiles, name)),
         { timeoutMs: timeout * 1000, watch, say: (text) => print(`${text}\n`) },
       ),
@@ -205,7 +211,7 @@ for (const [verb, paused, done] of [
       onCluster(async (client) => {
         const { name, changed } =
           profile === undefined
-            ? await setAgentsPaused(client, flags().bulkheadNamespace, paused)
+            ? await setAgentsPaused(client, await home(client), paused)
             : { name: profile, changed: await setPaused(client, profile, paused) };
         const kind = profile === undefined ? "daemonset.apps" : "runtimeprofile.bulkhead.dev";
         print(`${kind}/${name} ${changed ? done : `is ${paused ? "" : "not "}paused already`}\n`);
@@ -228,19 +234,17 @@ rollout
   .argument("<profile>", "a RuntimeProfile")
   .action((name: string) =>
     onCluster(async (client) => {
-      show(await readHistory(client, name, flags().bulkheadNamespace), (views) =>
-        historyTable(views, paint()),
-      );
+      show(await readHistory(client, name, await home(client)), (views) => historyTable(views, paint()));
     }),
   );
 rollout
   .command("undo")
   .description("put an earlier revision back into the profile's spec")
   .argument("<profile>", "a RuntimeProfile")
-  .option("--to-revision <number>", "that revision; the one before when left out", Number)
+  .option("--to-revision <number>", "that revision; the one before when left out", revisionNumber)
   .action((name: string, { toRevision }: { toRevision?: number }) =>
     onCluster(async (client) => {
-      const { revision, hash, current } = await undo(client, name, flags().bulkheadNamespace, toRevision);
+      const { revision, hash, current } = await undo(client, name, await home(client), toRevision);
       print(
         `runtimeprofile.bulkhead.dev/${name} ${current ? "is" : "goes back to"} revision ${revision} (${hash})${current ? " already" : ""}\n`,
       );

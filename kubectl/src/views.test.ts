@@ -13,6 +13,7 @@ import { describe, expect, test } from "vitest";
 import type { Pod, Seen } from "./cluster.ts";
 import { diagnose } from "./doctor.ts";
 import { explain } from "./explain.ts";
+import { revisionNumber, seconds } from "./numbers.ts";
 import { progressOf, waitForRollout } from "./rollout.ts";
 import { statusTable } from "./status.ts";
 import { painter, table } from "./table.ts";
@@ -113,6 +114,15 @@ const healthyLease = {
   metadata: { name: "bulkhead-operator" },
   spec: { holderIdentity: "a", renewTime: ago(2) },
 };
+
+test("A time is seconds or what kubectl takes, and never no number", () => {
+  expect(["0", "90", "1.5", "90s", "5m", "1h30m"].map(seconds)).toEqual([0, 90, 1.5, 90, 300, 5400]);
+  for (const text of ["", "m", "5 m", "-1", "5d", "5mx", "NaN", "Infinity", "1e9"])
+    expect(() => seconds(text), text).toThrow("Expected seconds");
+  expect(revisionNumber("3")).toBe(3);
+  for (const text of ["0", "-1", "two", "1.5", ""])
+    expect(() => revisionNumber(text), text).toThrow("Expected a number");
+});
 
 describe("A table", () => {
   test("lines its columns up and ends no line in space", () => {
@@ -246,9 +256,15 @@ describe("explain", () => {
 
 describe("doctor", () => {
   const reasons = (more: Partial<Seen>, lease: object | undefined = healthyLease, node?: string) =>
-    diagnose({ ...seen(more), ...(lease ? { lease } : {}), staleAfterMs: 180_000 } as never, node).map(
-      ({ where, reason }) => `${where} ${reason}`,
-    );
+    diagnose(
+      {
+        ...seen(more),
+        namespace: "bulkhead-system",
+        ...(lease ? { lease } : {}),
+        staleAfterMs: 180_000,
+      } as never,
+      node,
+    ).map(({ where, reason }) => `${where} ${reason}`);
   test("finds nothing on a healthy cluster", () => expect(reasons({})).toEqual([]));
   test.each<[string, Partial<Seen>, string]>([
     [
@@ -299,7 +315,10 @@ describe("doctor", () => {
     ],
   ])("finds %s", (_title, more, found) => expect(reasons(more)).toContain(found));
   test("finds that no operator works", () => {
-    expect(diagnose({ ...seen(), staleAfterMs: 1 }).map(({ reason }) => reason)).toContain("NoOperator");
+    const found = diagnose({ ...seen(), namespace: "walls", staleAfterMs: 1 });
+    expect(found.map(({ reason }) => reason)).toContain("NoOperator");
+    // Its commands are of the namespace that Bulkhead is in.
+    expect(found.map(({ mend }) => mend).join()).toMatch(/kubectl -n walls describe/);
     expect(reasons({}, { ...healthyLease, spec: { ...healthyLease.spec, renewTime: ago(300) } })).toEqual([
       "Lease/bulkhead-operator NoOperator",
     ]);
@@ -308,6 +327,28 @@ describe("doctor", () => {
     const nodeRuntimes = [nodeRuntime("n1", true, ago(600)), nodeRuntime("n2", true, ago(600))];
     const nodes = [{ metadata: { name: "n1" } }, { metadata: { name: "n2" } }];
     expect(reasons({ nodeRuntimes, nodes }, healthyLease, "n2")).toEqual(["Node/n2 AgentSilent"]);
+  });
+  test("narrowed to a node, tells of its pods, behind however many others they come", () => {
+    const nodeRuntimes = [nodeRuntime("n1", false), nodeRuntime("n2", false)];
+    const elsewhere = Array.from({ length: 20 }, (_, at) =>
+      pod("a", `p${at}`, { class: "sandboxed", node: "n1" }),
+    );
+    const pods = [...elsewhere, pod("b", "here", { class: "sandboxed", node: "n2" })];
+    const nodes = [{ metadata: { name: "n1" } }, { metadata: { name: "n2" } }];
+    expect(reasons({ nodeRuntimes, nodes, pods }, healthyLease, "n2")).toContain("Pod/b/here UnprovenWall");
+    expect(reasons({ nodeRuntimes, nodes, pods }).filter((each) => each.startsWith("Pod/"))).toHaveLength(10);
+  });
+  test("finds what a node says of a profile whose status has no room for it, once", () => {
+    const failing = nodeRuntime("n1", false);
+    failing.spec.profiles = [{ name: "sandboxed", revision: "0123456789" } as never];
+    const told = { name: "n1", reason: "CanaryFailed", message: "the kernel behind the wall is the host's" };
+    for (const failedNodes of [[], [told]])
+      expect(
+        reasons({ profiles: [profile("sandboxed", { status: { failedNodes } })], nodeRuntimes: [failing] }),
+      ).toEqual(["Node/n1 CanaryFailed"]);
+  });
+  test("of a node that is not there is an error: nothing is wrong with it, for there is none", () => {
+    expect(() => reasons({}, healthyLease, "n9")).toThrow('Cannot find node "n9"');
   });
   describe("and docs/runbook.md", async () => {
     const root = join(import.meta.dirname, "../..");
