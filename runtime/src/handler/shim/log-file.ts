@@ -1,15 +1,17 @@
-import { closeSync, constants, mkdirSync, openSync, writeSync } from "node:fs";
+import { closeSync, constants, fstatSync, ftruncateSync, mkdirSync, openSync, writeSync } from "node:fs";
 import { dirname } from "node:path";
 import { wallClock } from "@bulkhead/lib/std/wall-clock.ts";
 import { LineCutter, type LogStream, timestamp } from "../../logs/cri-log.ts";
 
 const { O_WRONLY, O_APPEND, O_CREAT, O_NOFOLLOW } = constants;
 
+/** Appending, never through a link in the last place: the path is in a directory that others can write to. */
 const openLog = (path: string): number => openSync(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW, 0o640);
 
 /**
- * A container's log in the format of {@link LineCutter}. Other than CriLog it holds nothing back: what `write`
- * returned from is in the file, so that it may leave the pipe it came from.
+ * A container's log as kubelet reads it (Kubernetes CRI logging: `TIME STREAM P|F TEXT`). Holds nothing back: what
+ * `write` returned from is in the file, so that it may leave the pipe it came from. Keeps the file that it opened: a
+ * rename changes nothing until `reopen`.
  */
 export class LogFile {
   readonly #path: string;
@@ -29,7 +31,13 @@ export class LogFile {
     const cutter = this.#cutters[stream];
     const lines = cutter.cut(Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength), time);
     const all = Buffer.concat([lines, cutter.flush(time)]);
-    for (let at = 0; at < all.length; ) at += writeSync(this.#fd, all, at);
+    let at = 0;
+    try {
+      while (at < all.length) at += writeSync(this.#fd, all, at);
+    } catch (error) {
+      takeBack(this.#fd, all.subarray(0, at));
+      throw error;
+    }
   }
 
   /** A new file after a rotation; the old one gets nothing more. */
@@ -45,3 +53,14 @@ export class LogFile {
     this.#fd = undefined;
   }
 }
+
+/** A full disk took a part of a line: without it the next one, once there is room, stands on a line of its own. */
+const takeBack = (fd: number, written: Uint8Array): void => {
+  const torn = written.length - (written.lastIndexOf(0x0a) + 1);
+  if (torn === 0) return;
+  try {
+    ftruncateSync(fd, fstatSync(fd).size - torn);
+  } catch {
+    // A disk that is read-only now keeps it.
+  }
+};

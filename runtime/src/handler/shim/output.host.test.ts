@@ -1,4 +1,14 @@
-import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -89,6 +99,32 @@ test("a line longer than 16 KiB is logged in parts that make the whole", async (
   expect(new Set(tags.slice(0, -1))).toEqual(new Set(["P"]));
 });
 
+test("a disk that was full for a while costs what could not be written, and no line before or after it", async () => {
+  const disk = join(dir, "disk");
+  mkdirSync(disk);
+  execFileSync("mount", ["-t", "tmpfs", "-o", "size=64k", "bh-log-full", disk]);
+  try {
+    using pump = setUp(new LogFile(join(disk, "log")));
+    writeSync(pump.writer, "first\n");
+    while (!readFileSync(join(disk, "log"), "utf8").includes("first")) await sleep(5);
+    // All but some bytes of the log's own page.
+    writeFileSync(join(disk, "filler"), Buffer.alloc(60 << 10));
+    writeSync(pump.writer, `${"x".repeat(1000)}\n`.repeat(8));
+    while (pump.failures.length === 0) await sleep(5);
+    rmSync(join(disk, "filler"));
+    writeSync(pump.writer, "last\n");
+    closeSync(pump.writer);
+    await pump.output.drained(AbortSignal.timeout(2000));
+    const lines = readFileSync(join(disk, "log"), "utf8").trimEnd().split("\n");
+    expect(lines.at(0)).toMatch(/ stdout F first$/);
+    expect(lines.at(-1)).toMatch(/^\S+ stdout F last$/);
+    expect(lines.length).toBeGreaterThan(3);
+    for (const line of lines.slice(1, -1)) expect(line).toMatch(/^\S+ stdout F x{1000}$/);
+  } finally {
+    execFileSync("umount", ["-l", disk]);
+  }
+});
+
 test("a client that reads slowly holds the pipe back instead of our memory", async () => {
   using pump = setUp(undefined);
   const client = pump.output.attach();
@@ -107,6 +143,8 @@ test("a client that reads slowly holds the pipe back instead of our memory", asy
     }
   // A client's buffer, one look more, and the pipe itself.
   expect(written).toBeLessThan(3 << 20);
+  // However often the container writes meanwhile, one look waits for the client.
+  expect(client.stdout.listenerCount("drain")).toBeLessThanOrEqual(2);
   let read = 0;
   client.stdout.on("data", (data) => {
     read += data.length;

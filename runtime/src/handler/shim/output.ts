@@ -67,6 +67,7 @@ class OutputPump {
   #closed = false;
   #scheduled = false;
   #partial: NodeJS.Timeout | undefined;
+  readonly #again = (): void => this.run();
 
   constructor(
     path: string,
@@ -113,7 +114,7 @@ class OutputPump {
   }
 
   #paused(): boolean {
-    for (const client of this.#clients) if (client.full(() => this.run())) return true;
+    for (const client of this.#clients) if (client.full(this.#again)) return true;
     return false;
   }
 
@@ -156,6 +157,8 @@ class Client {
   readonly stdout = new PassThrough({ highWaterMark: clientBuffer });
   readonly stderr: PassThrough | undefined;
   #fullSince: number | undefined;
+  /** Who looks again when it has caught up, each once however often it is told to wait. */
+  readonly #waiting = new Set<() => void>();
 
   constructor(tty: boolean) {
     this.stderr = tty ? undefined : new PassThrough({ highWaterMark: clientBuffer });
@@ -180,12 +183,15 @@ class Client {
       this.end(new RuntimeError("resource-exhausted", "The attached client does not read what it asked for"));
       return false;
     }
-    const timer = setTimeout(again, 1_000);
-    function again() {
+    if (this.#waiting.has(resume)) return true;
+    this.#waiting.add(resume);
+    const again = (): void => {
       clearTimeout(timer);
-      behind?.off("drain", again);
+      behind.off("drain", again);
+      this.#waiting.delete(resume);
       resume();
-    }
+    };
+    const timer = setTimeout(again, 1_000);
     behind.once("drain", again);
     return true;
   }
