@@ -11,8 +11,8 @@ const hostPort = z
 const url = z
   .string()
   .regex(
-    /^(https?:\/\/[^\s/]+|oci:(\/\/)?\/\S+)/,
-    "must be an http or https URL, or oci:/DIRECTORY of an image layout",
+    /^(https?:\/\/[^\s/@?#]+(\/[^\s?#]*)?|oci:(\/\/)?\/\S+)$/,
+    "must be an http or https URL without user, query and fragment, or oci:/DIRECTORY of an image layout",
   );
 
 const httpUrl = z.string().regex(endpointPattern, "must be an http or https URL");

@@ -23,6 +23,11 @@ test.each([
   ["cni:\n  binDir: /x", "cni.binDir: unknown key"],
   ["runtimes:\n  - name: a\n    kind: oci\n    binary: runc", "runtimes.0.binary: must be an absolute path"],
   ["registries:\n  mirrors:\n    a: [ftp://x]", "registries.mirrors.a.0: must be an http or https URL"],
+  [
+    "registries:\n  mirrors:\n    a: [https://user:pw@x]",
+    "registries.mirrors.a.0: must be an http or https URL",
+  ],
+  ["registries:\n  mirrors:\n    a: [https://x?y]", "registries.mirrors.a.0: must be an http or https URL"],
   ["tracing:\n  endpoint: collector:4318", "tracing.endpoint: "],
   ["tracing:\n  samplingRatio: 2", "tracing.samplingRatio: "],
   ["log:\n  level: loud", "log.level: "],
