@@ -1,6 +1,7 @@
 import type { ContainerEventResponse } from "@bulkhead/lib/gen/cri_pb.js";
+import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 
-/** A reader that is further behind than this is not reading; it is cut off and lists everything anew. */
+/** A reader that is further behind than this is not reading; it is cut off, with an error, and lists everything anew. */
 const maxBehind = 1000;
 
 type Reader = { queue: ContainerEventResponse[]; wake: () => void; cut: boolean };
@@ -11,8 +12,12 @@ export class Events {
 
   send(event: ContainerEventResponse): void {
     for (const reader of this.#readers) {
+      if (reader.cut) continue;
       reader.queue.push(event);
-      if (reader.queue.length > maxBehind) reader.cut = true;
+      if (reader.queue.length > maxBehind) {
+        reader.cut = true;
+        reader.queue.length = 0;
+      }
       reader.wake();
     }
   }
@@ -27,7 +32,12 @@ export class Events {
     const aborted = (): void => reader.wake();
     signal.addEventListener("abort", aborted);
     try {
-      while (!signal.aborted && !reader.cut) {
+      while (!signal.aborted) {
+        if (reader.cut)
+          throw new RuntimeError(
+            "resource-exhausted",
+            `Cannot send more events: ${maxBehind} wait to be read; list the containers and begin anew`,
+          );
         const event = reader.queue.shift();
         if (event !== undefined) {
           yield event;

@@ -16,8 +16,9 @@ import {
   StreamPodSandboxesResponseSchema,
   StreamPodSandboxMetricsResponseSchema,
   StreamPodSandboxStatsResponseSchema,
+  VersionRequestSchema,
 } from "@bulkhead/lib/gen/cri_pb.js";
-import { hasCode } from "@bulkhead/lib/std/errors.ts";
+import { hasCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { Credentials } from "./credentials.ts";
 import { LastKnown } from "./last-known.ts";
 import { mergeFsInfo, mergeImages, mergeStatus, mergeVersion } from "./merge.ts";
@@ -37,7 +38,7 @@ export type OwnSide = {
   log: { warn(fields: object, message: string): void };
 };
 
-/** Between two attempts to take the engine's event stream up again. */
+/** Between two looks whether an engine whose event stream broke is back. */
 const eventRetry = 1_000;
 /** The engine says the same thing every second while it is down; the log says it once a minute. */
 const quiet = 60_000;
@@ -256,7 +257,7 @@ export function front(own: CriServices, engine: CriClient, side: OwnSide): CriSe
       mergeEvents(
         [
           r.getContainerEvents(request, signal),
-          engineEvents(() => er.getContainerEvents(request, signal), signal),
+          engineEvents(engine, () => er.getContainerEvents(request, signal), signal),
         ],
         signal,
       ),
@@ -311,19 +312,32 @@ const ifUnavailable =
     throw error;
   };
 
-/** The engine's events for as long as the client listens: a stream that ends is taken up again. */
+/** The engine's events for as long as the client listens. When they break it ends in an error, once the engine is back. */
 async function* engineEvents(
+  engine: CriClient,
   open: () => AsyncIterable<ContainerEventResponse>,
   signal: AbortSignal,
 ): AsyncGenerator<ContainerEventResponse> {
+  try {
+    yield* open();
+  } catch (error) {
+    // CRI-O without enable_pod_events has none to give.
+    if (hasCode(error, "unimplemented")) return;
+  }
   while (!signal.aborted) {
-    try {
-      yield* open();
-    } catch (error) {
-      // CRI-O without enable_pod_events has none to give.
-      if (hasCode(error, "unimplemented")) return;
-    }
     await sleep(eventRetry, undefined, { signal }).catch(() => {});
+    const isBack = await engine.runtime
+      .version(create(VersionRequestSchema), AbortSignal.any([signal, AbortSignal.timeout(eventRetry)]))
+      .then(
+        () => true,
+        () => false,
+      );
+    if (!isBack) continue;
+    // Nobody kept what happened meanwhile: the caller must list, which it does when its stream breaks.
+    throw new RuntimeError(
+      "unavailable",
+      "Cannot send more events: those of the engine behind were interrupted; list the containers and begin anew",
+    );
   }
 }
 
