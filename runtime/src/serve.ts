@@ -139,9 +139,10 @@ export const serve = async (
   const told = { events, pods, containers, images };
   const handlerEvents: HandlerEvents = {
     containerExited: (id, exit) => {
+      const before = containers.get(id);
       const container = containers.learn(id, (each) => exited(each, exit));
       exits.happened(id);
-      if (container === undefined) return;
+      if (container === undefined || container === before) return;
       log.info({ container: id, code: exit.code, oomKilled: exit.oomKilled }, "container exited");
       notify(told, "stopped", id, container.podId);
     },

@@ -555,6 +555,17 @@ describe("after kill -9 of the daemon", () => {
     expect(exits.get(running.id)).toHaveLength(1);
   });
 
+  test("what could not be taken up can be ended, and its end is told", async () => {
+    const running = await run(["sleep", "1000"]);
+    const ended = await run(["sh", "-c", "usleep 200000; exit 9"]);
+    handler.close();
+    await until(() => existsSync(join(root, "exits", ended.id)));
+    await open();
+    for (const ref of [running, ended]) await handler.kill(ref, 9, true, signal());
+    expect(await exitOf(running)).toMatchObject({ code: 137 });
+    expect(await exitOf(ended)).toMatchObject({ code: 9 });
+  });
+
   test("exec, attach and the log go on", async () => {
     const ref = await run(["sh", "-c", "while :; do echo tick; usleep 50000; done"]);
     await restart();

@@ -398,6 +398,11 @@ export const createOciHandler = async (
         await run(command, ["kill", container.id, String(signo)], signal);
         return;
       }
+      // One that could not be taken up after a restart: its end must be told all the same.
+      if (signo === 9 && !watched.has(container.id)) {
+        const found = await lookAgain(container);
+        if (found.state === "exited") events.containerExited(container.id, found.exit);
+      }
       if (all) return killAll(state.cgroup, signo);
       const { pid, startTime } = fromRecord(state.process);
       if (signo !== 9) await pastInit(pid, signal);
