@@ -56,9 +56,7 @@ test("an event stream whose engine's part breaks goes on with ours, and ends in 
   own.send(event("ours"));
   await expect.poll(() => got).toEqual(["engine's", "ours"]);
   engine.isUp = true;
-  await expect(read).rejects.toThrow(
-    /those of the engine behind were interrupted/,
-  );
+  await expect(read).rejects.toThrow(/those of the engine behind were interrupted/);
 });
 
 test("an engine without events leaves ours alone", async () => {
