@@ -105,3 +105,19 @@ test("a pod that cannot be rolled back stays, not ready, until its plugin lets i
   await nothingLeft();
   await runAndRemove();
 });
+
+test.each([
+  ["bandwidth", { annotations: { "kubernetes.io/egress-bandwidth": "fast" } }, "egress-bandwidth"],
+  ["name", { metadata: { name: "a;b", namespace: "test", uid: "uid", attempt: 0 } }, 'its name "a;b"'],
+])(
+  "a pod whose %s CNI cannot be told is refused before anything is made that DEL would have to be told of",
+  async (_, fields, says) => {
+    const file = join(scratch, "odd.json");
+    const plain = JSON.parse(await readFile(podFile, "utf8")) as object;
+    await writeFile(file, JSON.stringify({ ...plain, ...fields }));
+    const { code, stderr } = await daemon.tryCrictl("runp", file);
+    expect(code).not.toBe(0);
+    expect(stderr.replaceAll('\\"', '"')).toContain(says);
+    await nothingLeft();
+  },
+);

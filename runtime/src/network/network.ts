@@ -34,7 +34,7 @@ export type NetworkPod = {
   }[];
   cgroupParent: string;
   annotations: Record<string, string>;
-  /** Bits per second; without it the annotations kubernetes.io/{ingress,egress}-bandwidth count. */
+  /** Bits per second. */
   bandwidth?: { ingress?: number; egress?: number };
   /** For plugins with the capability "dns". */
   dns?: { servers: string[]; searches: string[]; options: string[] };

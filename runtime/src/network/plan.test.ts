@@ -1,4 +1,3 @@
-import { hasCode } from "@bulkhead/lib/std/errors.ts";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import type { NetworkPod } from "./network.ts";
@@ -120,15 +119,6 @@ describe("executionEnv()", () => {
         "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=0123;K8S_POD_UID=u-1",
     });
   });
-
-  test("a name cannot bring arguments of its own", () => {
-    expect.assertions(1);
-    try {
-      executionEnv("ADD", [], { ...pod, name: "web;IP=10.0.0.1" });
-    } catch (error) {
-      expect(hasCode(error, "invalid-argument")).toBe(true);
-    }
-  });
 });
 
 describe("capabilitiesOf()", () => {
@@ -159,23 +149,13 @@ describe("capabilitiesOf()", () => {
     expect(isIdle({ ...portmap, type: "my-portmap" }, pod, {})).toBe(false);
   });
 
-  test.each([
-    ["10M", 10_000_000],
-    ["1.5k", 1500],
-    ["1Mi", 1_048_576],
-    ["1000", 1000],
-  ])("kubernetes.io/ingress-bandwidth: %s", (quantity, ingressRate) => {
-    const annotations = { "kubernetes.io/ingress-bandwidth": quantity };
-    expect(capabilitiesOf({ ...pod, annotations }).bandwidth).toMatchObject({ ingressRate });
+  test("a bandwidth is told for the direction that has one", () => {
+    expect(capabilitiesOf(pod).bandwidth).toBeUndefined();
+    expect(capabilitiesOf({ ...pod, bandwidth: { egress: 1500 } }).bandwidth).toEqual({
+      egressRate: 1500,
+      egressBurst: 2 ** 31 - 1,
+    });
   });
-
-  test.each(["", "10", "-5M", "2000P", "10constructor", "1e9", "M"])(
-    "refuses the bandwidth %j",
-    (quantity) => {
-      const annotations = { "kubernetes.io/egress-bandwidth": quantity };
-      expect(() => capabilitiesOf({ ...pod, annotations })).toThrow(/is no bandwidth/);
-    },
-  );
 });
 
 describe("addressesOf()", () => {

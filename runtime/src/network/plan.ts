@@ -120,13 +120,21 @@ const cniArgs = (pod: NetworkPod): string =>
     K8S_POD_INFRA_CONTAINER_ID: pod.id,
     K8S_POD_UID: pod.uid,
   })
-    .map(([key, value]) => {
-      // The format has no escape: such a value would add arguments of its own.
-      if (/[;=\0]/.test(value))
-        throw new RuntimeError("invalid-argument", `Cannot attach pod: ${key} "${value}" has ";" or "="`);
-      return `${key}=${value}`;
-    })
+    .map(([key, value]) => `${key}=${value}`)
     .join(";");
+
+/**
+ * Refuses a pod whose names CNI cannot be told: CNI_ARGS has no escape, so that such a value would add arguments of its
+ * own. Before anything is made: the DEL that takes a pod down is told them, too.
+ */
+export const requireArgs = (names: Readonly<Record<string, string>>): void => {
+  for (const [key, value] of Object.entries(names))
+    if (/[;=\0]/.test(value))
+      throw new RuntimeError(
+        "invalid-argument",
+        `Cannot run pod: its ${key} "${value}" has ";", "=" or a NUL`,
+      );
+};
 
 /** What we can offer a plugin that declares the capability (CNI conventions). */
 export const capabilitiesOf = (pod: NetworkPod): Record<string, unknown> => {
@@ -160,35 +168,13 @@ export const isIdle = (plugin: CniPlugin, pod: NetworkPod, previous: unknown): b
 
 const BURST = 2 ** 31 - 1;
 
-const bandwidthOf = (pod: NetworkPod): Record<string, number> | undefined => {
-  const ingress = pod.bandwidth?.ingress ?? bitsPerSecond(pod.annotations["kubernetes.io/ingress-bandwidth"]);
-  const egress = pod.bandwidth?.egress ?? bitsPerSecond(pod.annotations["kubernetes.io/egress-bandwidth"]);
+const bandwidthOf = ({ bandwidth }: NetworkPod): Record<string, number> | undefined => {
+  const { ingress, egress } = bandwidth ?? {};
   if (ingress === undefined && egress === undefined) return undefined;
   return {
     ...(ingress === undefined ? {} : { ingressRate: ingress, ingressBurst: BURST }),
     ...(egress === undefined ? {} : { egressRate: egress, egressBurst: BURST }),
   };
-};
-
-const UNITS: Record<string, number> = {
-  "": 1,
-  m: 1e-3,
-  ...{ k: 1e3, M: 1e6, G: 1e9, T: 1e12, P: 1e15 },
-  ...{ Ki: 2 ** 10, Mi: 2 ** 20, Gi: 2 ** 30, Ti: 2 ** 40, Pi: 2 ** 50 },
-};
-
-/** A Kubernetes quantity in bits per second; refused outside of 1k…1P, as kubelet does. */
-const bitsPerSecond = (quantity: string | undefined): number | undefined => {
-  if (quantity === undefined) return undefined;
-  const [, digits, unit] = /^\+?(\d{1,18}(?:\.\d{1,18})?)([a-zA-Z]{0,2})$/.exec(quantity) ?? [];
-  const factor = unit === undefined || !Object.hasOwn(UNITS, unit) ? undefined : UNITS[unit];
-  const bits = factor === undefined ? Number.NaN : Math.floor(Number(digits) * factor);
-  if (!(bits >= 1e3 && bits <= 1e15))
-    throw new RuntimeError(
-      "invalid-argument",
-      `Cannot attach pod: "${quantity}" is no bandwidth of 1k to 1P`,
-    );
-  return bits;
 };
 
 /** Result of ADD as far as we use it (section 5); versions before 0.3.0 have ip4 and ip6 instead of ips. */

@@ -2,7 +2,7 @@ import { create } from "@bufbuild/protobuf";
 import { PodSandboxConfigSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { expect, test } from "vitest";
 import type { Pod } from "../../pod/state.ts";
-import { networkPod, requireBandwidth } from "./network-pod.ts";
+import { networkPod, requireNetworkPod } from "./network-pod.ts";
 
 const configWith = (ingress: string) =>
   create(PodSandboxConfigSchema, { annotations: { "kubernetes.io/ingress-bandwidth": ingress } });
@@ -19,17 +19,24 @@ test.each([
   ["1500500m", 1501],
   ["1P", 1e15],
 ])("a bandwidth of %s is %i bits per second", (text, ingress) => {
-  requireBandwidth(configWith(text));
+  requireNetworkPod(configWith(text));
   expect(bandwidthOf(text)).toEqual({ ingress });
 });
 
 test.each(["", "fast", "10MB", "-10M", "999", "2P", "1e99", "1".repeat(100)])(
   "a bandwidth of %j is refused by the annotation's name",
   (text) => {
-    expect(() => requireBandwidth(configWith(text))).toThrow(
+    expect(() => requireNetworkPod(configWith(text))).toThrow(
       /annotation kubernetes.io\/ingress-bandwidth: ".*1k to 1P/,
     );
     // A pod that is there already can be taken down.
     expect(bandwidthOf(text)).toBeUndefined();
   },
 );
+
+test.each(["name", "namespace", "uid"])("a %s that CNI_ARGS cannot hold is refused", (field) => {
+  for (const value of ["a;b", "a=b", "a\0b"])
+    expect(() => requireNetworkPod(create(PodSandboxConfigSchema, { metadata: { [field]: value } }))).toThrow(
+      new RegExp(`its ${field} ".*" has`),
+    );
+});

@@ -2,7 +2,9 @@ import { isIP } from "node:net";
 import { type PodSandboxConfig, Protocol } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { NetworkPod } from "../../network/network.ts";
+import { requireArgs } from "../../network/plan.ts";
 import type { Pod } from "../../pod/state.ts";
+import { podNamespaces } from "../../spec/namespaces.ts";
 import { podDir, type Runtime } from "../runtime.ts";
 
 const protocols = { [Protocol.TCP]: "tcp", [Protocol.UDP]: "udp", [Protocol.SCTP]: "sctp" } as const;
@@ -11,7 +13,7 @@ const protocols = { [Protocol.TCP]: "tcp", [Protocol.UDP]: "udp", [Protocol.SCTP
  * Refuses what no plugin could map: the same plugins are asked to unmap it, so that a pod with such a mapping could
  * not be removed either.
  */
-export const requirePortMappings = (config: PodSandboxConfig): void => {
+const requirePortMappings = (config: PodSandboxConfig): void => {
   for (const { protocol, containerPort, hostPort, hostIp } of config.portMappings) {
     if (hostPort === 0) continue;
     const bad = (what: string): RuntimeError =>
@@ -46,13 +48,22 @@ const bitsOf = (config: PodSandboxConfig, annotation: string): number | undefine
 };
 
 /** Refuses a bandwidth that cannot be read: a pod that was to be slowed down must not run without a limit. */
-export const requireBandwidth = (config: PodSandboxConfig): void => {
+const requireBandwidth = (config: PodSandboxConfig): void => {
   for (const annotation of Object.values(directions))
     if (config.annotations[annotation] !== undefined && bitsOf(config, annotation) === undefined)
       throw new RuntimeError(
         "invalid-argument",
         `Cannot limit the pod's network by annotation ${annotation}: "${config.annotations[annotation].slice(0, 64)}" is no quantity from 1k to 1P bits per second, such as 10M`,
       );
+};
+
+/** Refuses a pod whose network could be neither made nor taken down; one on the node's has none. */
+export const requireNetworkPod = (config: PodSandboxConfig): void => {
+  if (podNamespaces(config).net === "host") return;
+  const { name = "", namespace = "", uid = "" } = config.metadata ?? {};
+  requireArgs({ name, namespace, uid });
+  requirePortMappings(config);
+  requireBandwidth(config);
 };
 
 /** In bits per second. What cannot be read was refused when the pod was made. */

@@ -23,7 +23,7 @@ import { restoreAnnotation } from "../container/restore.ts";
 import { holderDiskMiB, makeDisk } from "../disk.ts";
 import { notify } from "../notify.ts";
 import { cleanup, now, podDir, type Runtime, type RuntimeMethods } from "../runtime.ts";
-import { networkPod, requireBandwidth, requirePortMappings } from "./network-pod.ts";
+import { networkPod, requireNetworkPod } from "./network-pod.ts";
 import { releasePod, removePod } from "./release.ts";
 
 /**
@@ -77,8 +77,7 @@ const checked = (config: PodSandboxConfig | undefined): PodSandboxConfig => {
   if (!config?.metadata?.name || !config.metadata.uid)
     throw new RuntimeError("invalid-argument", "Cannot run a pod sandbox without a name and a uid");
   podIdsOf(config);
-  requirePortMappings(config);
-  requireBandwidth(config);
+  requireNetworkPod(config);
   const own = podNamespaces(config);
   sysctlsOf(config.linux?.sysctls ?? {}, { net: own.net === "pod", ipc: own.ipc === "pod" });
   if (config.hostname.length > 64 || /[^A-Za-z0-9._-]/.test(config.hostname))
