@@ -8,8 +8,8 @@ import {
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { expect, test } from "vitest";
-import { Events } from "../../cri/events.ts";
-import { front } from "./front.ts";
+import { front } from "../handler/delegate/front.ts";
+import { Events } from "./events.ts";
 
 /* The engine is a fake: one event stream that breaks, and an answer to Version by order. */
 
