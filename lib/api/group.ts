@@ -27,6 +27,8 @@ export const labels = {
    * operator that reads those Leases writes it; where it is missing, the sign of life stands in the status.
    */
   leases: `${group}/leases`,
+  /** Annotation of a NodeRuntime: the W3C traceparent of the reconcile that wrote its spec, where that is traced. */
+  traceparent: `${group}/traceparent`,
   /** On the agent's canary pods: the handler they prove. */
   canary: `${group}/canary`,
 } as const;

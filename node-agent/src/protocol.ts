@@ -6,7 +6,7 @@ import { z } from "zod";
  * What the agent's two containers say to each other, HTTP over a Unix socket. The reporter has the API token and no
  * rights on the host; the installer has the host and no token. Nothing but these types passes: no command, no path.
  *
- *   POST /v1/desired           Desired → 204
+ *   POST /v1/desired           Desired → 204; with a W3C traceparent, what is done about it is of that trace
  *   GET  /v1/report?after=N    Report newer than N, held back until there is one or 20 s are over
  */
 
@@ -81,6 +81,14 @@ export const Report = z
   })
   .strict();
 export type Report = z.infer<typeof Report>;
+
+/** The report is the last word on the desired state of that generation: no profile is on its way any more. */
+export const isThrough = (
+  { observedGeneration = -1, profiles = [] }: Report["status"],
+  generation: number,
+): boolean =>
+  observedGeneration >= generation &&
+  profiles.every(({ phase }) => ["Ready", "RolledBack", "Removing", "Failed"].includes(phase));
 
 /** Socket in the directory that both containers mount. */
 export const socketPath = "/run/agent/installer.sock";

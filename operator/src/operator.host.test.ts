@@ -1194,7 +1194,7 @@ describe("With an endpoint for traces the operator", () => {
       for (const path of [
         "reconcile RuntimeProfile > create RuntimeClass",
         "reconcile RuntimeProfile > apply the status of RuntimeProfile",
-        "reconcile Node > apply NodeRuntime",
+        "reconcile Node > assign > apply NodeRuntime",
       ])
         await expect.poll(told, { timeout: 10_000 }).toContain(path);
       const spans = await receiver.spans();

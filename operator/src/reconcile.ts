@@ -14,7 +14,7 @@ import {
 } from "@bulkhead/lib/kube/resources.ts";
 import type { Clock } from "@bulkhead/lib/std/clock.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { annotate } from "@bulkhead/lib/tracing/span.ts";
+import { annotate, span, traceparent } from "@bulkhead/lib/tracing/span.ts";
 import type { Logger } from "pino";
 import { askAway } from "./ask-away.ts";
 import { type DrainState, drainKey } from "./drain.ts";
@@ -510,24 +510,29 @@ export const reconcileNode = async (
   const again = owned === false || plan.drainsChanged || plan.untold;
   const profiles = plan.profiles ?? (again ? runtime?.spec.profiles : undefined);
   if (profiles) {
-    const written = await client.apply(
-      nodeRuntimes,
-      {
-        metadata: {
-          name,
-          labels: { [labels.managedBy]: managedBy },
-          annotations: {
-            [labels.leases]: context.namespace,
-            ...(plan.drains.size > 0
-              ? { [labels.drains]: JSON.stringify(Object.fromEntries(plan.drains)) }
-              : {}),
+    const written = await span("assign", { "bulkhead.profiles": profiles.length }, () => {
+      // What the node's agent does about a change goes on in this trace.
+      const trace = plan.profiles && traceparent();
+      return client.apply(
+        nodeRuntimes,
+        {
+          metadata: {
+            name,
+            labels: { [labels.managedBy]: managedBy },
+            annotations: {
+              [labels.leases]: context.namespace,
+              ...(plan.drains.size > 0
+                ? { [labels.drains]: JSON.stringify(Object.fromEntries(plan.drains)) }
+                : {}),
+              ...(trace ? { [labels.traceparent]: trace } : {}),
+            },
+            ownerReferences: [owner],
           },
-          ownerReferences: [owner],
+          spec: { profiles },
         },
-        spec: { profiles },
-      },
-      { fieldManager: operator, force: true, signal },
-    );
+        { fieldManager: operator, force: true, signal },
+      );
+    });
     latest.nodeRuntimes.wrote(context.slimRuntime(written));
     context.log.debug(
       { node: name, profiles: profiles.map((p) => `${p.name}@${p.revision}`) },

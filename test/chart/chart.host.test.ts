@@ -118,7 +118,10 @@ test("every optional value arrives where it belongs", async () => {
     tolerations: all.agent.tolerations,
     priorityClassName: all.agent.priorityClassName,
     containers: [
-      { resources: all.agent.reporter.resources },
+      {
+        resources: all.agent.reporter.resources,
+        args: expect.arrayContaining([`--trace-endpoint=${all.tracing.endpoint}`, "--trace-sampling=0.25"]),
+      },
       {
         resources: all.agent.installer.resources,
         args: expect.arrayContaining([

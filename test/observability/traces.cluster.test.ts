@@ -7,6 +7,9 @@ import { pathOf, type Receiver, startReceiver } from "./otlp.ts";
 /** A profile's way through the live cluster, as traces: the chart's values turned them on. */
 
 const name = "traced";
+/** From the reconcile that gave the profile to the node, to what the node's agent did about it. */
+const assign = "reconcile Node > assign";
+const pass = `${assign} > desired state > tell the installer > pass`;
 let cluster: Cluster;
 let receiver: Receiver;
 
@@ -19,7 +22,7 @@ afterAll(async () => {
   await receiver?.[Symbol.asyncDispose]();
 });
 
-test("a new profile is a reconcile of the operator, and a pass of the agent whose canary goes on in the runtime", async () => {
+test("a new profile is a trace from the operator's write to the canary in the runtime and the report on it", async () => {
   await cluster.kubectl(["apply", "-f", "-"], {
     input: JSON.stringify({
       apiVersion: "bulkhead.dev/v1alpha1",
@@ -42,13 +45,14 @@ test("a new profile is a reconcile of the operator, and a pass of the agent whos
       expect.arrayContaining([
         "bulkhead-operator: reconcile RuntimeProfile > create RuntimeClass",
         "bulkhead-operator: reconcile RuntimeProfile > apply the status of RuntimeProfile",
-        "bulkhead-operator: reconcile Node > apply NodeRuntime",
-        "bulkhead-agent: pass > write",
-        "bulkhead-agent: pass > await-handler",
-        "bulkhead-agent: pass > canary",
-        "bulkhead-runtime: pass > canary > RunPodSandbox > network > cni bridge ADD",
-        "bulkhead-runtime: pass > canary > StartContainer > start > runc start",
-        "bulkhead-runtime: pass > canary > RemovePodSandbox",
+        `bulkhead-operator: ${assign} > apply NodeRuntime`,
+        `bulkhead-agent: ${pass} > write`,
+        `bulkhead-agent: ${pass} > await-handler`,
+        `bulkhead-agent: ${pass} > canary`,
+        `bulkhead-runtime: ${pass} > canary > RunPodSandbox > network > cni bridge ADD`,
+        `bulkhead-runtime: ${pass} > canary > StartContainer > start > runc start`,
+        `bulkhead-runtime: ${pass} > canary > RemovePodSandbox`,
+        `bulkhead-reporter: ${assign} > report > apply the status of NodeRuntime`,
       ]),
     );
   const spans = await receiver.spans();

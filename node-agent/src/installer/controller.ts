@@ -5,7 +5,7 @@ import { connectCri } from "@bulkhead/lib/cri/client.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { rootSpan } from "@bulkhead/lib/tracing/span.ts";
 import { NodeEngine } from "../engine/serve.ts";
-import type { Desired, Happening } from "../protocol.ts";
+import { type Desired, type Happening, isThrough } from "../protocol.ts";
 import { Artifacts } from "./artifact/artifacts.ts";
 import { podRecords } from "./artifact/run.ts";
 import { executorsOf, factsOf, type Installer, servesNow } from "./context.ts";
@@ -44,6 +44,8 @@ export class Controller {
   readonly #runtime: OwnRuntime;
   readonly #nodeEngine: NodeEngine;
   #desired: Desired | undefined;
+  /** The trace of the change that is under way. */
+  #traceparent: string | undefined;
   #wake: () => void = () => undefined;
 
   constructor(options: ControllerOptions) {
@@ -62,10 +64,11 @@ export class Controller {
   }
 
   /** Takes a new desired state. A repeated one only says that the reporter is alive. */
-  want(desired: Desired): void {
+  want(desired: Desired, traceparent?: string): void {
     const changed = JSON.stringify(desired) !== JSON.stringify(this.#desired);
     this.#desired = desired;
     if (!changed) return;
+    this.#traceparent = traceparent;
     this.#installer.log.info(
       { generation: desired.generation, profiles: desired.profiles.length },
       "desired state changed",
@@ -93,7 +96,8 @@ export class Controller {
       if (desired !== undefined) {
         try {
           const { generation } = desired;
-          await rootSpan("pass", { quiet: true, attributes: { "bulkhead.generation": generation } }, () =>
+          const attributes = { "bulkhead.generation": generation };
+          await rootSpan("pass", { quiet: true, parent: this.#traceparent, attributes }, () =>
             this.#converge(desired, signal),
           );
           // A pass that a newer desired state overtook has observed only its own.
@@ -105,6 +109,8 @@ export class Controller {
         await this.#refresh(signal).catch((error: unknown) => {
           log.warn({ err: messageOf(error) }, "cannot look at the node");
         });
+        if (desired === this.#desired && isThrough(ledger.report().status, desired.generation))
+          this.#traceparent = undefined;
       }
       if (signal.aborted) return;
       const cancel = new AbortController();

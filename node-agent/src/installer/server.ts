@@ -7,7 +7,7 @@ import type { Logger } from "pino";
 import { Desired, type Report } from "../protocol.ts";
 
 type Served = {
-  want(desired: Desired): void;
+  want(desired: Desired, traceparent?: string): void;
   report(): Report;
   newer(version: number, signal: AbortSignal): Promise<void>;
 };
@@ -40,7 +40,7 @@ export async function serveSocket(
       response.status(400).json({ message: where });
       return;
     }
-    controller.want(parsed.data);
+    controller.want(parsed.data, request.get("traceparent"));
     response.status(204).end();
   });
   app.get("/v1/report", async (request, response) => {

@@ -1,4 +1,5 @@
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { span, traceparent } from "@bulkhead/lib/tracing/span.ts";
 import { Agent, request } from "undici";
 import { type Desired, Report } from "../protocol.ts";
 
@@ -24,14 +25,17 @@ export function installerClient(socket: string): Installer {
     body?: unknown,
   ): Promise<string> => {
     let answer: Awaited<ReturnType<typeof request>>;
+    const trace = traceparent();
     try {
       answer = await request(`http://installer${path}`, {
         dispatcher,
         method,
         signal,
-        ...(body === undefined
-          ? {}
-          : { body: JSON.stringify(body), headers: { "content-type": "application/json" } }),
+        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+        headers: {
+          ...(body === undefined ? {} : { "content-type": "application/json" }),
+          ...(trace === undefined ? {} : { traceparent: trace }),
+        },
       });
     } catch (error) {
       throw new RuntimeError(
@@ -53,7 +57,13 @@ export function installerClient(socket: string): Installer {
   };
   return {
     want: async (desired, signal) => {
-      await ask("POST", "/v1/desired", signal, desired);
+      const attributes = { "http.request.method": "POST", "url.path": "/v1/desired" };
+      await span(
+        "tell the installer",
+        attributes,
+        () => ask("POST", "/v1/desired", signal, desired),
+        "client",
+      );
     },
     report: async (after, signal) => {
       const query = after === undefined ? "" : `?instance=${after.instance}&after=${after.version}`;

@@ -9,14 +9,19 @@ import { clientMetrics } from "@bulkhead/lib/kube/metrics.ts";
 import { createReflector } from "@bulkhead/lib/kube/reflector.ts";
 import { nodeRuntimes } from "@bulkhead/lib/kube/resources.ts";
 import { hasCode, messageOf } from "@bulkhead/lib/std/errors.ts";
+import { type TracingFlags, tracingFlags } from "@bulkhead/lib/tracing/flags.ts";
+import { spanCounter } from "@bulkhead/lib/tracing/metrics.ts";
+import { rootSpan, traceFields } from "@bulkhead/lib/tracing/span.ts";
+import { startTracing } from "@bulkhead/lib/tracing/start.ts";
 import { Command } from "commander";
 import express from "express";
 import { pino } from "pino";
 import { collectDefaultMetrics, Registry } from "prom-client";
-import { type Desired, type Report, socketPath } from "../protocol.ts";
+import { type Desired, isThrough, type Report, socketPath } from "../protocol.ts";
 import { installerClient } from "./installer.ts";
 import { createSigns } from "./sign-of-life.ts";
-import { isSettled, newHappenings, noteOf, statusToWrite } from "./status.ts";
+import { isNews, isSettled, newHappenings, noteOf, statusToWrite } from "./status.ts";
+import { createStory } from "./story.ts";
 
 /**
  * The reporter: the API token and no rights on the host. It hands the node's NodeRuntime.spec to the installer and
@@ -24,7 +29,7 @@ import { isSettled, newHappenings, noteOf, statusToWrite } from "./status.ts";
  * starts anew from both sides.
  */
 
-const program = new Command("bulkhead-reporter")
+const program = tracingFlags(new Command("bulkhead-reporter"))
   .description("Speaks for this node with the Kubernetes API")
   .requiredOption("--node-name <name>", "this node", process.env.NODE_NAME)
   .option("--agent-version <version>", "shown in the status", process.env.AGENT_VERSION ?? "dev")
@@ -33,15 +38,18 @@ const program = new Command("bulkhead-reporter")
   .option("--port <port>", "of /metrics, /healthz and /readyz", "9473")
   .option("--log-level <level>", "trace, debug, info, warn or error", "info")
   .parse();
-const options = program.opts<{
-  nodeName: string;
-  agentVersion: string;
-  kubeconfig?: string;
-  socket: string;
-  port: string;
-  logLevel: string;
-}>();
-const log = pino({ level: options.logLevel, base: { program: "reporter", node: options.nodeName } });
+const options = program.opts<
+  TracingFlags & {
+    nodeName: string;
+    agentVersion: string;
+    kubeconfig?: string;
+    socket: string;
+    port: string;
+    logLevel: string;
+  }
+>();
+const base = { program: "reporter", node: options.nodeName };
+const log = pino({ level: options.logLevel, base, mixin: traceFields });
 const stop = new AbortController();
 for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => stop.abort(new Error(name)));
 
@@ -52,6 +60,12 @@ async function main(signal: AbortSignal): Promise<void> {
   const { nodeName, agentVersion } = options;
   const registry = new Registry();
   collectDefaultMetrics({ register: registry, prefix: "bulkhead_reporter_" });
+  await using _tracing = await startTracing({
+    ...{ service: "bulkhead-reporter", version: agentVersion, log },
+    resource: { "k8s.node.name": nodeName },
+    config: { endpoint: options.traceEndpoint, samplingRatio: options.traceSampling },
+    count: spanCounter(registry, "bulkhead_reporter_"),
+  });
   const client = createClient({
     config: await loadConfig(options.kubeconfig),
     onRequest: clientMetrics(registry),
@@ -79,8 +93,10 @@ async function main(signal: AbortSignal): Promise<void> {
   reflector.on(() => changed());
   const own = (): NodeRuntime | undefined => reflector.store.get(nodeName);
 
+  const story = createStory();
   /** Tells the installer what is wanted: as it changes, and again and again. */
   const tell = async (): Promise<void> => {
+    let told: string | undefined;
     await Promise.race([reflector.synced, aborted(signal)]);
     while (!signal.aborted) {
       const change = new Promise<void>((resolve) => {
@@ -92,9 +108,18 @@ async function main(signal: AbortSignal): Promise<void> {
         // A NodeRuntime on its way out wants nothing any more.
         profiles: runtime?.spec.profiles ?? [],
       };
-      await installer.want(desired, signal).catch((error: unknown) => {
+      const { generation, profiles } = desired;
+      const key = `${runtime?.metadata.uid} ${generation}`;
+      const attributes = { "bulkhead.generation": generation, "bulkhead.profiles": profiles.length };
+      const parent = story.parentOf(runtime);
+      try {
+        // Said again it is no news.
+        if (key === told) await installer.want(desired, signal);
+        else await rootSpan("desired state", { parent, attributes }, () => installer.want(desired, signal));
+        told = key;
+      } catch (error) {
         if (!signal.aborted) log.warn({ err: messageOf(error) }, "installer not told");
-      });
+      }
       const cancel = new AbortController();
       await Promise.race([
         change,
@@ -110,8 +135,9 @@ async function main(signal: AbortSignal): Promise<void> {
   const write = async (report: Report): Promise<void> => {
     const runtime = own();
     if (runtime === undefined) return;
-    const { uid } = runtime.metadata;
-    for (const happening of newHappenings(report, seen)) {
+    const { uid, generation = 0 } = runtime.metadata;
+    const happenings = newHappenings(report, seen);
+    for (const happening of happenings) {
       recorder.emit({
         regarding: {
           apiVersion: nodeRuntimes.apiVersion,
@@ -130,13 +156,26 @@ async function main(signal: AbortSignal): Promise<void> {
     const before = last?.uid === uid ? last : undefined;
     const signed = before !== undefined && (await lease.renew(runtime, signal));
     const status = statusToWrite(report.status, agentVersion, before, now, signed);
-    if (status === undefined) return;
-    await client.applyStatus(
-      nodeRuntimes,
-      { apiVersion: nodeRuntimes.apiVersion, kind: "NodeRuntime", metadata: { name: nodeName }, status },
-      { fieldManager: fieldManager.agent, force: true, signal },
-    );
-    last = { status, at: now, uid };
+    const apply = async (): Promise<void> => {
+      if (status === undefined) return;
+      await client.applyStatus(
+        nodeRuntimes,
+        { apiVersion: nodeRuntimes.apiVersion, kind: "NodeRuntime", metadata: { name: nodeName }, status },
+        { fieldManager: fieldManager.agent, force: true, signal },
+      );
+      last = { status, at: now, uid };
+    };
+    // Signs of life are no news.
+    if (happenings.length === 0 && !isNews(report.status, agentVersion, before)) return await apply();
+    const { profiles = [], observedGeneration } = report.status;
+    const attributes = {
+      "bulkhead.generation": observedGeneration,
+      "bulkhead.profiles": profiles.length,
+      "bulkhead.profiles.ready": profiles.filter(({ phase }) => phase === "Ready").length,
+      "bulkhead.happenings": happenings.length,
+    };
+    await rootSpan("report", { parent: story.parentOf(runtime), attributes }, apply);
+    if (isThrough(report.status, generation)) story.through(runtime);
   };
 
   /** Takes the installer's reports and writes them. */
@@ -215,3 +254,5 @@ try {
     process.exitCode = 1;
   }
 }
+// An export may linger; everything that counts is closed.
+process.exit();

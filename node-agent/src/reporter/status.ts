@@ -1,5 +1,5 @@
 import { faultOf, type NodeRuntimeStatus } from "@bulkhead/lib/api/node-runtime.ts";
-import type { Happening, Report } from "../protocol.ts";
+import { type Happening, isThrough, type Report } from "../protocol.ts";
 
 /** From the installer's report to NodeRuntime.status. Pure. */
 
@@ -19,6 +19,13 @@ const gist = ({ heartbeat: _, ...status }: NodeRuntimeStatus): string =>
     })),
   });
 
+/** What was written last does not say it, but for times and latencies. */
+export const isNews = (
+  report: Report["status"],
+  agentVersion: string,
+  last: { status: NodeRuntimeStatus } | undefined,
+): boolean => last === undefined || gist({ ...report, agentVersion }) !== gist(last.status);
+
 /**
  * The status to write, or undefined when the last one written still says it all. Heartbeats come every
  * {@link heartbeatMs}, unless the node's Lease is the sign of life: then the status is written for what is news, and
@@ -33,7 +40,7 @@ export function statusToWrite(
 ): NodeRuntimeStatus | undefined {
   const status = { ...report, agentVersion };
   const writing = { ...status, heartbeat: new Date(now).toISOString().replace(/\.\d+Z$/, "Z") };
-  if (last === undefined || gist(status) !== gist(last.status)) return writing;
+  if (last === undefined || isNews(report, agentVersion, last)) return writing;
   if (!signed) return now - last.at < heartbeatMs ? undefined : writing;
   const { heartbeat: _, ...before } = last.status;
   return now - last.at < detailsMs || JSON.stringify(status) === JSON.stringify(before) ? undefined : writing;
@@ -44,9 +51,7 @@ export function statusToWrite(
  * ready, so that a version that fails comes to no further node.
  */
 export function isSettled(status: Report["status"], generation: number): boolean {
-  const { observedGeneration = -1, profiles = [] } = status;
-  if (observedGeneration < generation || faultOf(status)) return false;
-  return profiles.every(({ phase }) => ["Ready", "RolledBack", "Removing", "Failed"].includes(phase));
+  return isThrough(status, generation) && !faultOf(status);
 }
 
 /** What happened since `seen`, for Events. Another life of the installer starts counting anew. */
