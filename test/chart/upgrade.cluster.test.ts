@@ -87,9 +87,13 @@ afterAll(async () => {
 
 /**
  * Everything is of this version, and came in turn: when the second node's agent first spoke, the first node had the
- * runtime of its version, proven.
+ * runtime of its version, proven. Returns the first node.
  */
-const goesTo = async (release: string, agent: string, move: () => Promise<unknown>): Promise<void> => {
+const goesTo = async (
+  release: string,
+  agent: string,
+  move: () => Promise<unknown>,
+): Promise<string | undefined> => {
   const isProven = ({ status }: NodeRuntime): boolean =>
     status?.runtimeVersion?.includes(release) === true &&
     profiles.every((name) => status.profiles?.find((each) => each.name === name)?.phase === "Ready");
@@ -124,6 +128,7 @@ const goesTo = async (release: string, agent: string, move: () => Promise<unknow
   const exec = ["-n", namespace, "exec", "deployment/bulkhead-operator"];
   expect(await cluster.kubectl([...exec, ...said])).toBe(`${release}\n`);
   for (const name of profiles) await profileReady(cluster, name, undefined, 30);
+  return first;
 };
 
 /** The uid of each node's agent. */
@@ -188,14 +193,18 @@ test("An upgrade brings the next version to every node in turn, and no running c
   const signatures = [
     { images: [`${cluster.registry}/bulkhead/test`], keys: ["/etc/bulkhead/files/nobody.pub"] },
   ];
-  await goesTo(next, tag, () =>
+  const canary = cluster.nodes.at(-1)?.name ?? "";
+  const rollout = { canarySelector: { "kubernetes.io/hostname": canary }, minReadySeconds: 3 };
+  const first = await goesTo(next, tag, () =>
     helm(
       ...["upgrade", "bulkhead", join(directory, "next"), "--reset-then-reuse-values"],
       ...["--set", "runtime.files.configMap=runtime-keys"],
       ...["--set-json", `runtime.config=${JSON.stringify({ images: { signatures } })}`],
+      ...["--set-json", `agent.rollout=${JSON.stringify(rollout)}`],
       ...["--set", `image.tag=${tag}`, "--wait", "--timeout", "3m"],
     ),
   );
+  expect(first).toBe(canary);
   expect(await lives()).toEqual(before);
   // A field of the next version is kept, by an operator that does not know it, too.
   await cluster.kubectl(["patch", "rtp", "standard", "--type=merge", "-p", '{"spec":{"note":"kept"}}']);
