@@ -210,3 +210,47 @@ describe.each<Form>(["shared", "disk", "device"])("a fake of Kata's shim, roots 
     expect(kept(pod.id)).toEqual([]);
   });
 });
+
+/** Firecracker's drives. */
+test("a fake of Kata's shim starts a container again and again in a pod of few drives, whether or not the last ones were removed", async () => {
+  const form = "disk";
+  const fake = writeFakeKata(join(host.dir, "fake-kata-drives"), fakeRun);
+  await using opened = await host.openHandler({ ...fake.config, kata: kataOf(form) });
+  const { handler } = opened;
+  const pod = await runPod(handler, form);
+  const end = async ({ ref }: { ref: ContainerRef }) => {
+    await handler.kill(ref, 9, false, signal());
+    await host.exitOf(ref.id);
+  };
+  const remove = async ({ ref }: { ref: Pick<ContainerRef, "id"> }) => {
+    await handler.remove(ref as ContainerRef, signal());
+    await disks.remove(ref.id);
+  };
+  const other = await run(handler, pod, form, ["/bin/sleep", "100"]);
+  for (let time = 0; time < 2; time++) {
+    const removed = await run(handler, pod, form, ["/bin/false"]);
+    await end(removed);
+    await remove(removed);
+  }
+  // One that cannot be made has had a drive all the same.
+  const refused = host.newContainer(pod, ["/bin/false"]);
+  refused.spec.annotations = { refuse: "no such control group file" };
+  const disk = await diskOf(form, refused.id, refused.rootfs);
+  await expect(handler.create({ ...refused, ...disk }, signal())).rejects.toThrow("no such control group");
+  await remove({ ref: host.refOf(refused, {}) });
+  // What has ended and was not removed yet holds no drive.
+  const left = [];
+  for (let time = 0; time < 4; time++) {
+    const one = await run(handler, pod, form, ["/bin/false"]);
+    await end(one);
+    await host.until(
+      () => fake.asked().some((each) => each.delete === one.ref.id),
+      "the shim to be asked to let go of it",
+    );
+    left.push(one);
+  }
+  for (const each of [...left, other]) await remove(each);
+  await removePod(handler, pod);
+  expect(kept(pod.id)).toEqual([]);
+  expect(mountsBelow(`/run/kata/firecracker/${pod.id}`)).toEqual([]);
+});

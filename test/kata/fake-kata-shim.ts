@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import {
   appendFileSync,
   closeSync,
@@ -6,6 +6,7 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
+  renameSync,
   statSync,
   writeFileSync,
   writeSync,
@@ -26,8 +27,10 @@ import { serveTtrpc } from "@bulkhead/lib/ttrpc/server.ts";
  * about, and refuses what the real one would: the address as plain text, task.v2 alone, one code for every failure, no
  * task before the sandbox's Create, the configuration by ConfigPath, root file systems in the forms that it knows, its
  * own pid for everything. Its machine outlives it when it is killed, in the sandbox's cgroup, and its `delete` leaves it. As
- * the Go shim does, it refuses Delete for a moment after it told of an end, and leaves its directories below /run. What
- * it is asked goes to FAKE_KATA_LOG, a line of JSON each.
+ * the Go shim does, it refuses Delete for a moment after it told of an end, and leaves its directories below /run. A disk
+ * that is a file it puts into one of five drives as for Firecracker, by mounts in a namespace of its own that the machine
+ * sees through a third one; given up, the drive is the next one's, and its mount stays. What it is asked goes to
+ * FAKE_KATA_LOG, a line of JSON each.
  */
 
 const args = process.argv.slice(2);
@@ -42,8 +45,9 @@ const note = (what: object): void =>
 
 const start = async (): Promise<void> => {
   const [node = "", script = ""] = process.argv;
-  const server = [script, ...args.filter((arg) => arg !== "start"), "serve"];
-  spawn(node, server, { detached: true, stdio: "ignore" }).unref();
+  const server = [node, script, ...args.filter((arg) => arg !== "start"), "serve"];
+  const own = ["--mount", "--propagation", "slave", "sh", "-c", 'mount --make-rshared / && exec "$@"', "-"];
+  spawn("unshare", [...own, ...server], { detached: true, stdio: "ignore" }).unref();
   while (!existsSync(address)) await sleep(5);
   process.stdout.write(`unix://${address}`);
 };
@@ -57,6 +61,7 @@ type Container = {
   ended: PromiseWithResolvers<number>;
   /** When it is stopped in the guest too. */
   deletable: number;
+  drive: number | undefined;
 };
 const containers = new Map<string, Container>();
 let sandbox: string | undefined;
@@ -81,16 +86,44 @@ type Create = { id: string; bundle: string; rootfs: Parameters<typeof rootfsOf>[
   options?: { typeUrl: string; value: Uint8Array } | undefined;
 };
 
+const jail = `/run/kata/firecracker/${id}/root`;
+const drives = new Set<number>();
+
+/** What shim and machine see of each other's mounts, as the jailer makes it. */
+const prepareDrives = (): void => {
+  mkdirSync(jail, { recursive: true });
+  execFileSync("mount", ["--bind", jail, jail]);
+  execFileSync("mount", ["--make-shared", jail]);
+  for (let drive = 1; drive <= 5; drive++) writeFileSync(join(jail, `drive${drive}`), "");
+};
+
+/** The disk in the first drive that is free; the machine must see it there. */
+const plug = (disk: string): number => {
+  const drive = [1, 2, 3, 4, 5].find((each) => !drives.has(each)) ?? fail("no drive is left");
+  const place = join(jail, `drive${drive}`);
+  try {
+    execFileSync("mount", ["--bind", disk, place], { stdio: "pipe" });
+    execFileSync("mount", ["--make-slave", place]);
+  } catch (error) {
+    fail(`bind_mount ERROR: ${error}`);
+  }
+  if (machine && statSync(`/proc/${machine.pid}/root${place}`).ino !== statSync(disk).ino)
+    fail(`failed to mount /dev/vd${"abcdef"[drive]}: EIO`);
+  drives.add(drive);
+  return drive;
+};
+
 const createTask = (request: Create): void => {
   const spec = JSON.parse(readFileSync(join(request.bundle, "config.json"), "utf8"));
   const annotations: Record<string, string> = spec.annotations ?? {};
   const type = annotations["io.kubernetes.cri.container-type"];
   const options = request.options && fromBinary(OptionsSchema, request.options.value);
   if (options && !existsSync(options.configPath)) fail(`load config ${options.configPath}`);
+  const rootfs = rootfsOf(request.rootfs);
   note({
     create: request.id,
     type,
-    rootfs: rootfsOf(request.rootfs),
+    rootfs,
     root: spec.root.path,
     devices: spec.linux?.devices ?? [],
     annotations,
@@ -102,13 +135,20 @@ const createTask = (request: Create): void => {
   });
   if (type === "sandbox" && sandbox === undefined) {
     sandbox = request.id;
+    if (rootfs === "block file") prepareDrives();
     startMachine(spec.linux?.cgroupsPath ?? "");
     leaveDirectories();
     serveMetrics();
   } else if (type !== "container" || annotations["io.kubernetes.cri.sandbox-id"] !== sandbox)
     fail(`container ${request.id} of type ${type} before its sandbox`);
+  const drive = rootfs === "block file" ? plug(request.rootfs[0]?.source ?? "") : undefined;
+  if (annotations.refuse !== undefined) {
+    drives.delete(drive ?? 0);
+    fail(`agent create container: ${annotations.refuse}`);
+  }
   const { bundle, stdout } = request;
   containers.set(request.id, {
+    drive,
     bundle,
     stdout,
     status: Status.CREATED,
@@ -127,9 +167,12 @@ const startMachine = (cgroupsPath: string): void => {
     cgroupsPath,
   );
   mkdirSync(cgroup, { recursive: true });
-  machine = spawn("sleep", ["1000"], { argv0: `machine-of-${id}`, detached: true, stdio: "ignore" });
+  const jailed = ["--mount", "--propagation", "slave", "bash", "-c", `exec -a machine-of-${id} sleep 1000`];
+  machine = spawn("unshare", jailed, { detached: true, stdio: "ignore" });
   writeFileSync(join(cgroup, "cgroup.procs"), String(machine.pid));
   machine.unref();
+  while (!readFileSync(`/proc/${machine.pid}/cmdline`, "utf8").startsWith("machine-of-"))
+    execFileSync("sleep", ["0.01"]);
 };
 
 /** Where the real ones keep what is a sandbox's; the older one ends before it comes to removing it. */
@@ -150,7 +193,8 @@ const serveMetrics = (): void => {
 };
 
 const serve = async (): Promise<void> => {
-  const server = await serveTtrpc(address);
+  // Where it is looked for it stands when it listens and knows its service.
+  const server = await serveTtrpc(`${address}.new`);
   const pid = { pid: process.pid };
   const ended = async (name: string) => ({
     exitStatus: await containerOf(name).ended.promise,
@@ -187,10 +231,11 @@ const serve = async (): Promise<void> => {
       return {};
     },
     delete: async (request) => {
-      const { ended: end, deletable } = containerOf(request.id);
+      const { ended: end, deletable, drive } = containerOf(request.id);
       const exitStatus = await end.promise;
       if (Date.now() < deletable) fail("Container not ready or stopped, impossible to delete");
       containers.delete(request.id);
+      drives.delete(drive ?? 0);
       note({ delete: request.id });
       return { ...pid, exitStatus, exitedAt: timestampNow() };
     },
@@ -210,6 +255,7 @@ const serve = async (): Promise<void> => {
     update: unused,
     stats: async () => ({}),
   });
+  renameSync(`${address}.new`, address);
 };
 
 if (args.includes("start")) await start();

@@ -368,6 +368,27 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
     20 * minutes,
   );
 
+  test(
+    "starts a container again and again, whether or not the last ones were removed",
+    async () => {
+      const before: string[] = [];
+      // Firecracker has drives for five, of which two are taken.
+      for (let attempt = 0; attempt < 5; attempt++) {
+        const again = await run("again", `echo attempt ${attempt} >>/attempts; cat /attempts`, {
+          metadata: { name: "again", attempt },
+          logPath: `again-${attempt}.log`,
+        });
+        expect((await ended(again)).exitCode).toBe(0);
+        // Its root is its own.
+        expect(await logOf(`again-${attempt}`)).toMatch(new RegExp(`^[^\n]* stdout F attempt ${attempt}\n$`));
+        before.push(again);
+        if (attempt === 0) await cri.runtime.removeContainer({ containerId: again }, call());
+      }
+      for (const containerId of before) await cri.runtime.removeContainer({ containerId }, call());
+    },
+    30 * minutes,
+  );
+
   test.runIf(!shared)(
     "meets the end of its disk as ENOSPC, and the node's disk does not fill",
     async () => {

@@ -1,10 +1,13 @@
 import { execFileSync } from "node:child_process";
 import {
+  closeSync,
   copyFileSync,
   existsSync,
+  fstatSync,
   linkSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
   rmSync,
@@ -70,6 +73,13 @@ describe("A disk", () => {
     expect(used).toBeGreaterThan(1n << 20n);
     expect(used).toBeLessThan(64n << 20n);
     expect(await disks.usage("other")).toBe(0n);
+  });
+
+  test("gives back what it took when it goes, also while somebody holds it open", async () => {
+    const fd = openSync(await disks.make("c1", tree, 64, signal()), "r+");
+    undo.push(() => closeSync(fd));
+    await disks.remove("c1");
+    expect(fstatSync(fd).blocks).toBe(0);
   });
 
   test("is made once, and each container has its own", async () => {

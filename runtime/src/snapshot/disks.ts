@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { mkdir, open, readdir, rename, rm, stat, statfs } from "node:fs/promises";
+import { mkdir, open, readdir, rename, rm, stat, statfs, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
@@ -60,7 +60,9 @@ export const createDisks = async (root: string): Promise<Disks> => {
     // One that a guest still holds goes when the guest does: the kernel detaches it with the last user.
     for (const device of await devicesOf(file, signal))
       await run("losetup", ["--detach", device], { ...programs, signal });
-    await rm(file, { force: true });
+    // A hypervisor may hold on to it until the drive has another: what it took of the node's disk is free at once.
+    await truncate(file);
+    await rm(file);
   };
 
   return {

@@ -8,6 +8,7 @@ import { memoryOf } from "./stats.ts";
 /** Takes a container up that has not ended: its end is reported, and under gVisor its memory limit is held. */
 export function follow(shims: Shims, pod: ShimPod, container: NewContainer): void {
   const live = pod.add(container);
+  void live.ended.then(() => shims.releaseEnded(pod, live));
   const { config, log, stopMs } = shims;
   if (!config.runsc) return;
   const { root } = config.runsc;

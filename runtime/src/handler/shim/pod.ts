@@ -39,6 +39,8 @@ export type LiveContainer = {
   ended: Promise<void>;
   /** What the shim's State says of its end, where Wait does not answer. */
   known: PromiseWithResolvers<{ exitStatus: number; exitedAt: Timestamp | undefined }>;
+  /** Its removal from the shim, from when it is asked for. */
+  deleting?: Promise<void>;
   /** When SIGKILL was first sent, performance.now(). */
   killedAt?: number;
 };
@@ -132,14 +134,11 @@ export class ShimPod {
   }
 
   /** A container whose end is known and was reported. */
-  addEnded(container: NewContainer): void {
+  addEnded(container: NewContainer): LiveContainer {
     const done = Promise.resolve();
-    this.containers.set(container.id, {
-      ...container,
-      settled: done,
-      ended: done,
-      known: Promise.withResolvers(),
-    });
+    const live: LiveContainer = { ...container, settled: done, ended: done, known: Promise.withResolvers() };
+    this.containers.set(container.id, live);
+    return live;
   }
 
   /** Aborts when this daemon stops following the pod. */

@@ -107,7 +107,9 @@ const takeUp = async (
   if (!pod) return output.close();
   if (ended) {
     writeExit(ref.stateDir, exit);
-    pod.addEnded({ id: ref.id, stateDir: ref.stateDir, state: containerStateOf(ref), output, exit });
+    const { id, stateDir } = ref;
+    const live = pod.addEnded({ id, stateDir, state: containerStateOf(ref), output, exit });
+    void shims.releaseEnded(pod, live);
   } else output.close();
 };
 

@@ -26,6 +26,7 @@ import {
 } from "./bundle.ts";
 import type { LaunchContext } from "./command.ts";
 import { connectShim } from "./connection.ts";
+import { freeDrive } from "./drives.ts";
 import { files, readState } from "./files.ts";
 import type { ShimHost } from "./host.ts";
 import { deleteLeftovers, type KnownForm } from "./launch.ts";
@@ -359,7 +360,7 @@ export class Shims {
           ]);
       }
       if (!pod.hung) {
-        await this.#delete(pod, id, signal);
+        await (live ? this.#deleteOnce(pod, live, signal) : this.#delete(pod, id, signal));
         return;
       }
     } catch (error) {
@@ -369,8 +370,39 @@ export class Shims {
     await pod.cleanUp(id, live?.stateDir ?? pod.stateDir);
   }
 
+  /**
+   * Deletes a container in its shim as soon as it has ended, where a machine has few places for disks: kubelet makes
+   * the next one of its name before it removes this one. What is to be known of it is written down by then.
+   */
+  async releaseEnded(pod: ShimPod, live: LiveContainer): Promise<void> {
+    if (this.config.kata?.rootfs !== "block" || !live.exit || !pod.alive || pod.hung) return;
+    try {
+      await this.#deleteOnce(pod, live, within(pod.released, this.stopMs));
+    } catch (error) {
+      if (pod.alive && !hasCode(error, "not-found"))
+        this.failed(error, `Cannot release container ${live.id} in its shim`);
+    }
+  }
+
+  /** One asks, however many want it: a shim answers the second as if something had failed. */
+  async #deleteOnce(pod: ShimPod, live: LiveContainer, signal: AbortSignal): Promise<void> {
+    live.deleting ??= this.#delete(pod, live.id, signal).catch((error) => {
+      delete live.deleting;
+      throw error;
+    });
+    await live.deleting;
+  }
+
   /** Kata's Go shim tells of an end before it has stopped the container in the guest, and refuses Delete until then. */
   async #delete(pod: ShimPod, id: string, signal: AbortSignal): Promise<void> {
+    await using undo = new AsyncDisposableStack();
+    // Also of one that the shim does not know: its making failed when it had its drive.
+    if (this.config.kata?.rootfs === "block" && id !== pod.id)
+      undo.defer(() =>
+        freeDrive(pod.state.shim, { sandboxId: pod.id, id }, AbortSignal.timeout(this.stopMs)).catch(
+          (error) => this.failed(error, `Cannot free the drive of container ${id}`),
+        ),
+      );
     for (const deadline = performance.now() + this.stopMs; ; )
       try {
         await pod.task.delete({ id }, { signal, timeoutMs: this.stopMs });
