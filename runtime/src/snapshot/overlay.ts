@@ -47,6 +47,7 @@ const OVERLAYFS_MAGIC = 0x794c7630;
 const OPTIONS_MAX = 4095;
 const NOTHING = ["none", "void"] as const;
 const USAGE_MS = 10_000;
+const SYNC_MS = 1_000;
 const CHANGES_MS = 600_000;
 const LIMITS: UnpackLimits = { entries: 4_000_000, bytes: 1024 ** 4 };
 
@@ -130,6 +131,12 @@ export const overlay = async (
   };
 
   let syncing: Promise<void> | undefined;
+  let syncSoon: NodeJS.Timeout | undefined;
+  /** Once nothing was extracted for a second: what a pull writes down itself would wait for the data of its layers. */
+  const syncLater = (): void => {
+    clearTimeout(syncSoon);
+    syncSoon = setTimeout(() => void syncBehind(), SYNC_MS).unref();
+  };
   /** Makes what was extracted sure, one sync at a time for all layers that came meanwhile. */
   const syncBehind = (): Promise<void> => {
     syncing ??= (async () => {
@@ -257,7 +264,7 @@ export const overlay = async (
     };
     await writeJson(at("layers", fileOf(id)), layer);
     layers.set(id, layer);
-    void syncBehind();
+    syncLater();
     return usageOf(layer);
   };
 
@@ -479,7 +486,8 @@ export const overlay = async (
     },
 
     async [Symbol.asyncDispose]() {
-      await syncing;
+      clearTimeout(syncSoon);
+      await syncBehind();
       await images.close((dir) =>
         [...layers.values()].some((layer) => layer.dir === dir && isUsed(layer.id)),
       );
