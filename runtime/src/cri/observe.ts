@@ -20,6 +20,8 @@ export const observer =
     if (!isRoutine(method)) trimWhenQuiet();
     metrics.calls.inc({ method, code: name });
     metrics.callSeconds.observe({ method }, ms / 1000);
+    const level = isFailure(code) ? "warn" : isRoutine(method) ? "debug" : "info";
+    if (!log.isLevelEnabled(level)) return;
     const fields = {
       method,
       code: name,
@@ -27,9 +29,7 @@ export const observer =
       ...idsOf(request),
       ...idsOf(response),
     };
-    if (isFailure(code)) log.warn({ ...fields, error: messageOf(error) }, "rpc");
-    else if (isRoutine(method)) log.debug(fields, "rpc");
-    else log.info(fields, "rpc");
+    log[level](level === "warn" ? { ...fields, error: messageOf(error) } : fields, "rpc");
   };
 
 /** What a message is about, as far as its fields say. */
