@@ -1,8 +1,8 @@
 import { constants, watch } from "node:fs";
-import { open, stat } from "node:fs/promises";
+import { open, rm, stat } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 
 /** Messages of conmon's control FIFO (`ctl`): "TYPE HEIGHT WIDTH\n". */
 const resizeMessage = (width: number, height: number) => `1 ${height} ${width}\n`;
@@ -52,7 +52,8 @@ export const resizeTerminal = async (fifo: string, width: number, height: number
 
 /**
  * Makes conmon open its log again and returns when the new file stands at `path`. conmon closes the old file, opens
- * `path.tmp` and renames it, so the file at `path` becomes another one.
+ * `path.tmp` and renames it, so the file at `path` becomes another one. Where it cannot make that file it ends, and its
+ * container with it: so the file is made here, and a full disk fails the rotation alone.
  */
 export const reopenLog = async (fifo: string, path: string, signal: AbortSignal): Promise<void> => {
   const identity = async () => {
@@ -73,9 +74,12 @@ export const reopenLog = async (fifo: string, path: string, signal: AbortSignal)
     watcher.on("error", () => wake());
     return { [Symbol.asyncDispose]: async () => watcher.close() };
   })();
+  const fresh = `${path}.tmp`;
+  await makeFile(fresh);
   try {
     await send(fifo, () => REOPEN_MESSAGE);
   } catch (error) {
+    await rm(fresh, { force: true });
     throw new RuntimeError("failed-precondition", "Cannot reopen the log: the container is not running", {
       cause: error,
     });
@@ -87,8 +91,8 @@ export const reopenLog = async (fifo: string, path: string, signal: AbortSignal)
     const now = await identity();
     if (now !== undefined && now !== before) return;
     const aborted = Promise.withResolvers<never>();
-    const abort = () => aborted.reject(deadline.reason);
-    deadline.throwIfAborted();
+    const abort = () => aborted.reject(late(path, deadline.reason));
+    if (deadline.aborted) throw late(path, deadline.reason);
     deadline.addEventListener("abort", abort, { once: true });
     try {
       await Promise.race([changed, aborted.promise]);
@@ -97,3 +101,19 @@ export const reopenLog = async (fifo: string, path: string, signal: AbortSignal)
     }
   }
 };
+
+const makeFile = async (path: string): Promise<void> => {
+  const { O_WRONLY, O_CREAT, O_NOFOLLOW } = constants;
+  try {
+    await (await open(path, O_WRONLY | O_CREAT | O_NOFOLLOW, 0o640)).close();
+  } catch (error) {
+    throw new RuntimeError("failed-precondition", `Cannot reopen the log: ${messageOf(error)}`, {
+      cause: error,
+    });
+  }
+};
+
+const late = (path: string, reason: unknown): unknown =>
+  reason instanceof Error && reason.name === "TimeoutError"
+    ? new RuntimeError("deadline-exceeded", `Cannot reopen the log "${path}": its monitor does not answer`)
+    : reason;

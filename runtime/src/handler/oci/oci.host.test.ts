@@ -1,5 +1,14 @@
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join } from "node:path";
 import { PassThrough, type Readable } from "node:stream";
@@ -333,6 +342,31 @@ describe("a container", () => {
       .map((line) => line.split(" ")[3]);
     expect(lines).toEqual(Array.from({ length: 400 }, (_, i) => String(i)));
     await expect(handler.reopenLog(ref, signal())).rejects.toThrow(/is not running/);
+  });
+
+  test("lives through a reopenLog on a disk without room for a file, and goes on in the old one", async () => {
+    const logs = join(root, "logs");
+    mkdirSync(logs, { recursive: true });
+    execFileSync("mount", ["-t", "tmpfs", "-o", "size=1m,nr_inodes=6", "bh-oci-logs", logs]);
+    try {
+      const ref = await run(["sh", "-c", "while :; do echo tick; usleep 20000; done"]);
+      const filler = join(logs, "filler");
+      mkdirSync(filler);
+      for (const name of ["1", "2"]) writeFileSync(join(filler, name), "");
+      const old = `${ref.logPath}.old`;
+      renameSync(ref.logPath, old);
+      await expect(handler.reopenLog(ref, signal())).rejects.toThrow(/Cannot reopen the log: ENOSPC/);
+      const size = readFileSync(old).length;
+      await until(() => readFileSync(old).length > size);
+      rmSync(filler, { recursive: true });
+      await handler.reopenLog(ref, signal());
+      await until(() => logOf(ref).includes("tick"));
+      expect(readdirSync(dirname(ref.logPath)).sort()).toEqual(["0.log", "0.log.old"]);
+      expect(exits.get(ref.id)).toBeUndefined();
+      await handler.remove(ref, signal());
+    } finally {
+      execFileSync("umount", ["-l", logs]);
+    }
   });
 
   test("without a log path runs and writes none", async () => {
