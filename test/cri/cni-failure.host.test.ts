@@ -121,3 +121,22 @@ test.each([
     await nothingLeft();
   },
 );
+
+test("addresses of pods that ended with an earlier boot are given back at the next start", async () => {
+  const list = join(daemon.confDir, "10.conflist");
+  const before = await readFile(list, "utf8");
+  const conf = JSON.parse(before) as { plugins: Record<string, unknown>[] };
+  // Rules of iptables end with a boot, which this is not.
+  await writeFile(list, JSON.stringify({ ...conf, plugins: [{ ...conf.plugins[0], ipMasq: false }] }));
+  const file = join(scratch, "former.json");
+  const plain = JSON.parse(await readFile(podFile, "utf8")) as object;
+  const linux = { security_context: { namespace_options: { pid: 1 } } };
+  await writeFile(file, JSON.stringify({ ...plain, linux }));
+  await daemon.crictl("runp", file);
+  expect(await addresses()).toHaveLength(1);
+  await daemon.end("SIGKILL");
+  await rm(join(daemon.state, "records", "pods"), { recursive: true });
+  await daemon.start();
+  await nothingLeft();
+  await writeFile(list, before);
+});

@@ -104,6 +104,7 @@ export const tracesOf = async (node: Where): Promise<Traces> => {
     mounts: await mountsBelow(node),
     "state files": await below(state),
     "image files": await below(join(node.root, "images")),
+    attachments: await below(join(node.root, "attachments")),
     snapshots: (
       await Promise.all(
         ["layers", "containers", "staging", "trash"].map(async (dir) =>

@@ -32,7 +32,11 @@ let binDir: string;
 let pods = 0;
 const open: NetworkPod[] = [];
 
-const network = () => createNetwork({ binDirs: [binDir, plugins], confDir, pluginTimeoutMs: 20_000 }, linux);
+const network = () =>
+  createNetwork(
+    { binDirs: [binDir, plugins], confDir, attachments: join(root, "attachments"), pluginTimeoutMs: 20_000 },
+    linux,
+  );
 
 beforeAll(async () => {
   root = mkdtempSync("/tmp/bh-network-");
@@ -123,6 +127,40 @@ describe("createNamespaces()", () => {
     await network().removeNamespaces(dir);
     expect(existsSync(dir)).toBe(false);
     expect(readFileSync("/proc/self/mountinfo", "utf8")).not.toContain(dir);
+  });
+});
+
+describe("detachFormer()", () => {
+  test("gives back after a reboot what pods had before it, also when a plugin fails at first", async () => {
+    plugin(
+      "picky",
+      '[ "$CNI_COMMAND" != DEL ] || [ ! -e "$0.broken" ] || exit 1\n[ "$CNI_COMMAND" = DEL ] || cat | sed "s/.*prevResult.://; s/}$//"',
+    );
+    configure([bridge(), { ...portmap }, { type: "picky" }]);
+    const portMappings = [{ protocol: "tcp" as const, containerPort: 80, hostPort: 18378, hostIp: "" }];
+    const [gone, stays] = [await makePod({ portMappings }), await makePod()];
+    for (const pod of [gone, stays]) await network().attach(pod, never);
+    const taken = ipam();
+    expect(taken).toHaveLength(4);
+    // All of the pod that ends with a boot.
+    await network().removeNamespaces(join(gone.dir, "ns"));
+    rmSync(gone.dir, { recursive: true });
+    writeFileSync(join(root, "attachments", "torn.json"), "");
+    writeFileSync(
+      join(root, "attachments", `${stays.id}.json.new`),
+      readFileSync(join(root, "attachments", `${stays.id}.json`)),
+    );
+    const known = new Set([stays.id]);
+    writeFileSync(join(binDir, "picky.broken"), "");
+    expect(await network().detachFormer(known, never)).toBe(1);
+    rmSync(join(binDir, "picky.broken"));
+    expect(await network().detachFormer(known, never)).toBe(0);
+    expect(ipam()).toHaveLength(2);
+    expect(rules()).not.toContain("18378");
+    expect(readdirSync(join(root, "attachments"))).toEqual([`${stays.id}.json`]);
+    await network().detach(stays, undefined, never);
+    expect(ipam()).toEqual([]);
+    expect(readdirSync(join(root, "attachments"))).toEqual([]);
   });
 });
 

@@ -5,6 +5,7 @@ import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { replaceFile } from "@bulkhead/lib/std/replace-file.ts";
 import * as z from "zod";
 import type { Linux } from "../linux/linux.ts";
+import { createAttachments } from "./attachments.ts";
 import { createConfig } from "./config.ts";
 import { endPlugins } from "./leftover-plugins.ts";
 import { createNamespaces, isPinned, removeNamespaces } from "./namespaces.ts";
@@ -32,6 +33,8 @@ export type CniOptions = {
   binDirs: string[];
   /** Where network configurations are: /etc/cni/net.d. */
   confDir: string;
+  /** Folder on disk that outlives a boot, for what must be told to plugins after one. */
+  attachments: string;
   /** A plugin that takes longer is killed. */
   pluginTimeoutMs?: number;
 };
@@ -61,6 +64,7 @@ type NetworkLinux = Pick<
 export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network => {
   const { binDirs, confDir, pluginTimeoutMs = PLUGIN_TIMEOUT_MS } = options;
   const config = createConfig(confDir);
+  const attachments = createAttachments(options.attachments);
   let status: { network: CniNetwork; at: number; answer: Promise<string | undefined> } | undefined;
 
   const execute = async (
@@ -105,6 +109,21 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
     return undefined;
   };
 
+  const del = async (
+    network: CniNetwork,
+    pod: NetworkPod,
+    previous: unknown,
+    signal: AbortSignal,
+  ): Promise<void> => {
+    const failures: unknown[] = [];
+    // One plugin's failure keeps no other from giving back what it holds; the caller tries all again.
+    for (const plugin of network.plugins.toReversed()) {
+      if (isIdle(plugin, pod, previous)) continue;
+      await execute("DEL", network, plugin, pod, previous, signal).catch((error) => failures.push(error));
+    }
+    if (failures.length > 0) throw failures[0];
+  };
+
   return {
     async notReady() {
       const loaded = await config();
@@ -121,6 +140,7 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
       const { network } = loaded;
       // Before the first plugin runs: an ADD that fails half-way is undone with the configuration it had.
       await keep(pod, { config: network });
+      await attachments.note(pod, network);
       linux.linkUp(pod.netns, "lo");
       let raw: ReturnType<typeof parseResult> | undefined;
       for (const plugin of network.plugins) {
@@ -143,6 +163,7 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
           `Cannot attach pod to network "${network.name}": its plugins gave no address`,
         );
       await keep(pod, { config: network, raw });
+      await attachments.note(pod, network, raw);
       return { ips, raw, config: network };
     },
 
@@ -153,16 +174,24 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
       const network = parseNetwork(kept.config);
       const netns = pod.netns !== "" && isPinned(pod.netns, linux) ? pod.netns : "";
       if (netns !== "") restoreInterface(netns, await cidrsToUndo(pod, netns, kept, linux), linux);
-      const failures: unknown[] = [];
-      // One plugin's failure keeps no other from giving back what it holds; the caller tries all again.
-      for (const plugin of network.plugins.toReversed()) {
-        if (isIdle(plugin, pod, kept.raw)) continue;
-        await execute("DEL", network, plugin, { ...pod, netns }, kept.raw, signal).catch((error) =>
-          failures.push(error),
-        );
-      }
-      if (failures.length > 0) throw failures[0];
+      await del(network, { ...pod, netns }, kept.raw, signal);
+      // A disk that is read-only now keeps it, and the next boot asks for the same once more.
+      await attachments.forget(pod.id).catch(() => {});
       await rm(join(pod.dir, KEPT), { force: true });
+    },
+
+    async detachFormer(known, signal) {
+      let left = 0;
+      for (const { pod, config, raw } of await attachments.former(known)) {
+        try {
+          signal.throwIfAborted();
+          await del(parseNetwork(config), pod, raw, signal);
+          await attachments.forget(pod.id);
+        } catch {
+          left++;
+        }
+      }
+      return left;
     },
 
     async dial(netns, port, signal) {

@@ -13,6 +13,11 @@ export interface Network {
   attach(pod: NetworkPod, signal: AbortSignal): Promise<NetworkResult>;
   /** CNI DEL; works when ADD failed half-way and when the namespace is gone (empty CNI_NETNS). */
   detach(pod: NetworkPod, result: NetworkResult | undefined, signal: AbortSignal): Promise<void>;
+  /**
+   * DEL for every pod that was attached and is not among `known`: of an earlier boot, after which plugins still keep
+   * their addresses. Returns how many are left, for a later try.
+   */
+  detachFormer(known: ReadonlySet<string>, signal: AbortSignal): Promise<number>;
   /** A connection made inside the namespace; "" means the host's. 127.0.0.1 first, then [::1]. */
   dial(netns: string, port: number, signal: AbortSignal): Promise<Duplex>;
 }
