@@ -313,6 +313,12 @@ describe("A hole in the wall of runc", () => {
     expect(brokenBy(pod)).toEqual([]);
     expect(await tryPod("plain", pod)).toMatchObject({ status: 201, warnings: [] });
   });
+  test("AppArmor is one by the annotation of before its field, too: the API server makes the field of it", async () => {
+    const annotations = { "container.apparmor.security.beta.kubernetes.io/c": "unconfined" };
+    const { status, body } = await tryPod("plain", podOf({}, { annotations }));
+    expect(status).toBe(403);
+    expect(body.message).toContain("appArmorProfile.type must not be Unconfined");
+  });
   test("has a test of each rule", () => {
     expect(new Set(holes.map(([name]) => name))).toEqual(new Set(rules.map((rule) => rule.name)));
   });
