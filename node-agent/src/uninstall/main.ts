@@ -7,7 +7,7 @@ import { nodeRuntimes, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { Command } from "commander";
 import { pino } from "pino";
-import { stillThere } from "./remaining.ts";
+import { stillThere, whatToDo } from "./remaining.ts";
 
 /**
  * Runs before the chart's objects go (Helm's pre-delete hook): deletes every RuntimeProfile, and waits until the
@@ -65,7 +65,10 @@ async function main(signal: AbortSignal): Promise<void> {
     if (left.length === 0) break;
     const words = left.slice(0, 20).join("; ");
     if (Date.now() > deadline) {
-      throw new RuntimeError("failed-precondition", `Cannot take Bulkhead off the nodes: ${words}`);
+      throw new RuntimeError(
+        "failed-precondition",
+        `Cannot take Bulkhead off the nodes: ${words}${whatToDo(nodes)}`,
+      );
     }
     if (words !== said) log.info({ left }, "waiting");
     said = words;

@@ -29,3 +29,9 @@ export function stillThere(profiles: RuntimeProfile[], nodes: NodeRuntime[]): st
     }),
   ];
 }
+
+/** For whoever reads that it failed; empty where no node is waited for. */
+export const whatToDo = (nodes: NodeRuntime[]): string =>
+  stillThere([], nodes).length === 0
+    ? ""
+    : " (a node that is away: start it and uninstall again; one that is gone for good: delete its Node)";
