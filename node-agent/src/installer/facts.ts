@@ -8,7 +8,7 @@ import { installed, versionDirectory } from "./files.ts";
 import type { Host } from "./host.ts";
 import { vmFacts } from "./kata/facts.ts";
 import type { VmFacts } from "./kata/node.ts";
-import { findSetting, type KubeletView, type TextFile } from "./kubelet/setting.ts";
+import { byWalk, findSetting, type KubeletView, type TextFile } from "./kubelet/setting.ts";
 import { type Ownership, sha256 } from "./ownership.ts";
 import type { Facts } from "./plan.ts";
 
@@ -186,11 +186,14 @@ export async function viewOf(host: Host, argv: string[], flagFiles: string[]): P
   };
   const config = flag("config");
   const directory = flag("config-dir");
-  const named = directory === undefined ? [] : await readdir(host.at(host.real(directory))).catch(() => []);
+  const named =
+    directory === undefined
+      ? []
+      : await readdir(host.at(host.real(directory)), { recursive: true }).catch(() => []);
   const dropins = await Promise.all(
     named
       .filter((name) => name.endsWith(".conf"))
-      .sort()
+      .sort(byWalk)
       .map((name) => text(join(directory ?? "", name))),
   );
   const main = config === undefined ? undefined : await text(config);

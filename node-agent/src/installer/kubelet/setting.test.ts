@@ -2,7 +2,7 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { viewOf } from "../facts.ts";
 import { type Host, realIn, resolveIn } from "../host.ts";
-import { findSetting, type KubeletView, pointAt } from "./setting.ts";
+import { byWalk, findSetting, type KubeletView, pointAt } from "./setting.ts";
 
 const ours = "unix:///run/bulkhead/cri.sock";
 const hosts = join(import.meta.dirname, "../../../test-data/hosts");
@@ -91,6 +91,27 @@ imageServiceEndpoint: ${ours}
     ]);
   });
 
+  test("a drop-in directory of directories: the kubelet walks them all", async () => {
+    const argv = [
+      "kubelet",
+      "--config=/etc/kubernetes/kubelet.yaml",
+      "--config-dir=/etc/kubernetes/kubelet.conf.d",
+    ];
+    const view = await viewOf(tree("dropin-tree"), argv, []);
+    const directory = "/etc/kubernetes/kubelet.conf.d";
+    expect(view.dropins?.files.map(({ path }) => path.slice(directory.length + 1))).toEqual([
+      "10-first/engine.conf",
+      "50-site/engine.conf",
+      "50-site.conf",
+      "zz-last/pods.conf",
+    ]);
+    expect(findSetting(view)).toMatchObject({
+      value: "unix:///run/crio/crio.sock",
+      files: [`${directory}/50-site/engine.conf`],
+    });
+    expect(pointAt(view, ours)).toMatchObject([{ path: `${directory}/99-bulkhead.conf`, before: undefined }]);
+  });
+
   test("a flag with its value as the next word, in the unit itself", async () => {
     const argv = [
       "/usr/local/bin/kubelet",
@@ -156,6 +177,16 @@ test("a drop-in that sorts after ours is edited itself", () => {
   expect(edits).toEqual([
     { path: "/d/99-zz.conf", before: files[0]?.body, after: `containerRuntimeEndpoint: ${ours}\n` },
   ]);
+});
+
+test("one in a directory that is walked after ours, too, and one whose name only looks later is not", () => {
+  const set = (path: string) => ({ path, body: "containerRuntimeEndpoint: unix:///x\n" });
+  const paths = (...files: string[]) =>
+    pointAt(view({ dropins: { directory: "/d", files: files.map(set) } }), ours).map(({ path }) => path);
+  expect(paths("/d/zz/1.conf")).toEqual(["/d/zz/1.conf"]);
+  expect(paths("/d/99-bulkhead.conf.d/1.conf")).toEqual(["/d/99-bulkhead.conf.d/1.conf"]);
+  expect(paths("/d/99/zz.conf")).toEqual(["/d/99-bulkhead.conf"]);
+  expect(["a-b.conf", "a/x", "a", "b", "a/x"].sort(byWalk)).toEqual(["a", "a/x", "a/x", "a-b.conf", "b"]);
 });
 
 test("a flag that stands in no file we know is refused, naming the files", () => {

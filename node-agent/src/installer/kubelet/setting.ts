@@ -5,8 +5,9 @@ import * as yaml from "js-yaml";
  * Where the kubelet's CRI endpoint is set, and how to set it to another. Pure.
  *
  * The kubelet's own order (k8s.io/kubernetes/cmd/kubelet/app/server.go): a flag wins over the drop-in directory
- * (--config-dir, *.conf in lexical order), which wins over the file (--config), which wins over the default. We find
- * the place in force, change that alone, and parse the result again to see that nothing else changed.
+ * (--config-dir, *.conf in it and below, in the order of a walk), which wins over the file (--config), which wins over
+ * the default. We find the place in force, change that alone, and parse the result again to see that nothing else
+ * changed.
  */
 
 export type TextFile = { path: string; body: string };
@@ -18,7 +19,7 @@ export type KubeletView = {
   flagFiles: TextFile[];
   /** The file of --config. */
   config?: TextFile;
-  /** The directory of --config-dir with its *.conf files. */
+  /** The directory of --config-dir with the *.conf files in it and below, in the order in which the kubelet reads them. */
   dropins?: { directory: string; files: TextFile[] };
 };
 
@@ -41,6 +42,15 @@ const keys = {
   image: { flag: "image-service-endpoint", field: "imageServiceEndpoint" },
 } as const;
 type Key = (typeof keys)[keyof typeof keys];
+
+/** The order in which a walk comes to paths: each directory's names are sorted, and one is walked where its name stands. */
+export const byWalk = (one: string, other: string): number => {
+  const [a, b] = [one.split("/"), other.split("/")];
+  const at = a.findIndex((part, index) => part !== b[index]);
+  const [left = "", right = ""] = [a[at], b[at]];
+  if (at === -1) return a.length - b.length;
+  return left < right ? -1 : 1;
+};
 
 /** The socket's path in an endpoint, which may be written with or without the scheme. */
 export const socketOf = (endpoint: string): string => endpoint.replace(/^unix:(\/\/)?/, "");
@@ -104,7 +114,7 @@ function editsOf(
     // A file of our own, unless one that is read after it sets the field: then that one.
     const path = `${view.dropins.directory}/${ownDropin}`;
     const file = view.dropins.files.find((other) => other.path === setting?.files[0]);
-    if (file === undefined || file.path < path) {
+    if (file === undefined || byWalk(file.path, path) < 0) {
       const own = view.dropins.files.find((other) => other.path === path);
       const body = earlier.get(path)?.after ?? own?.body;
       return [
