@@ -15,6 +15,13 @@ const url = z
     "must be an http or https URL without user, query and fragment, or oci:/DIRECTORY of an image layout",
   );
 
+const host = /^[A-Za-z0-9.-]+(:\d{1,5})?$|^\[[A-Fa-f0-9:]+\](:\d{1,5})?$/;
+const mirrors = z.record(z.string(), z.array(url)).superRefine((value, { addIssue }) => {
+  for (const key of Object.keys(value))
+    if (!host.test(key))
+      addIssue({ code: "custom", path: [key], message: "must be HOST[:PORT], as images' names have it" });
+});
+
 const httpUrl = z.string().regex(endpointPattern, "must be an http or https URL");
 
 const signatureRule = z
@@ -46,7 +53,7 @@ export const Config = z
       .prefault({}),
     registries: z
       .object({
-        mirrors: z.record(z.string(), z.array(url)).default({}),
+        mirrors: mirrors.default({}),
         configPath: absolutePath.default("/etc/bulkhead/certs.d"),
         credentials: absolutePath.nullable().default(null),
       })
@@ -69,6 +76,12 @@ export const Config = z
       .array(
         HandlerConfig.refine((handler) => handler.kind !== "delegate", "a delegate belongs under delegate"),
       )
+      .superRefine((handlers, { addIssue }) => {
+        const names = handlers.map(({ name }) => name);
+        for (const [n, name] of names.entries())
+          if (names.indexOf(name) < n)
+            addIssue({ code: "custom", path: [n, "name"], message: `"${name}" is there already` });
+      })
       .prefault([{ name: "runc", kind: "oci", binary: "/usr/bin/runc" }]),
     log: z
       .object({
@@ -101,7 +114,7 @@ export const configProblems = (error: z.ZodError): string[] =>
   error.issues.flatMap((issue) =>
     issue.code === "unrecognized_keys"
       ? issue.keys.map((key) => `${[...issue.path, key].join(".")}: unknown key`)
-      : [`${issue.path.join(".")}: ${issue.message}`],
+      : [[...(issue.path.length > 0 ? [issue.path.join(".")] : []), issue.message].join(": ")],
   );
 
 /**

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Config } from "@bulkhead/lib/api/runtime-config.ts";
 import { expect, test } from "vitest";
-import { defaultConfig, parseConfig, readConfig } from "./config.ts";
+import { defaultConfig, parseConfig, readConfig, withFlags } from "./config.ts";
 
 test("the documented default configuration parses to the defaults", () => {
   expect(parseConfig(defaultConfig, "default")).toEqual(Config.parse({}));
@@ -38,10 +38,30 @@ test.each([
   ],
   ["images:\n  pullProgressTimeout: 0", "images.pullProgressTimeout: "],
   ["socket: [", "Cannot parse FILE: "],
+  ["- socket", "Cannot use FILE:\n  Invalid input: expected object, received array"],
+  ["registries:\n  mirrors:\n    https://a: []", "registries.mirrors.https://a: must be HOST[:PORT]"],
+  [
+    "runtimes:\n  - { name: a, kind: oci, binary: /x }\n  - { name: a, kind: oci, binary: /y }",
+    'runtimes.1.name: "a" is there already',
+  ],
   ["socket: /a\n---\nsocket: /b", "it has 2 documents, not one"],
   ["metrics:\n  listen: 127.0.0.1:70000", "metrics.listen: must have a port up to 65535"],
 ])("%j is refused with the path of the key", (text, message) => {
   expect(() => parseConfig(text, "FILE")).toThrow(message);
+});
+
+test("flags win over the file, and are checked as it is", () => {
+  const config = Config.parse({ registries: { mirrors: { a: ["http://x"] } }, log: { format: "text" } });
+  const merged = withFlags(config, { socket: "/s", mirror: { b: ["http://y"] }, logLevel: "warn" });
+  expect(merged).toEqual({
+    ...config,
+    socket: "/s",
+    registries: { ...config.registries, mirrors: { a: ["http://x"], b: ["http://y"] } },
+    log: { level: "warn", format: "text" },
+  });
+  expect(() => withFlags(config, { state: "run", mirror: {} })).toThrow(
+    "Cannot use the flags:\n  state: must be an absolute path",
+  );
 });
 
 test("a file that was named must be there", async () => {

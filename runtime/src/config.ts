@@ -113,11 +113,38 @@ export const parseConfig = (text: string, file: string): Config => {
       "invalid-argument",
       `Cannot use ${file}: it has ${more.length + 1} documents, not one`,
     );
-  const parsed = Config.safeParse(yaml ?? {});
+  return checked(yaml ?? {}, file);
+};
+
+const checked = (config: unknown, from: string): Config => {
+  const parsed = Config.safeParse(config);
   if (parsed.success) return parsed.data;
   const problems = configProblems(parsed.error);
-  throw new RuntimeError("invalid-argument", `Cannot use ${file}:\n  ${problems.join("\n  ")}`);
+  throw new RuntimeError("invalid-argument", `Cannot use ${from}:\n  ${problems.join("\n  ")}`);
 };
+
+/** What `serve` takes on its command line, beside the file. */
+export type ServeFlags = {
+  socket?: string;
+  root?: string;
+  state?: string;
+  mirror: Record<string, string[]>;
+  logLevel?: Config["log"]["level"];
+};
+
+/** Flags win over the file. */
+export const withFlags = (config: Config, flags: ServeFlags): Config =>
+  checked(
+    {
+      ...config,
+      socket: flags.socket ?? config.socket,
+      root: flags.root ?? config.root,
+      state: flags.state ?? config.state,
+      registries: { ...config.registries, mirrors: { ...config.registries.mirrors, ...flags.mirror } },
+      log: { ...config.log, level: flags.logLevel ?? config.log.level },
+    },
+    "the flags",
+  );
 
 /** Reads the file. Without one at the default place the defaults are in force. */
 export const readConfig = async (file: string | undefined): Promise<Config> => {

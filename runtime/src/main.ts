@@ -9,20 +9,13 @@ import { Argument, Command, Option } from "commander";
 import pino, { type Logger } from "pino";
 import * as z from "zod";
 import type { ArtifactRequest, ArtifactSources } from "./artifact/fetch.ts";
-import { defaultConfig, parseConfig, readConfig } from "./config.ts";
+import { defaultConfig, parseConfig, readConfig, type ServeFlags, withFlags } from "./config.ts";
 
 const version = z
   .object({ version: z.string() })
   .parse(JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8"))).version;
 
-type ServeOptions = {
-  config?: string;
-  socket?: string;
-  root?: string;
-  state?: string;
-  mirror: Record<string, string[]>;
-  logLevel?: Config["log"]["level"];
-};
+type ServeOptions = ServeFlags & { config?: string };
 
 /** HOST=URL, any number of times; the order of one host's URLs is the order of asking. */
 const mirror = (value: string, before: Record<string, string[]>): Record<string, string[]> => {
@@ -30,16 +23,6 @@ const mirror = (value: string, before: Record<string, string[]>): Record<string,
   if (host === undefined || url === undefined) throw new Error(`--mirror needs HOST=URL, not "${value}"`);
   return { ...before, [host]: [...(before[host] ?? []), url] };
 };
-
-/** Flags win over the file. */
-const merged = (config: Config, flags: ServeOptions): Config => ({
-  ...config,
-  socket: flags.socket ?? config.socket,
-  root: flags.root ?? config.root,
-  state: flags.state ?? config.state,
-  registries: { ...config.registries, mirrors: { ...config.registries.mirrors, ...flags.mirror } },
-  log: { ...config.log, level: flags.logLevel ?? config.log.level },
-});
 
 const logger = ({ level, format }: Config["log"]): Logger =>
   pino(
@@ -77,7 +60,7 @@ program
   .addOption(new Option("--log-level <level>").choices(["trace", "debug", "info", "warn", "error"]))
   .action(async (flags: ServeOptions) => {
     const { serve } = await import("./serve.ts");
-    const config = merged(await readConfig(flags.config), flags);
+    const config = withFlags(await readConfig(flags.config), flags);
     const log = logger(config.log);
     const stop = new AbortController();
     for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => stop.abort());
