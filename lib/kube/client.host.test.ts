@@ -1,5 +1,7 @@
 import { once } from "node:events";
+import { readFile } from "node:fs/promises";
 import { type AddressInfo, createServer } from "node:net";
+import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { type FaultyProxy, startProxy } from "@bulkhead/test/apiserver/proxy.ts";
 import { type ApiServer, startApiServer } from "@bulkhead/test/apiserver/start.ts";
@@ -143,6 +145,17 @@ describe("The client", () => {
     await expect(throughProxy.list(configMaps)).rejects.toMatchObject({ code: "deadline-exceeded" });
   });
 
+  test("takes no HTTP/2 where it is offered, for requests and for watches", async () => {
+    const read = (file: string) => readFile(join(server.directory, "certificates", file), "utf8");
+    const certificate = { cert: await read("apiserver.crt"), key: await read("apiserver.key") };
+    await using way = await startProxy(await kubeconfigFile(server.kubeconfig), certificate);
+    const through = createClient({ config: way.config });
+    const { resourceVersion } = await through.list(configMaps, { namespace });
+    const { signal } = new AbortController();
+    for await (const _ of through.watch(configMaps, { resourceVersion, signal, timeoutSeconds: 1 }));
+    await through.close();
+  });
+
   test("keeps a request's deadline while there is no connection either", async () => {
     const silent = createServer(() => {}).listen(0, "127.0.0.1");
     await once(silent, "listening");
@@ -236,7 +249,6 @@ describe("A reflector", () => {
     const { resourceVersion } = await client.list(configMaps, { namespace });
     const { signal } = new AbortController();
     const events: unknown[] = [];
-    // Over HTTP/2, as in a cluster.
     for await (const event of client.watch(configMaps, { namespace, resourceVersion, signal, idleMs: 700 }))
       events.push(event);
     expect(events).toEqual([]);

@@ -111,6 +111,8 @@ export type ClientOptions = {
   timeoutMs?: number;
   /** Attempts of a request that the server asks to repeat (429, 503 with Retry-After). */
   attempts?: number;
+  /** Requests under way at a time, each on a connection of its own; watches are not counted. */
+  connections?: number;
   /** Asked before each request that writes; throws what refuses it. */
   guard?: () => void;
   /** Told of every answer, for rest_client_requests_total. `code` is the HTTP status or <error>. */
@@ -206,10 +208,9 @@ const noAnswer = (what: string, error: unknown, signal?: AbortSignal): unknown =
 
 /**
  * A watch that carried nothing for long: the connection is dead, or the API server has not seen a change of the resource
- * since it started, and sends no bookmarks. Either way one watches on from where one was. undici has no class for HTTP/2's.
+ * since it started, and sends no bookmarks. Either way one watches on from where one was.
  */
-const wasIdle = (error: unknown): boolean =>
-  error instanceof undiciErrors.BodyTimeoutError || messageOf(error).includes("stream timeout after");
+const wasIdle = (error: unknown): boolean => error instanceof undiciErrors.BodyTimeoutError;
 
 /** undici looks at the signal only once a request has its connection: one that waits for it would wait for ever. */
 const orAborted = async <T>(sent: Promise<T>, signal: AbortSignal): Promise<T> => {
@@ -255,11 +256,14 @@ type Request = {
 };
 
 export const createClient = (options: ClientOptions): Client => {
-  const { config, clock = systemClock, timeoutMs = 30_000, attempts = 5 } = options;
+  const { config, clock = systemClock, timeoutMs = 30_000, attempts = 5, connections = 16 } = options;
   const connect = { ...config.tls, keepAlive: true, keepAliveInitialDelay: 30_000, timeout: 10_000 };
+  // Over HTTP/2, an answer to a request that was just aborted becomes a stream that nobody knows of (node:http2): it
+  // stays with the connection, and as that breaks its error ends the process.
+  const allowH2 = false;
   // Watches hold a connection each for minutes: they must not use up those of the requests.
-  const requests = new Agent({ connect, connections: 16, keepAliveTimeout: 30_000 });
-  const watches = new Agent({ connect, headersTimeout: timeoutMs });
+  const requests = new Agent({ connect, allowH2, connections, keepAliveTimeout: 30_000 });
+  const watches = new Agent({ connect, allowH2, headersTimeout: timeoutMs });
   const userAgent = options.userAgent ?? "bulkhead";
 
   /** A write is a span of the work that it belongs to. */

@@ -139,7 +139,11 @@ export const startProxy = async (
         pass(from, answer, fault).catch(() => answer.destroy());
     }
   };
-  const server = certificate ? createTlsServer(certificate, serve) : createServer(serve);
+  // HTTP/2 is offered first, as the API server does, and not spoken: who takes it fails.
+  const ALPNProtocols = ["h2", "http/1.1"];
+  const server = certificate
+    ? createTlsServer({ ALPNProtocols, ...certificate }, serve)
+    : createServer(serve);
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
   const address = server.address();

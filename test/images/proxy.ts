@@ -28,7 +28,10 @@ export const startProxy = async (
     const pass = (): void => forward(upstream, incoming, response);
     if (!proxy.intercept(entry, response, pass)) pass();
   };
-  const server = tls === undefined ? createServer(answer) : createTlsServer(tls, answer);
+  // HTTP/2 is offered first, as registries do, and not spoken: who takes it fails.
+  const ALPNProtocols = ["h2", "http/1.1"];
+  const server =
+    tls === undefined ? createServer(answer) : createTlsServer({ ALPNProtocols, ...tls }, answer);
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const host = `127.0.0.1:${(server.address() as AddressInfo).port}`;
   const proxy: Proxy = {

@@ -163,7 +163,8 @@ export const simulate = async (options: Simulation): Promise<Result> => {
   });
   undo.defer(() => server[Symbol.asyncDispose]());
   const config = await kubeconfigFile(server.kubeconfig);
-  const client = createClient({ config, userAgent: "bulkhead-scale" });
+  // As many as the agents have under way at a time.
+  const client = createClient({ config, userAgent: "bulkhead-scale", connections: 100 });
   undo.defer(() => client.close());
   await installCrds(client);
 

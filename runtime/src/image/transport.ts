@@ -116,6 +116,8 @@ export class Transport implements AsyncDisposable {
   async #connect(url: URL, trust: Trust): Promise<Dispatcher> {
     const tls = url.protocol === "https:" ? trust : {};
     const options: Agent.Options = {
+      // Why not: lib/kube's client says it. A pull that is given up would leave what can end the daemon later.
+      allowH2: false,
       headersTimeout: this.#options.silenceMs ?? 30_000,
       bodyTimeout: this.#options.silenceMs ?? 30_000,
       keepAliveTimeout: 15_000,
