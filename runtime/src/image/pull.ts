@@ -13,6 +13,8 @@ export type UnpackOptions = {
   stage: Pick<BlobStage, "fetch">;
   /** Layers on their way, by chain ID, of all pulls. */
   flights: SingleFlight<LayerUsage | undefined>;
+  /** No layer comes to stand before this. */
+  recorded: Promise<void>;
 };
 
 /**
@@ -27,8 +29,9 @@ export const unpackLayers = async (
   // The first failure stops the layers that nobody else waits for.
   const failed = new AbortController();
   const either = AbortSignal.any([signal, failed.signal]);
+  options.recorded.catch((error) => failed.abort(error));
   const usages = new Map<string, LayerUsage>();
-  let below: Promise<unknown> = Promise.resolve();
+  let below: Promise<unknown> = options.recorded;
   const unpacked = layers.map((layer, n) => {
     const parent = below;
     const parentId = layers[n - 1]?.chainId;
@@ -39,6 +42,8 @@ export const unpackLayers = async (
         either,
       );
       if (usage !== undefined) usages.set(layer.chainId, usage);
+      // One that was there already, or came by another pull, did not wait for it.
+      await parent;
     };
     const done = work().catch((error) => {
       failed.abort(error);

@@ -49,6 +49,12 @@ export type ImagesOptions = {
   platform?: Platform;
 };
 
+/** Promise.all, which leaves nothing under way when one of them fails. */
+const allOf = async <const T extends readonly unknown[]>(all: T) => {
+  await Promise.allSettled(all);
+  return await Promise.all(all);
+};
+
 /** The store of images, with what the daemon needs besides {@link Images}. */
 export interface ImageStore extends Images, AsyncDisposable {
   /** Removes what no image, pull or container needs. To be called when the last container of an image is gone. */
@@ -266,13 +272,17 @@ class Store implements ImageStore {
     const missing = resolved.layers.filter(({ chainId }) => !snapshotter.has(chainId));
     await this.#stage.assertRoom(missing.reduce((sum, { size }) => sum + size, 0));
 
-    await this.#record(resolved);
     using _told = this.#tellProgress(reference, missing);
-    const usages = await unpackLayers(
-      resolved.layers,
-      { repository, snapshotter, stage: this.#stage, flights: this.#flights },
-      signal,
-    );
+    // The disk takes its time, in which layers come in.
+    const recorded = this.#record(resolved);
+    const [, usages] = await allOf([
+      recorded,
+      unpackLayers(
+        resolved.layers,
+        { repository, snapshotter, stage: this.#stage, flights: this.#flights, recorded },
+        signal,
+      ),
+    ]);
     const image = await this.#commit(resolved, usages, reference);
     const ms = Math.round(performance.now() - started);
     log.info({ image: image.id, ref: formatReference(reference), layers: usages.size, ms }, "image pulled");
@@ -354,18 +364,21 @@ class Store implements ImageStore {
         throw new RuntimeError("internal", `image ${resolved.id} has lost its record`);
       const whole = resolved.layers.every(({ chainId }) => this.#options.snapshotter.has(chainId));
       if (!whole) throw new RuntimeError("internal", `image ${resolved.id} has lost a layer`);
-      if (record.state !== "present" || usages.size > 0) {
-        const known = this.#layerUsages();
-        const layers = record.layers.map((layer) => ({
-          ...layer,
-          ...(usages.get(layer.chainId) ?? known.get(layer.chainId)),
-        }));
-        await this.#put({ ...record, state: "present", layers });
-      }
+      const known = this.#layerUsages();
+      const layers = record.layers.map((layer) => ({
+        ...layer,
+        ...(usages.get(layer.chainId) ?? known.get(layer.chainId)),
+      }));
+      const isNew = record.state !== "present" || usages.size > 0;
+      const present: ImageRecord = isNew ? { ...record, state: "present", layers } : record;
       const refs = new Map(this.#refs);
       refs.set(`${nameOf(reference)}@${resolved.target}`, resolved.id);
       if (reference.digest === undefined) refs.set(formatReference(reference), resolved.id);
-      if ([...refs].some(([ref, id]) => this.#refs.get(ref) !== id)) await this.#putRefs(refs);
+      const isNamed = [...refs].every(([ref, id]) => this.#refs.get(ref) === id);
+      // At once, in one wait for the disk: names of what is not present are not read at a start.
+      await allOf([isNew ? this.#write(present) : undefined, isNamed ? undefined : this.#writeRefs(refs)]);
+      this.#records.set(present.id, present);
+      this.#refs = refs;
       const image = this.get(resolved.id);
       if (image === undefined) throw new RuntimeError("internal", `image ${resolved.id} is not there`);
       return image;
@@ -510,16 +523,22 @@ class Store implements ImageStore {
   }
 
   async #put(record: ImageRecord): Promise<void> {
-    await writeDurably(this.#recordPath(record.id), JSON.stringify(record));
+    await this.#write(record);
     this.#records.set(record.id, record);
   }
 
+  #write(record: ImageRecord): Promise<void> {
+    return writeDurably(this.#recordPath(record.id), JSON.stringify(record));
+  }
+
   async #putRefs(refs: Map<string, string>): Promise<void> {
-    await writeDurably(
-      this.#path("refs.json"),
-      JSON.stringify({ version: 1, refs: Object.fromEntries(refs) }),
-    );
+    await this.#writeRefs(refs);
     this.#refs = refs;
+  }
+
+  #writeRefs(refs: Map<string, string>): Promise<void> {
+    const text = JSON.stringify({ version: 1, refs: Object.fromEntries(refs) });
+    return writeDurably(this.#path("refs.json"), text);
   }
 
   #recordPath(id: string): string {
