@@ -48,7 +48,9 @@ test("every YAML of the pages is an object, a part of a RuntimeProfile, values, 
 test("every ./dev command of the pages is one that ./dev has", async () => {
   const help = await run([process.execPath, join(repository, "test/dev/main.ts"), "--help"]);
   const known = new Set([...help.matchAll(/^ {2}(\w[\w-]*) /gm)].map(([, name]) => name));
-  const said = commands.flatMap(({ text }) => /^(?:\w+=\S+ )?\.\/dev ([\w-]+)/.exec(text)?.[1] ?? []);
+  const said = commands.flatMap(
+    ({ text }) => /^(?:\w+=\S+ )?\.\/dev (?:--\w+ \S+ )*([\w-]+)/.exec(text)?.[1] ?? [],
+  );
   expect(said.length).toBeGreaterThan(10);
   expect(said.filter((name) => !known.has(name))).toEqual([]);
 });

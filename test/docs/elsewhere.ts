@@ -9,6 +9,7 @@ const critest = by("test/cri/critest.host.test.ts", "critest takes minutes");
 const artifact = by("test/images/artifact.host.test.ts", "wants an artifact, a registry and keys of its own");
 const runtime = by("test/cri/crictl.host.test.ts", "the runtime alone on this machine, without a cluster");
 const upstream = by("test/e2e/upstream.cluster.test.ts", "upstream's specs take hours");
+const versions = by("test/dev/versions.ts", "builds another Kubernetes, which takes minutes each");
 const undo = by("kubectl/src/kubectl.host.test.ts", "the history of the tests' cluster is not the page's");
 
 export const elsewhere: Record<string, Elsewhere> = {
@@ -41,6 +42,10 @@ export const elsewhere: Record<string, Elsewhere> = {
   "./dev e2e-upstream": upstream,
   "./dev e2e-upstream --engine containerd": upstream,
   "./dev e2e-upstream --focus 'Container Runtime' --skip '\\[Slow\\]' --procs 8": upstream,
+  "./dev versions": versions,
+  "./dev versions --nodes 1.34": versions,
+  "./dev --kubernetes 1.36 --kubelet 1.33 test --project cluster test/pods/pods": versions,
+  "./dev --kubernetes 1.34 up --nodes 2": versions,
   "KATA_ROOT=/opt/kata ./dev test --project host test/kata": by(
     "test/kata/kata.host.test.ts",
     "no Kata is here",
