@@ -16,6 +16,8 @@ const main = join(import.meta.dirname, "../../runtime/src/main.ts");
 export type Daemon = AsyncDisposable & {
   socket: string;
   state: string;
+  /** Images, and what containers write. */
+  root: string;
   handlersDir: string;
   /** CNI network configuration, read live. */
   confDir: string;
@@ -53,6 +55,7 @@ export const createDaemon = async (options: {
   const bridge = `bhcri${options.subnet}`;
   // No two daemons' ever: rules that an earlier one left are not this one's.
   const network = basename(state);
+  const root = join(disk, "root");
   const handlersDir = join(disk, "handlers.d");
   const confDir = join(disk, "net.d");
   const socket = join(state, "cri.sock");
@@ -93,7 +96,7 @@ export const createDaemon = async (options: {
     config,
     JSON.stringify({
       socket,
-      root: join(disk, "root"),
+      root,
       state: join(state, "state"),
       handlersDir,
       cni: { binDirs: [tool("cni"), pluginDir], confDir },
@@ -116,6 +119,7 @@ export const createDaemon = async (options: {
   const daemon: Daemon = {
     socket,
     state: join(state, "state"),
+    root,
     handlersDir,
     confDir,
     pluginDir,

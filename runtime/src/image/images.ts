@@ -61,4 +61,4 @@ export type ImageConfig = {
   labels: Record<string, string>;
 };
 
-export type FsInfo = { mountpoint: string; usedBytes: bigint; inodesUsed: bigint };
+export type FsInfo = { usedBytes: bigint; inodesUsed: bigint };

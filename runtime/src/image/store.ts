@@ -458,7 +458,7 @@ class Store implements ImageStore {
       bytes += usage.bytes;
       inodes += usage.inodes;
     }
-    return { mountpoint: this.#options.root, usedBytes: BigInt(bytes), inodesUsed: BigInt(inodes) };
+    return { usedBytes: BigInt(bytes), inodesUsed: BigInt(inodes) };
   }
 
   #layerUsages(): Map<string, LayerUsage> {

@@ -42,6 +42,8 @@ type Layer = z.infer<typeof Layer>;
 const Stand = z.object({ boot: z.string(), layers: z.array(z.string()), writable: z.boolean() });
 type Stand = z.infer<typeof Stand>;
 
+/** No key begins so. */
+const TRASH = ".trash";
 const OVERLAYFS_MAGIC = 0x794c7630;
 /** mount(2) takes a page of options, NUL included. */
 const OPTIONS_MAX = 4095;
@@ -59,6 +61,8 @@ const LIMITS: UnpackLimits = { entries: 4_000_000, bytes: 1024 ** 4 };
  *     layers/ID.json the record that makes l/N a layer; written last
  *     containers/KEY upper, work, stand.json
  *     staging, trash what is half made and half removed; emptied at start
+ *
+ * containers may be a mount point, of a disk for what containers write: its trash is there too, as .trash.
  *
  * Container roots are mounted `volatile`: no unmount waits for the disk. They do not outlive a boot, so nothing is
  * lost. Layers are not synced on the way of a pull either, but behind it: one that was not on disk for sure when
@@ -86,21 +90,29 @@ export const overlay = async (
   const images = createImageMounts(at("m"), linux);
   for (const dir of ["l", "m", "layers", "containers", "staging", "trash"])
     await mkdir(at(dir), { recursive: true, mode: 0o700 });
+  const isOneDisk = statSync(at("l")).dev === statSync(at("containers")).dev;
+  const trashOfContainers = isOneDisk ? at("trash") : at("containers", TRASH);
+  await mkdir(trashOfContainers, { recursive: true, mode: 0o700 });
   // Below what stands on nothing: overlayfs wants one directory at least, and two when all is read-only.
   for (const dir of NOTHING) await mkdir(at("l", dir), { recursive: true, mode: 0o755 });
 
-  /** Out of sight at once, removed by a worker; what a stop leaves of it is removed at the next start. */
-  const discard = async (path: string): Promise<void> => {
-    const trash = at("trash", `${process.pid}-${Date.now()}-${serial++}`);
+  /** Out of sight at once; where it is now. What a stop leaves of it is removed at the next start. */
+  const hide = async (path: string, trash: string): Promise<string | undefined> => {
+    const hidden = join(trash, `${process.pid}-${Date.now()}-${serial++}`);
     try {
-      await rename(path, trash);
+      await rename(path, hidden);
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
+      if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
       throw error;
     }
-    await workers.remove(trash);
+    return hidden;
   };
-  const discardLater = (path: string): void => void discard(path).catch(() => {});
+  /** The same, and removed by a worker. */
+  const discard = async (path: string, trash = at("trash")): Promise<void> => {
+    const hidden = await hide(path, trash);
+    if (hidden !== undefined) await workers.remove(hidden);
+  };
+  const discardLater = (path: string, trash?: string): void => void discard(path, trash).catch(() => {});
 
   const open = async (): Promise<void> => {
     for (const name of await readdir(at("layers"))) {
@@ -119,11 +131,13 @@ export const overlay = async (
     serial = 1 + Math.max(0, ...present.filter((dir) => !NOTHING.some((no) => no === dir)).map(serialOf));
     for (const name of present) if (!known.has(name)) discardLater(at("l", name));
     for (const name of await readdir(at("staging"))) discardLater(at("staging", name));
-    for (const name of await readdir(at("trash"))) void workers.remove(at("trash", name)).catch(() => {});
+    for (const trash of new Set([at("trash"), trashOfContainers]))
+      for (const name of await readdir(trash)) void workers.remove(join(trash, name)).catch(() => {});
     for (const key of await readdir(at("containers"))) {
+      if (key === TRASH) continue;
       const stand = await readJson(at("containers", key, "stand.json"), Stand);
       if (stand?.boot === boot) stands.set(key, stand);
-      else discardLater(at("containers", key));
+      else discardLater(at("containers", key), trashOfContainers);
     }
     const used = [...stands.values()].flatMap((stand) => stand.layers.map((id) => layers.get(id)?.dir ?? ""));
     await images.sweep(new Set(used));
@@ -361,6 +375,7 @@ export const overlay = async (
 
   const snapshotter: Snapshotter & AsyncDisposable = {
     name: form === "erofs" ? "erofs" : "overlay",
+    disks: { layers: at("l"), containers: at(isOneDisk ? "l" : "containers") },
 
     async extract(id, parent, source, signal, after) {
       checkId(id);
@@ -434,15 +449,12 @@ export const overlay = async (
       checkKey(key);
       const dir = at("containers", key);
       await releaseIdMapped(join(dir, "shifted"), linux);
-      const gone = at("trash", `${process.pid}-${Date.now()}-${serial++}`);
-      await rename(dir, gone).catch((error: NodeJS.ErrnoException) => {
-        if (error.code !== "ENOENT") throw error;
-      });
+      const gone = await hide(dir, trashOfContainers);
       const stood = stands.get(key)?.layers ?? [];
       stands.delete(key);
       letGo(stood);
       measured.delete(key);
-      void workers.remove(gone).catch(() => {});
+      if (gone !== undefined) void workers.remove(gone).catch(() => {});
     },
 
     async usage(key) {
@@ -482,7 +494,7 @@ export const overlay = async (
         total.bytes += bytes;
         total.inodes += inodes;
       }
-      return { path: at("containers"), ...total };
+      return total;
     },
 
     async [Symbol.asyncDispose]() {

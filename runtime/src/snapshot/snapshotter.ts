@@ -7,6 +7,8 @@
  */
 export interface Snapshotter {
   readonly name: string;
+  /** Directories on the disks of layers and of writable parts; the same one where they share a disk. */
+  readonly disks: { layers: string; containers: string };
   /**
    * Unpacks a layer, which exists only when this resolves. A second call for the same id is a no-op. With `after`
    * the parent may still be on its way: reading does not wait, and the layer is there when the parent is.
@@ -42,8 +44,8 @@ export interface Snapshotter {
   removeContainer(key: string): Promise<void>;
   /** Bytes and inodes of a container's writable part. */
   usage(key: string): Promise<{ bytes: bigint; inodes: bigint }>;
-  /** Of all writable parts together, and the directory that they are in. */
-  containersUsage(): Promise<{ path: string; bytes: bigint; inodes: bigint }>;
+  /** Of all writable parts together. */
+  containersUsage(): Promise<{ bytes: bigint; inodes: bigint }>;
 }
 
 /**

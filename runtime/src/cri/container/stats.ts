@@ -56,10 +56,9 @@ export const statsOf = async (
   if (container.state === "exited") return undefined;
   const pod = runtime.pods.require(container.podId);
   const handler = runtime.handlers.running(pod.handler);
-  const [{ usage, nanoCores }, writable, fs] = await Promise.all([
+  const [{ usage, nanoCores }, writable] = await Promise.all([
     runtime.sampler.of(container.id, () => handler.stats(containerRef(runtime, pod, container), signal)),
     writableOf(runtime, pod.handler, container.id).catch(() => ({ bytes: 0n, inodes: 0n })),
-    runtime.images.fsInfo(),
   ]);
   return create(ContainerStatsSchema, {
     attributes: {
@@ -71,7 +70,7 @@ export const statsOf = async (
     ...(usage && usageMessages(usage, nanoCores)),
     writableLayer: {
       timestamp: now(),
-      fsId: { mountpoint: fs.mountpoint },
+      fsId: { mountpoint: runtime.snapshotter.disks.containers },
       usedBytes: { value: writable.bytes },
       inodesUsed: { value: writable.inodes },
     },

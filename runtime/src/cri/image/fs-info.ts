@@ -1,4 +1,3 @@
-import { statSync } from "node:fs";
 import { create } from "@bufbuild/protobuf";
 import { ImageFsInfoResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { type ImageMethods, now, type Runtime } from "../runtime.ts";
@@ -14,7 +13,7 @@ export const imageFsInfo =
       runtime.images.fsInfo(),
       runtime.snapshotter.containersUsage(),
     ]);
-    const isOneDisk = deviceOf(images.mountpoint) === deviceOf(containers.path);
+    const { disks } = runtime.snapshotter;
     const usage = (mountpoint: string, usedBytes: bigint, inodesUsed: bigint) => ({
       timestamp: now(),
       fsId: { mountpoint },
@@ -22,12 +21,7 @@ export const imageFsInfo =
       inodesUsed: { value: inodesUsed },
     });
     return create(ImageFsInfoResponseSchema, {
-      imageFilesystems: [usage(images.mountpoint, images.usedBytes, images.inodesUsed)],
-      containerFilesystems: [
-        usage(isOneDisk ? images.mountpoint : containers.path, containers.bytes, containers.inodes),
-      ],
+      imageFilesystems: [usage(disks.layers, images.usedBytes, images.inodesUsed)],
+      containerFilesystems: [usage(disks.containers, containers.bytes, containers.inodes)],
     });
   };
-
-const deviceOf = (path: string): bigint | undefined =>
-  statSync(path, { bigint: true, throwIfNoEntry: false })?.dev;

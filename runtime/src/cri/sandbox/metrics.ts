@@ -84,7 +84,7 @@ const containerMetricsOf = async (
     pid === undefined ? [] : processSamples(processesOf(cgroup)),
     pid === undefined ? [] : readUlimits(pid),
     writableOf(runtime, pod.handler, container.id).catch(() => undefined),
-    runtime.images.fsInfo().then(({ mountpoint }) => readDisk(mountpoint)),
+    readDisk(runtime.snapshotter.disks.containers),
   ]);
   const samples: Sample[] = [
     ...usageSamples(usage),
