@@ -36,7 +36,7 @@ export class Tokens {
   known(whom: Bearer): string | undefined {
     if (whom.credentials.kind === "bearer") return `Bearer ${whom.credentials.token}`;
     const cached = this.#known.get(keyOf(whom));
-    return cached !== undefined && cached.expires > Date.now() ? cached.authorization : undefined;
+    return cached !== undefined && cached.expires > performance.now() ? cached.authorization : undefined;
   }
 
   /** Answers a challenge by the distribution token specification or with basic authentication. */
@@ -114,7 +114,7 @@ export class Tokens {
   }
 
   #remember(whom: Bearer, authorization: string, seconds: number): void {
-    const now = Date.now();
+    const now = performance.now();
     for (const [key, token] of this.#known) if (token.expires <= now) this.#known.delete(key);
     const life = Math.min(Math.max(0, seconds - marginSeconds), maxSeconds);
     if (!(life > 0) || this.#known.size >= maxTokens) return;

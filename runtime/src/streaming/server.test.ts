@@ -230,3 +230,18 @@ test.each(["SPDY", "WebSocket"])(
     }
   },
 );
+
+test("closing waits for no client that has not finished its request", async () => {
+  const own = await createStreamingServer({ host: "127.0.0.1", port: 0 }, backend);
+  const { port } = new URL(
+    own.execUrl({ containerId: "running", tty: false, stdin: false, stdout: true, stderr: false }),
+  );
+  const socket = connect(Number(port), "127.0.0.1");
+  socket.on("error", () => {});
+  await new Promise((resolve) => socket.write("GET /exec/x HTTP/1.1\r\nHost:", resolve));
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  const from = performance.now();
+  await own.close();
+  expect(performance.now() - from).toBeLessThan(2000);
+  socket.destroy();
+}, 10_000);

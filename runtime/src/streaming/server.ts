@@ -133,6 +133,8 @@ export async function createStreamingServer(
     portForwardUrl: (request) => `${base}/portforward/${tokens.issue({ kind: "portforward", ...request })}`,
     async close() {
       for (const socket of sockets) socket.destroy();
+      // Those that never finished a request would be waited for until their time is over.
+      server.closeAllConnections();
       await new Promise<void>((resolve) => server.close(() => resolve()));
     },
   };

@@ -10,7 +10,7 @@ export class Tokens<T> {
   readonly #waiting = new Map<string, { request: T; expires: number }>();
   readonly #now: () => number;
 
-  constructor(now: () => number = Date.now) {
+  constructor(now: () => number = () => performance.now()) {
     this.#now = now;
   }
 
