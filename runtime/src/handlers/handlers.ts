@@ -84,7 +84,13 @@ export class Handlers implements Disposable {
         (error) => problems.set(config.name, messageOf(error)),
       );
     const files = new Map<string, LoadedHandler>();
-    const names = await readdir(dir).catch(() => []);
+    const names = await readdir(dir).catch((error: NodeJS.ErrnoException) => {
+      if (error.code === "ENOENT") return [];
+      // Such as no descriptors: what is loaded stays.
+      problems.set(dir, messageOf(error));
+      for (const [file, last] of this.#files) files.set(file, last);
+      return [];
+    });
     for (const file of names.filter((name) => name.endsWith(".yaml")).sort()) {
       try {
         const config = parseHandler(file, await readFile(join(dir, file), "utf8"));
