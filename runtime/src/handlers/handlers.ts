@@ -1,4 +1,3 @@
-import { type FSWatcher, watch } from "node:fs";
 import { mkdir, readdir, readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
@@ -7,6 +6,7 @@ import { load as parseYaml } from "js-yaml";
 import type { Logger } from "pino";
 import * as z from "zod";
 import type { Handler } from "../handler/handler.ts";
+import { watchFolder } from "../linux/watch-folder.ts";
 
 /** The kinds that run here; a delegate's pods never reach us. */
 type LocalConfig = Exclude<HandlerConfig, { kind: "delegate" }>;
@@ -25,6 +25,8 @@ export type HandlersOptions = {
 
 /** Editors and agents write a file in several steps. */
 const settleMs = 50;
+/** How often the directory is looked at on a node without inotify to spare. */
+const lookMs = 5_000;
 /** What cannot be set up now may be later: its program is on a disk that is not there yet, the node has no descriptors. */
 const retryMs = 10_000;
 
@@ -41,7 +43,7 @@ export class Handlers implements Disposable {
   /** File name → its last good version. */
   #files = new Map<string, LoadedHandler>();
   #byName = new Map<string, LoadedHandler>();
-  #watcher: FSWatcher | undefined;
+  #watcher: Disposable | undefined;
   #reloading: Promise<void> = Promise.resolve();
   #timer: NodeJS.Timeout | undefined;
   #retry: NodeJS.Timeout | undefined;
@@ -52,12 +54,16 @@ export class Handlers implements Disposable {
 
   async start(): Promise<void> {
     await mkdir(this.#options.dir, { recursive: true });
-    this.#watcher = watch(this.#options.dir, () => {
-      clearTimeout(this.#timer);
-      this.#timer = setTimeout(() => void this.reload(), settleMs);
-    });
-    this.#watcher.on("error", (error) =>
-      this.#options.log.error({ err: error }, "handlers.d is not watched any more"),
+    this.#watcher = watchFolder(
+      this.#options.dir,
+      () => {
+        clearTimeout(this.#timer);
+        this.#timer = setTimeout(() => void this.reload(), settleMs);
+      },
+      {
+        lookMs,
+        failed: (err) => this.#options.log.warn({ err }, "handlers.d cannot be watched: looked at instead"),
+      },
     );
     await this.reload();
   }
@@ -65,7 +71,7 @@ export class Handlers implements Disposable {
   [Symbol.dispose](): void {
     clearTimeout(this.#timer);
     clearTimeout(this.#retry);
-    this.#watcher?.close();
+    this.#watcher?.[Symbol.dispose]();
   }
 
   /** Reads all files again. */

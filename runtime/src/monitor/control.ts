@@ -1,8 +1,9 @@
-import { constants, watch } from "node:fs";
+import { constants } from "node:fs";
 import { open, rm, stat } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { watchFolder } from "../linux/watch-folder.ts";
 
 /** Messages of conmon's control FIFO (`ctl`): "TYPE HEIGHT WIDTH\n". */
 const resizeMessage = (width: number, height: number) => `1 ${height} ${width}\n`;
@@ -67,13 +68,13 @@ export const reopenLog = async (fifo: string, path: string, signal: AbortSignal)
   const before = await identity();
   const deadline = AbortSignal.any([signal, AbortSignal.timeout(10_000)]);
   let wake = () => {};
-  await using _ = (() => {
-    const watcher = watch(dirname(path), (_, name) => {
-      if (name === null || name === basename(path)) wake();
-    });
-    watcher.on("error", () => wake());
-    return { [Symbol.asyncDispose]: async () => watcher.close() };
-  })();
+  using _ = watchFolder(
+    dirname(path),
+    (name) => {
+      if (name === undefined || name === basename(path)) wake();
+    },
+    { lookMs: 50 },
+  );
   const fresh = `${path}.tmp`;
   await makeFile(fresh);
   try {

@@ -1,6 +1,9 @@
-import { type FSWatcher, watch } from "node:fs";
 import { mkdir, readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
+import { watchFolder } from "../linux/watch-folder.ts";
+
+/** How late an exit may be told on a node without inotify to spare. */
+const LOOK_MS = 250;
 
 /** How a process ended, as conmon wrote it down. */
 export type ExitRecord = { code: number; finishedAt: bigint };
@@ -27,8 +30,7 @@ export class ExitWatch {
   #exited: (id: string, exit: ExitRecord) => void;
   #failed: (error: unknown) => void;
   #waiting = new Set<string>();
-  #watcher: FSWatcher | undefined;
-  #closed = false;
+  #watcher: Disposable | undefined;
 
   constructor(
     directory: string,
@@ -42,7 +44,11 @@ export class ExitWatch {
 
   async open(): Promise<void> {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
-    this.#watch();
+    this.#watcher = watchFolder(
+      this.#directory,
+      (name) => void (name === undefined ? this.#rescan() : this.check(name)).catch(this.#failed),
+      { lookMs: LOOK_MS, failed: this.#failed },
+    );
   }
 
   /** From now on the exit of `id` is reported, if it happened already too. */
@@ -68,22 +74,7 @@ export class ExitWatch {
   }
 
   close(): void {
-    this.#closed = true;
-    this.#watcher?.close();
-  }
-
-  #watch(): void {
-    this.#watcher = watch(this.#directory, (_, name) => {
-      if (name === null) this.#rescan().catch(this.#failed);
-      else this.check(name).catch(this.#failed);
-    });
-    this.#watcher.on("error", (error) => {
-      this.#failed(error);
-      this.#watcher?.close();
-      if (this.#closed) return;
-      this.#watch();
-      this.#rescan().catch(this.#failed);
-    });
+    this.#watcher?.[Symbol.dispose]();
   }
 
   async #rescan(): Promise<void> {
