@@ -4,6 +4,7 @@ import type { Lease } from "@bulkhead/lib/kube/lease.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { adviceOn } from "@bulkhead/lib/view/advice.ts";
 import { age } from "@bulkhead/lib/view/age.ts";
+import { isWrong } from "@bulkhead/lib/view/condition.ts";
 import { conditionOf } from "@bulkhead/lib/view/profile.ts";
 import type { Seen } from "./cluster.ts";
 import { harmless, type Paint } from "./table.ts";
@@ -71,9 +72,6 @@ const ofOperator = ({ lease, now }: Examined): Finding[] => {
   ];
 };
 
-/** Conditions that are wrong when True; of all others False is wrong. */
-const wrongWhenTrue = new Set(["Degraded", "RolledBack"]);
-
 const ofProfiles = ({ profiles }: Examined): Finding[] =>
   profiles.flatMap((profile) => {
     const where = `RuntimeProfile/${profile.metadata.name}`;
@@ -81,7 +79,7 @@ const ofProfiles = ({ profiles }: Examined): Finding[] =>
     const told = new Set<string>();
     const tell = (type: string, bad: string, severity: Finding["severity"] = "error") => {
       const condition = conditionOf(profile, type);
-      if (condition?.status !== bad || told.has(condition.reason)) return;
+      if (condition?.status !== bad || !isWrong(condition) || told.has(condition.reason)) return;
       told.add(condition.reason);
       found.push(finding(where, condition.reason, condition.message, severity));
     };
@@ -127,14 +125,10 @@ const ofNodes = ({ nodeRuntimes, nodes, now, staleAfterMs }: Examined): Finding[
     }
     if (silent > staleAfterMs)
       found.push(finding(where, "AgentSilent", `its agent was last heard ${age(silent)} ago`));
-    for (const { type, status, reason, message } of runtime.status?.conditions ?? [])
-      if (
-        status === (wrongWhenTrue.has(type) ? "True" : "False") &&
-        !["Fronting", "RolledBack"].includes(type)
-      )
-        found.push(finding(where, reason, `${type}: ${message}`));
-      else if (status === "True" && type === "RolledBack")
+    for (const { type, reason, message } of (runtime.status?.conditions ?? []).filter(isWrong))
+      if (type === "RolledBack")
         found.push(finding(where, reason, `put back to its last good state: ${message}`, "warning"));
+      else if (type !== "Fronting") found.push(finding(where, reason, `${type}: ${message}`));
     return found;
   });
 };

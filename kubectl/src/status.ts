@@ -1,5 +1,5 @@
-import type { Condition } from "@bulkhead/lib/api/runtime-profile.ts";
 import { age } from "@bulkhead/lib/view/age.ts";
+import { isWrong } from "@bulkhead/lib/view/condition.ts";
 import type { ProfileDetail, ProfileView } from "@bulkhead/lib/view/profile.ts";
 import { type Cell, type Paint, table } from "./table.ts";
 
@@ -48,13 +48,11 @@ export const detailText = (view: ProfileDetail, paint: Paint): string => {
     ],
     ["Pods", String(view.pods)],
   ].map(([key = "", value = ""]) => `${paint(key.padEnd(15), "faint")}${value}\n`);
-  const good = (condition: Condition): boolean =>
-    condition.type === "Progressing" || (condition.status === "True") !== (condition.type === "Degraded");
   const conditions = table(
     ["CONDITION", "STATUS", "REASON", "MESSAGE"],
     view.conditions.map((condition) => [
       condition.type,
-      { text: condition.status, tone: good(condition) ? "good" : "bad" },
+      { text: condition.status, tone: isWrong(condition) ? "bad" : "good" },
       condition.reason,
       condition.message,
     ]),

@@ -314,6 +314,11 @@ describe("doctor", () => {
       "RuntimeClass/old OrphanRuntimeClass",
     ],
   ])("finds %s", (_title, more, found) => expect(reasons(more)).toContain(found));
+  test("finds nothing wrong with a profile that only records, which is how tenancy begins", () => {
+    const audited = profile("sandboxed");
+    audited.status?.conditions?.push(condition("TenancyEnforced", "False", "Audit"));
+    expect(reasons({ profiles: [audited] })).toEqual([]);
+  });
   test("finds that no operator works", () => {
     const found = diagnose({ ...seen(), namespace: "walls", staleAfterMs: 1 });
     expect(found.map(({ reason }) => reason)).toContain("NoOperator");

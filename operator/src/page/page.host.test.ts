@@ -17,6 +17,7 @@ import type { Fleet } from "./views.ts";
 const now = Date.now();
 const ago = (seconds: number): string => new Date(now - seconds * 1000).toISOString();
 
+const outside = [{ namespace: "tenant-c", pods: 2, example: "old-1", reason: "HostPath" }];
 const profile = (name: string, ready: number, failed: string[] = []): RuntimeProfile => ({
   apiVersion: "bulkhead.dev/v1alpha1",
   kind: "RuntimeProfile",
@@ -26,6 +27,7 @@ const profile = (name: string, ready: number, failed: string[] = []): RuntimePro
     nodes: { desired: 4, updated: ready, ready, failed: failed.length },
     updateRevision: "0123456789",
     pods: 7,
+    ...(name === "sandboxed" ? { tenancy: { namespaces: 3, podsOutside: 2, outside } } : {}),
     failedNodes: failed.map((node) => ({
       name: node,
       reason: "CanaryFailed",
@@ -127,6 +129,7 @@ describe.each(["light", "dark"] as const)("In %s", (colorScheme) => {
     ["profile", "/profiles/sandboxed"],
     ["node", "/nodes/node-4"],
     ["tenants", "/tenants"],
+    ["tenant", "/tenants/tenant-c"],
   ])("%s: text stands out from its ground by at least 4.5 to 1", async (name, path) => {
     await page.emulateMedia({ colorScheme });
     await page.goto(origin + path);
@@ -214,14 +217,14 @@ test("a rollout is seen as it goes on, without a reload, and the focus stays", a
 
 test("on a phone nothing is wider than the screen but tables, which scroll", async () => {
   await page.setViewportSize({ width: 390, height: 800 });
-  for (const path of ["/", "/profiles/sandboxed", "/nodes/node-4"]) {
+  for (const path of ["/", "/profiles/sandboxed", "/nodes/node-4", "/tenants"]) {
     await page.goto(origin + path);
     expect(await page.evaluate(() => document.documentElement.scrollWidth), path).toBeLessThanOrEqual(390);
   }
 });
 
 test("a screen reader finds landmarks, headings in order and named tables", async () => {
-  for (const path of ["/", "/profiles/sandboxed", "/nodes/node-4", "/tenants"]) {
+  for (const path of ["/", "/profiles/sandboxed", "/nodes/node-4", "/tenants", "/tenants/tenant-c"]) {
     await page.goto(origin + path);
     const levels = await page
       .locator("h1, h2, h3")

@@ -129,6 +129,59 @@ test("a tenant's pods on a node whose canary failed are not proven", async () =>
   expect((await get("/tenants", all)).text).toContain("2 not proven");
 });
 
+test("what an agent said before it fell silent proves no tenant's wall", async () => {
+  const [reported] = node("n1").status?.profiles ?? [];
+  const proven = { ...reported!, phase: "Ready" as const, canary: { ...reported!.canary!, passed: true } };
+  const heard = (seconds: number): Fleet => ({
+    ...all,
+    nodeRuntimes: storeOf([node("n1", { heartbeat: ago(seconds), profiles: [proven] })]),
+  });
+  expect((await get("/tenants", heard(5))).text).toContain('<span class="badge good">proven</span>');
+  expect((await get("/tenants", heard(600))).text).toContain("2 not proven");
+  expect((await get("/profiles/sandboxed", heard(600))).text).toContain("silent for 10m");
+});
+
+test("pods outside their wall are told with their tenant, though no agent reports them", async () => {
+  const outside = [{ namespace: "tenant-x", pods: 3, example: "old", reason: "HostPath" }];
+  const tenanted: RuntimeProfile = {
+    ...profile,
+    spec: RuntimeProfileSpec.parse({
+      handler: { gvisor: {} },
+      tenancy: { namespaceSelector: { matchLabels: { tier: "tenant" } }, mode: "Enforce" },
+    }),
+    status: { ...profile.status, tenancy: { namespaces: 2, podsOutside: 3, outside } },
+  };
+  const from: Fleet = { ...all, profiles: storeOf([tenanted]) };
+  for (const path of ["/tenants", "/tenants/tenant-x", "/profiles/sandboxed"])
+    expect((await get(path, from)).text).toMatch(/tenant-x[\s\S]*3[\s\S]*old[\s\S]*HostPath/);
+  expect((await get("/profiles/sandboxed", from)).text).toContain("Enforce: 2 namespaces, 3 pods outside");
+  expect((await get("/tenants/tenant-y", from)).status).toBe(404);
+});
+
+test("a condition that is wrong looks so, and says what to do; one that is as it was asked for does not", async () => {
+  const at = ago(60);
+  const conditions = [
+    { type: "RolledBack", status: "True", reason: "EngineFailed", message: "", lastTransitionTime: at },
+    { type: "RuntimeReady", status: "True", reason: "Serving", message: "", lastTransitionTime: at },
+  ] as const;
+  const { text } = await get("/nodes/n1", {
+    ...all,
+    nodeRuntimes: storeOf([node("n1", { conditions: [...conditions] })]),
+  });
+  expect(text).toMatch(/RolledBack<\/th><td><span class="badge bad">True.*read the message, then that unit/);
+  expect(text).toMatch(/RuntimeReady<\/th><td><span class="badge good">True/);
+  const audited: RuntimeProfile = {
+    ...profile,
+    status: {
+      conditions: [
+        { type: "TenancyEnforced", status: "False", reason: "Audit", message: "", lastTransitionTime: at },
+      ],
+    },
+  };
+  const page = await get("/profiles/sandboxed", { ...all, profiles: storeOf([audited]) });
+  expect(page.text).toMatch(/TenancyEnforced<\/th><td><span class="badge idle">False/);
+});
+
 test("an agent that fell silent is told as such", async () => {
   const silent = { ...all, nodeRuntimes: storeOf([node("n1", { heartbeat: ago(600) })]) };
   expect((await get("/", silent)).text).toContain("silent for 10m");

@@ -1,9 +1,11 @@
 import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import { type Condition, type RuntimeProfile, runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
+import type { TenancyStatus } from "@bulkhead/lib/api/tenancy.ts";
 import type { Store } from "@bulkhead/lib/kube/store.ts";
-import { adviceOn } from "@bulkhead/lib/view/advice.ts";
+import { advice, adviceOn } from "@bulkhead/lib/view/advice.ts";
 import { age } from "@bulkhead/lib/view/age.ts";
 import { type AgentsView, agentStates } from "@bulkhead/lib/view/agents.ts";
+import { isWrong } from "@bulkhead/lib/view/condition.ts";
 import { detailView, type NodeView, type ProfileView, statusView } from "@bulkhead/lib/view/profile.ts";
 import { wallOf } from "@bulkhead/lib/view/wall.ts";
 import { type Html, html } from "./html.ts";
@@ -68,6 +70,17 @@ const long = <T>(
   }`;
 };
 
+/** When an agent was last heard, and that it should have been since. */
+const lastHeard = (ms: number | undefined, staleAfterMs: number): Html =>
+  ms === undefined
+    ? badge("never heard", "bad")
+    : ms > staleAfterMs
+      ? badge(`silent for ${age(ms)}`, "bad")
+      : html`${age(ms)} ago`;
+
+const heartbeatMs = ({ now }: Fleet, { status }: NodeRuntime): number | undefined =>
+  status?.heartbeat === undefined ? undefined : now - Date.parse(status.heartbeat);
+
 const toneOf = (view: ProfileView): Tone => (view.healthy ? "good" : view.nodes.failed > 0 ? "bad" : "warn");
 
 /** How far the newest revision has come, as a bar that a screen reader reads as a number. */
@@ -102,17 +115,12 @@ ${
 /** The fleet: every profile, and every node with how its profiles stand. */
 export const fleetView = (fleet: Fleet, asked: Asked): View => {
   const profiles = statusView({ profiles: fleet.profiles.list(), now: fleet.now });
-  const silent = (runtime: NodeRuntime): boolean => {
-    const heartbeat = runtime.status?.heartbeat;
-    return heartbeat === undefined || fleet.now - Date.parse(heartbeat) > fleet.staleAfterMs;
-  };
   const nodeRow = (runtime: NodeRuntime): Html => {
     const { status } = runtime;
-    const heartbeat = status?.heartbeat;
     return html`<tr><th scope="row">${link("nodes", runtime.metadata.name)}</th>
 <td>${status?.engine ? `${status.engine.name} ${status.engine.version}` : ""}${status?.engine?.fronted ? " behind Bulkhead" : ""}</td>
 <td>${(status?.profiles ?? []).map((each) => html`${badge(`${each.name} ${each.phase}`, each.phase === "Ready" ? "good" : each.phase === "Failed" || each.phase === "RolledBack" ? "bad" : "warn")} `)}</td>
-<td>${silent(runtime) ? badge(heartbeat ? `silent for ${age(fleet.now - Date.parse(heartbeat))}` : "never heard", "bad") : html`${age(fleet.now - Date.parse(heartbeat ?? ""))} ago`}</td></tr>`;
+<td>${lastHeard(heartbeatMs(fleet, runtime), fleet.staleAfterMs)}</td></tr>`;
   };
   const names = Array.from(fleet.nodeRuntimes.list(), ({ metadata }) => metadata.name).sort();
   return {
@@ -148,16 +156,20 @@ ${long(
   };
 };
 
-const conditionTone = ({ type, status }: Condition): Tone =>
-  type === "Progressing" ? "idle" : (status === "True") !== (type === "Degraded") ? "good" : "bad";
+const conditionTone = (condition: Condition): Tone =>
+  isWrong(condition)
+    ? "bad"
+    : condition.type === "Progressing" || condition.reason === "Audit"
+      ? "idle"
+      : "good";
 
 const conditions = (all: readonly Condition[], now: number): Html =>
   table(
     "Conditions",
-    ["Condition", "Status", "Reason", "Since", "Message"],
+    ["Condition", "Status", "Reason", "Since", "Message", "What to do"],
     all.map(
       (each) =>
-        html`<tr><th scope="row">${each.type}</th><td>${badge(each.status, conditionTone(each))}</td><td>${each.reason}</td><td>${age(now - Date.parse(each.lastTransitionTime))}</td><td>${each.message}</td></tr>`,
+        html`<tr><th scope="row">${each.type}</th><td>${badge(each.status, conditionTone(each))}</td><td>${each.reason}</td><td>${age(now - Date.parse(each.lastTransitionTime))}</td><td>${each.message}</td><td>${advice[each.reason]}</td></tr>`,
     ),
     "No condition yet.",
   );
@@ -177,6 +189,36 @@ const rollout = (nodes: NodeView[], target: string): Html => {
 <ol class="steps">${steps.map(([name, number, tone]) => html`<li class="${number > 0 ? tone : "idle"}"><b>${number}</b> ${name}</li>`)}</ol>`;
 };
 
+type Outside = NonNullable<TenancyStatus["outside"]>[number] & { profile: string };
+
+/** Namespaces with pods outside the walls of these profiles, as far as their statuses name them: twenty of each. */
+const outsideOf = (profiles: Iterable<RuntimeProfile>): Outside[] =>
+  [...profiles]
+    .flatMap(({ metadata, status }) =>
+      (status?.tenancy?.outside ?? []).map((each) => ({ ...each, profile: metadata.name })),
+    )
+    .sort((one, other) => other.pods - one.pods || (one.namespace < other.namespace ? -1 : 1));
+
+const outsideTable = (rows: readonly Outside[]): Html | undefined =>
+  rows.length === 0
+    ? undefined
+    : html`<h2>Outside their wall</h2>
+<p>What to do: ${adviceOn("PodsOutside")}</p>
+${table(
+  "Pods outside their wall",
+  ["Namespace", "Profile", "Pods outside", "Such as", "What is weak"],
+  rows.map(
+    (row) =>
+      html`<tr><th scope="row">${link("tenants", row.namespace)}</th><td>${link("profiles", row.profile)}</td><td>${badge(String(row.pods), "bad")}</td><td>${row.example}</td><td>${row.reason}</td></tr>`,
+  ),
+  "",
+)}`;
+
+/** Whose pods stand behind the profile, where it says so itself. */
+const tenancyOf = ({ spec, status }: RuntimeProfile): Html | undefined =>
+  spec.tenancy &&
+  html`<dt>Tenancy</dt><dd>${spec.tenancy.mode}: ${status?.tenancy?.namespaces ?? 0} namespaces, ${status?.tenancy?.podsOutside ?? 0} pods outside</dd>`;
+
 /** A profile: its conditions, its rollout, its nodes and what to do about those that failed. */
 export const profilePage = (fleet: Fleet, name: string, asked: Asked): View => {
   const profile = fleet.profiles.get(name);
@@ -187,7 +229,8 @@ export const profilePage = (fleet: Fleet, name: string, asked: Asked): View => {
     title: name,
     main: html`<h1>${name} ${badge(view.state, toneOf(view))}</h1>
 <p>${view.message}</p>
-<dl><dt>Wall</dt><dd>${view.wall}</dd><dt>RuntimeClass</dt><dd><code>${runtimeClassName(profile)}</code></dd><dt>Engine</dt><dd>${view.engine}</dd><dt>Nodes ready</dt><dd>${progress(view)}</dd><dt>Pods</dt><dd>${view.pods}</dd></dl>
+<dl><dt>Wall</dt><dd>${view.wall}</dd><dt>RuntimeClass</dt><dd><code>${runtimeClassName(profile)}</code></dd><dt>Engine</dt><dd>${view.engine}</dd><dt>Nodes ready</dt><dd>${progress(view)}</dd><dt>Pods</dt><dd>${view.pods}</dd>${tenancyOf(profile)}</dl>
+${outsideTable(outsideOf([profile]))}
 ${rollout(view.onNodes, view.revision)}
 ${failed.length > 0 ? html`<h2>Failed nodes</h2><ul class="failed">${failed.map((node) => html`<li>${link("nodes", node.name)} ${badge(node.reason, "bad")} ${node.message}<br>What to do: ${adviceOn(node.reason)}</li>`)}</ul>` : undefined}
 <h2>Conditions</h2>
@@ -201,10 +244,10 @@ ${long(
   (some) =>
     table(
       "Nodes of the profile",
-      ["Node", "Phase", "Canary", "Kernel behind the wall", "Pods", "Revision", "Reason"],
+      ["Node", "Phase", "Canary", "Kernel behind the wall", "Pods", "Revision", "Last heard", "Reason"],
       some.map(
         (node) =>
-          html`<tr><th scope="row">${link("nodes", node.node)}</th><td>${badge(node.phase, node.phase === "Ready" ? "good" : node.phase === "Failed" ? "bad" : "warn")}</td><td>${node.canary}</td><td>${node.kernel}</td><td>${node.pods}</td><td><code>${node.revision}</code></td><td>${node.reason}${node.message && `: ${node.message}`}</td></tr>`,
+          html`<tr><th scope="row">${link("nodes", node.node)}</th><td>${badge(node.phase, node.phase === "Ready" ? "good" : node.phase === "Failed" ? "bad" : "warn")}</td><td>${node.canary}</td><td>${node.kernel}</td><td>${node.pods}</td><td><code>${node.revision}</code></td><td>${lastHeard(node.heartbeatMs, fleet.staleAfterMs)}</td><td>${node.reason}${node.message && `: ${node.message}`}</td></tr>`,
       ),
       "No node has it.",
     ),
@@ -271,7 +314,9 @@ type TenantRow = {
 /** Namespaces by profile, from what the agents report of pods on their nodes. */
 const tenantRows = (fleet: Fleet): TenantRow[] => {
   const rows = new Map<string, TenantRow>();
-  for (const runtime of fleet.nodeRuntimes.list())
+  for (const runtime of fleet.nodeRuntimes.list()) {
+    // What a silent agent said last proves nothing of now.
+    const silent = (heartbeatMs(fleet, runtime) ?? Infinity) > fleet.staleAfterMs;
     for (const reported of runtime.status?.profiles ?? []) {
       const profile = fleet.profiles.get(reported.name);
       if (!profile) continue;
@@ -280,10 +325,11 @@ const tenantRows = (fleet: Fleet): TenantRow[] => {
         const row = rows.get(key) ?? { namespace, profile, pods: 0, nodes: [], unproven: 0 };
         row.pods += count;
         row.nodes.push(runtime.metadata.name);
-        if (reported.canary?.passed !== true) row.unproven += count;
+        if (silent || reported.canary?.passed !== true) row.unproven += count;
         rows.set(key, row);
       }
     }
+  }
   return [...rows.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, row]) => row);
 };
 
@@ -294,6 +340,8 @@ const proof = ({ unproven }: TenantRow): Html =>
 export const tenantsPage = (fleet: Fleet, asked: Asked): View => ({
   title: "Tenants",
   main: html`<h1>Tenants</h1>
+${outsideTable(outsideOf(fleet.profiles.list()))}
+<h2>Behind a wall</h2>
 <p>Namespaces with pods behind a wall, as the agents report them.</p>
 ${long(
   tenantRows(fleet),
@@ -316,10 +364,12 @@ ${long(
 /** One tenant: behind which walls its pods are, and on which nodes. */
 export const tenantPage = (fleet: Fleet, namespace: string): View => {
   const rows = tenantRows(fleet).filter((row) => row.namespace === namespace);
-  if (rows.length === 0) return undefined;
+  const outside = outsideOf(fleet.profiles.list()).filter((row) => row.namespace === namespace);
+  if (rows.length + outside.length === 0) return undefined;
   return {
     title: namespace,
     main: html`<h1>${namespace}</h1>
+${outsideTable(outside)}
 ${rows.map(
   (row) => html`<section class="story"><h2>${wallOf(row.profile)}</h2>
 <dl><dt>Profile</dt><dd>${link("profiles", row.profile.metadata.name)}</dd><dt>Pods</dt><dd>${row.pods}</dd><dt>Proof</dt><dd>${proof(row)}</dd>
