@@ -6,6 +6,7 @@ import { AgentRollout } from "@bulkhead/lib/view/agents.ts";
 import { loadAll } from "js-yaml";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { inCache } from "../tools/cache.ts";
+import { kubernetesVersions } from "../tools/kubernetes.ts";
 import { outcome } from "../tools/run.ts";
 import { all, chart } from "./values.ts";
 
@@ -52,11 +53,11 @@ test("helm lint finds nothing, strictly", async () => {
   expect(code).toBe(0);
 });
 
-test("the oldest Kubernetes that helm lets through is the one that README.md and docs/install.md name", async () => {
+test("the oldest Kubernetes that helm lets through is the one that README.md and docs/install.md name, and that ./dev versions begins with", async () => {
   const read = (path: string) => readFile(join(chart, "../..", path), "utf8");
   const said = async (path: string, pattern: RegExp) => pattern.exec(await read(path))?.[1];
   const oldest = await said("charts/bulkhead/Chart.yaml", /^kubeVersion: ">=([0-9.]+)\.0-0"$/m);
-  expect(oldest).toBeDefined();
+  expect(oldest).toBe(Object.keys(kubernetesVersions)[0]);
   expect(await said("README.md", /Kubernetes ([0-9.]+) or later/)).toBe(oldest);
   expect(await said("docs/install.md", /\| Kubernetes \| ([0-9.]+) or later/)).toBe(oldest);
 });
