@@ -6,8 +6,9 @@ import { pathOf, startReceiverOn } from "../observability/otlp.ts";
 import { first, inNamespace, type Namespace, podOf, ready } from "../pods/kube.ts";
 
 /**
- * What a kubelet leaves to the runtime when its feature gates say so: a node whose engine is Bulkhead alone, with the
- * gates on that are not yet, and what a pod and its owner see of it.
+ * What a kubelet leaves to the runtime when its feature gates say so: nodes whose engine is Bulkhead alone, with the
+ * gates on that are not yet, and what a pod and its owner see of it. One node's cgroups are cgroupfs', the other's are
+ * systemd's, both of cgroup v1.
  */
 
 const name = `${sharedDescription.name}-gates`;
@@ -16,10 +17,22 @@ const unused = "k8s-staging-cri-tools/test-image-user-uid";
 let cluster: Cluster;
 let ns: Namespace;
 let image: string;
-const pod = (name: string, container = {}, spec = {}) => podOf(name, undefined, image, container, spec);
+const pod = (name: string, container = {}, spec = {}) =>
+  podOf(name, undefined, image, container, { nodeName: "node-1", ...spec });
 /** What the kubelet answers at a path, through the API server. */
-const kubelet = (path: string): Promise<string> =>
-  cluster.kubectl(["get", "--raw", `/api/v1/nodes/node-1/proxy${path}`]);
+const kubelet = (path: string, node = "node-1"): Promise<string> =>
+  cluster.kubectl(["get", "--raw", `/api/v1/nodes/${node}/proxy${path}`]);
+
+/** The kubelet's /stats/summary, as far as it is read here. */
+type Summary = {
+  pods: {
+    podRef: { uid: string };
+    cpu?: { usageCoreNanoSeconds: number };
+    memory?: { usageBytes: number; workingSetBytes: number };
+    network?: { rxBytes: number };
+    containers: { name: string; memory?: { workingSetBytes: number } }[];
+  }[];
+};
 
 const imagesOfNode = (): Promise<string> => cluster.node("node-1").exec(["crictl", "images"]);
 
@@ -41,6 +54,13 @@ beforeAll(async () => {
         // Of what no kubelet traces, nothing: its word counts.
         runtime: { tracing: { endpoint: "http://127.0.0.1:4318", samplingRatio: 0 } },
       },
+      {
+        name: "systemd",
+        engine: "bulkhead",
+        // Wrong here too.
+        kubelet: { cgroupDriver: "cgroupfs", featureGates: { PodAndContainerStatsFromCRI: true } },
+        runtime: { cgroupDriver: "systemd" },
+      },
     ],
   });
   image = `${cluster.registry}/bulkhead/test:1`;
@@ -61,6 +81,120 @@ test("KubeletCgroupDriverFromCRI: pods lie where the runtime's driver puts them,
     .node("node-1")
     .exec(["find", "/sys/fs/cgroup/memory", "-name", `*${metadata.uid}*`]);
   expect(found.trim()).toBe(`/sys/fs/cgroup/memory/kubepods/besteffort/pod${metadata.uid}`);
+});
+
+describe("With systemd's cgroups", () => {
+  const limits = { cpu: "100m", memory: "64Mi" };
+  /** By its quality of service, what its container asks for, and what the kernel's files say of container and pod. */
+  const pods = {
+    guaranteed: { slice: "", resources: { limits }, files: ["10000", `${64 << 20}`, "102"] },
+    burstable: {
+      slice: "-burstable",
+      resources: { limits: { memory: "64Mi" }, requests: { cpu: "50m" } },
+      files: ["-1", `${64 << 20}`, "51"],
+    },
+    besteffort: { slice: "-besteffort", resources: {}, files: ["-1", "9223372036854771712", "2"] },
+  } as const;
+  const on = (argv: readonly string[]) => cluster.node("systemd").exec(argv);
+  const start = (name: string, container: object) => ns.apply(pod(name, container, { nodeName: "systemd" }));
+  const sliceOf = (name: keyof typeof pods, uid: string): string => {
+    const of = `kubepods${pods[name].slice}`;
+    const parents = pods[name].slice === "" ? "kubepods.slice" : `kubepods.slice/${of}.slice`;
+    return `${parents}/${of}-pod${uid.replaceAll("-", "_")}.slice`;
+  };
+  const filesOf = async (path: string): Promise<string[]> => {
+    const files = { "cpu.cfs_quota_us": "cpu", "memory.limit_in_bytes": "memory", "cpu.shares": "cpu" };
+    const said = await on([
+      "cat",
+      ...Object.entries(files).map(([file, controller]) => `/sys/fs/cgroup/${controller}/${path}/${file}`),
+    ]);
+    return said.trim().split("\n");
+  };
+  const names = Object.keys(pods) as (keyof typeof pods)[];
+  const scopes = new Map<keyof typeof pods, { path: string; uid: string }>();
+
+  beforeAll(async () => {
+    for (const name of names) await start(name, { resources: pods[name].resources });
+    for (const name of names) {
+      const up = await ns.until(name, ready);
+      const id = first(up)?.containerID.replace(/^.*:\/\//, "");
+      const { uid } = up.metadata;
+      scopes.set(name, { uid, path: `${sliceOf(name, uid)}/bulkhead-${id}.scope` });
+    }
+  });
+
+  test.each(names)("a pod is a slice and its container a scope, with their limits: %s", async (name) => {
+    const { path = "", uid = "" } = scopes.get(name) ?? {};
+    expect(await filesOf(path)).toEqual(pods[name].files);
+    expect(await filesOf(sliceOf(name, uid))).toEqual(pods[name].files);
+    expect(await on(["systemctl", "is-active", path.split("/").at(-1) ?? ""])).toBe("active\n");
+    // systemd knows the limits as well: a reload of it does not take them away.
+    await on(["systemctl", "daemon-reload"]);
+    expect(await filesOf(path)).toEqual(pods[name].files);
+    // On v1 a container shares the node's cgroup namespace: the exec itself says where it is.
+    expect((await ns.exec(name, "cat", "/proc/self/cgroup")).match(/:memory:(.*)/)?.[1]).toBe(`/${path}`);
+  });
+
+  test("more for a container that runs reaches the kernel and systemd", async () => {
+    const more = { limits: { cpu: "200m", memory: "96Mi" }, requests: { cpu: "200m", memory: "96Mi" } };
+    const patch = { spec: { containers: [{ name: "main", resources: more }] } };
+    await ns.kubectl([
+      ...["patch", "pod", "guaranteed", "--subresource", "resize"],
+      ...["--patch", JSON.stringify(patch)],
+    ]);
+    const { path = "" } = scopes.get("guaranteed") ?? {};
+    await vi.waitFor(async () => expect(await filesOf(path)).toEqual(["20000", `${96 << 20}`, "204"]), {
+      timeout: 60_000,
+      interval: 500,
+    });
+    await on(["systemctl", "daemon-reload"]);
+    expect(await filesOf(path)).toEqual(["20000", `${96 << 20}`, "204"]);
+  });
+
+  test("stats are what the pod's cgroup says", async () => {
+    const { uid = "" } = scopes.get("burstable") ?? {};
+    await ns.sh("burstable", "head -c 20971520 /dev/zero > /dev/shm/held");
+    const file = `/sys/fs/cgroup/memory/${sliceOf("burstable", uid)}/memory.usage_in_bytes`;
+    await vi.waitFor(
+      async () => {
+        const summary = JSON.parse(await kubelet("/stats/summary", "systemd")) as Summary;
+        const found = summary.pods.find(({ podRef }) => podRef.uid === uid);
+        const usage = Number(await on(["cat", file]));
+        expect(usage).toBeGreaterThan(20 * 2 ** 20);
+        expect(Math.abs((found?.memory?.usageBytes ?? 0) - usage)).toBeLessThan(2 * 2 ** 20);
+        expect(found?.containers[0]?.memory?.workingSetBytes).toBeGreaterThan(20 * 2 ** 20);
+        expect(found?.cpu?.usageCoreNanoSeconds).toBeGreaterThan(0);
+      },
+      { timeout: 60_000, interval: 1000 },
+    );
+  });
+
+  test("a container over its limit ends as OOMKilled", async () => {
+    await start("oom", { command: ["tail", "/dev/zero"], resources: { limits: { memory: "16Mi" } } });
+    const ended = await ns.until("oom", ({ status }) => status.phase === "Failed");
+    expect(first(ended)?.state.terminated).toMatchObject({ reason: "OOMKilled", exitCode: 137 });
+    await ns.remove("oom");
+  });
+
+  test("containers live through a restart of the runtime's unit, and what ends leaves no scope and no slice", async () => {
+    await on(["systemctl", "restart", "bulkhead-runtime.service"]);
+    await vi.waitFor(async () => expect(await ns.exec("besteffort", "echo", "alive")).toBe("alive\n"), {
+      timeout: 30_000,
+      interval: 500,
+    });
+    for (const name of names) await ns.remove(name);
+    const left = ["find", "/sys/fs/cgroup", "-name", "*.scope", "-o", "-name", "*-pod*.slice"];
+    const units = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "*.scope", "*-pod*.slice"];
+    await vi.waitFor(
+      async () => {
+        const found = (await on(left)).trim().split("\n");
+        expect(found.filter((each) => each !== "" && !each.endsWith("/init.scope"))).toEqual([]);
+        const loaded = (await on(units)).trim().split("\n");
+        expect(loaded.filter((each) => each !== "" && !each.startsWith("init.scope"))).toEqual([]);
+      },
+      { timeout: 30_000, interval: 500 },
+    );
+  });
 });
 
 test("KubeletTracing: a pod's start is one trace, from the kubelet's sync to the phases in the runtime", async () => {
@@ -258,15 +392,6 @@ describe("PodAndContainerStatsFromCRI", () => {
     );
 
   test("/stats/summary says what the pod's cgroup says", async () => {
-    type Summary = {
-      pods: {
-        podRef: { uid: string };
-        cpu?: { usageCoreNanoSeconds: number };
-        memory?: { usageBytes: number; workingSetBytes: number };
-        network?: { rxBytes: number };
-        containers: { name: string; memory?: { workingSetBytes: number } }[];
-      }[];
-    };
     await vi.waitFor(
       async () => {
         const summary = JSON.parse(await kubelet("/stats/summary")) as Summary;
