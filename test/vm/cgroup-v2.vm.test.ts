@@ -7,8 +7,8 @@ import { startRegistry } from "../images/registry.ts";
 import { type Machine, startMachine } from "./machine.ts";
 
 /**
- * The runtime on a kernel with cgroup v2 alone, under systemd, as users' nodes are; this machine's own kernel has
- * the v1 controllers. What is asserted is what the kernel's files say.
+ * The runtime on a kernel with cgroup v2 alone and AppArmor, under systemd, as users' nodes are; this machine's own
+ * kernel has the v1 controllers, and no AppArmor. What is asserted is what the kernel's files say.
  */
 
 const image = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
@@ -36,7 +36,14 @@ let serial = 0;
 /** A pod and its container, running. The cgroups are what the kubelet of a systemd node asks for. */
 const running = async (
   resources: object,
-  options: { command?: string[]; handler?: string; parent?: string; pod?: object; image?: string } = {},
+  options: {
+    command?: string[];
+    handler?: string;
+    parent?: string;
+    pod?: object;
+    image?: string;
+    security?: object;
+  } = {},
 ): Promise<{ pod: string; id: string; slice: string; uid: string }> => {
   const uid = `0000000${++serial}`;
   const slice = options.parent ?? `kubepods-burstable-pod${uid}.slice`;
@@ -50,7 +57,7 @@ const running = async (
     image: { image: options.image ?? image },
     command: options.command ?? ["sleep", "3600"],
     log_path: "main.log",
-    linux: { resources },
+    linux: { resources, ...(options.security && { security_context: options.security }) },
   };
   const output = await machine.sh(`
     mkdir -p /var/log/pods/${uid}
@@ -259,6 +266,55 @@ describe("With the systemd driver", () => {
     const { status } = await json<{ status: object }>(`crictl inspect -o json ${second.id} 2>/dev/null`);
     expect(status).toMatchObject({ state: "CONTAINER_EXITED", exitCode: 7 });
     await remove(second.pod);
+  });
+
+  describe("Where AppArmor is on", () => {
+    /** Of each command what it says: nothing when nobody minds. */
+    const trying = (commands: readonly string[]): string =>
+      `sh -c '${["cat /proc/self/attr/current", ...commands.map((each) => `(${each}) 2>&1 || true`)].join("; ")}'`;
+
+    test("the daemon has loaded the default profile, and Status says that AppArmor is on", async () => {
+      expect(await file("/sys/kernel/security/apparmor/profiles")).toContain("bulkhead-default (enforce)");
+      const { host } = await json<{ host: object }>("crictl info -o json 2>/dev/null");
+      expect(host).toMatchObject({ apparmor: true });
+    });
+
+    test("who says nothing has it: mounts and the node's settings are out of reach, for CAP_SYS_ADMIN too", async () => {
+      const security = { capabilities: { add_capabilities: ["SYS_ADMIN"] } };
+      const { pod, id } = await running({}, { security });
+      const pid = (await file(`${await cgroupOf(id)}/cgroup.procs`)).split("\n")[0];
+      expect(await file(`/proc/${pid}/attr/current`)).toBe("bulkhead-default (enforce)");
+      const refused = ["mount -t tmpfs none /tmp", "umount /dev/shm", "echo 0 >/proc/sysrq-trigger"];
+      const settings = ["kernel/core_pattern", "vm/swappiness", "kernel/shmmax"].map(
+        (name) => `read v </proc/sys/${name}; echo "$v" >/proc/sys/${name}`,
+      );
+      const said = await exec(id, trying([...refused, ...settings]));
+      // kernel.shmmax is the IPC namespace's own.
+      expect(said.split("\n")).toEqual([
+        "bulkhead-default (enforce)",
+        ...[...refused, ...settings.slice(0, 2)].map(() => expect.stringContaining("Permission denied")),
+      ]);
+      await remove(pod);
+    });
+
+    test("a profile of the node's denies what it says, and one that is not loaded is refused", async () => {
+      const profile =
+        "profile vm-no-passwd flags=(attach_disconnected) { file, signal, deny /etc/passwd r, }";
+      await machine.sh(`echo '${profile}' | apparmor_parser --replace`);
+      const security = { apparmor: { profile_type: 2, localhost_ref: "vm-no-passwd" } };
+      const { pod, id, uid } = await running({}, { security });
+      const said = await exec(id, trying(["cat /etc/passwd", "head -1 /etc/group"]));
+      expect(said.split("\n")).toEqual([
+        "vm-no-passwd (enforce)",
+        expect.stringContaining("Permission denied"),
+        expect.stringContaining("root"),
+      ]);
+      const absent = await machine.trySh(
+        `sed s/vm-no-passwd/absent/ /tmp/container-${uid}.json >/tmp/absent.json; crictl create ${pod} /tmp/absent.json /tmp/pod-${uid}.json`,
+      );
+      expect(absent.output).toMatch(/AppArmor profile .*absent.*: it is not loaded on this node/);
+      await remove(pod);
+    });
   });
 
   test("nothing is left: no scope, no slice of a pod, no mount", async () => {

@@ -145,10 +145,19 @@ export const writeDisk = async (
   await mkdir(join(upper, "opt"), { recursive: true });
   await run(["cp", "-r", criuHome(), join(upper, "opt/criu")], { signal });
   await symlink("/opt/criu/criu", join(upper, "usr/local/bin/criu"));
-  const conmon = (await run(["which", "conmon"], { signal })).trim();
+  const [conmon, parser] = (await run(["which", "conmon", "apparmor_parser"], { signal })).split("\n") as [
+    string,
+    string,
+  ];
   await copy(process.execPath, "usr/local/bin/node");
   await copy(conmon, "usr/local/bin/conmon");
-  for (const line of (await run(["ldd", process.execPath, conmon], { signal })).split("\n")) {
+  // AppArmor is on in Debian's kernel.
+  await copy(parser, "usr/sbin/apparmor_parser");
+  for (const path of ["etc/apparmor", "etc/apparmor.d", "usr/share/apparmor-features"]) {
+    await mkdir(join(upper, dirname(path)), { recursive: true });
+    await run(["cp", "-r", join("/", path), join(upper, path)], { signal });
+  }
+  for (const line of (await run(["ldd", process.execPath, conmon, parser], { signal })).split("\n")) {
     const path = / => (\/\S+)/.exec(line)?.[1];
     if (path !== undefined) await copy(path, join("usr/lib/x86_64-linux-gnu", basename(path)));
   }
