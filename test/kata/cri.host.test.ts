@@ -74,7 +74,10 @@ test("a pod's size and the annotations that its profile lists reach Kata, and no
         image,
         command: ["sh"],
         annotations: { [annotation("agent.policy")]: "x" },
-        linux: { securityContext: { privileged: true } },
+        linux: {
+          resources: { memoryLimitInBytes: 67108864n, memorySwapLimitInBytes: 67108864n },
+          securityContext: { privileged: true },
+        },
       },
     },
     signal(),
@@ -91,6 +94,8 @@ test("a pod's size and the annotations that its profile lists reach Kata, and no
   );
   expect(ofKata).toEqual([annotation("hypervisor.default_vcpus")]);
   expect(container).toMatchObject({ create: containerId, type: "container", rootfs: "block file" });
+  // A guest's kernel may keep no account of swap, whatever the node's does.
+  expect(container.memory).toEqual({ limit: 67108864 });
   // Privileged, and yet no device of the node: Kata would plug its disks into the guest.
   expect(container.devices.filter(({ type }: { type: string }) => type === "b")).toEqual([]);
   await cri.runtime.removePodSandbox({ podSandboxId }, signal());

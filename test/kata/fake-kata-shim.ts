@@ -126,6 +126,7 @@ const createTask = (request: Create): void => {
     rootfs,
     root: spec.root.path,
     devices: spec.linux?.devices ?? [],
+    memory: spec.linux?.resources?.memory,
     annotations,
     options: {
       any: request.options?.typeUrl,

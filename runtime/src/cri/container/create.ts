@@ -50,6 +50,7 @@ import {
   type RuntimeMethods,
   sandboxRef,
 } from "../runtime.ts";
+import { isVm, limitsOf } from "./guest.ts";
 import { discardContainer } from "./remove.ts";
 import { isCheckpoint, requireRestorable, type SavedContainer, takeCheckpoint } from "./restore.ts";
 
@@ -230,8 +231,6 @@ const pidOf = (runtime: Runtime, config: ContainerConfig, pod: Pod): PidChoice =
   }
 };
 
-const isVm = (pod: Pod): boolean => pod.handler.kind === "shim" && pod.handler.wall === "vm";
-
 const runscOf = (pod: Pod) => (pod.handler.kind === "shim" ? pod.handler.runsc : undefined);
 
 /** The first process as the handler tells it. */
@@ -342,7 +341,7 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     pid: plan.pid,
     rootfs,
     allowedAnnotations: pod.handler.allowedAnnotations,
-    host,
+    host: limitsOf(pod, host),
   });
   const runsc = runscOf(pod);
   const hints =

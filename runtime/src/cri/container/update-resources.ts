@@ -10,6 +10,7 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { withResources } from "../../container/state.ts";
 import { resourcesOf } from "../../spec/resources.ts";
 import { containerRef, type Runtime, type RuntimeMethods } from "../runtime.ts";
+import { limitsOf } from "./guest.ts";
 import { requireVisible } from "./visible.ts";
 
 /** UpdateContainerResources: what the request leaves at zero stays as it was. */
@@ -31,7 +32,7 @@ export const updateContainerResources =
       linux.resources = merged(linux.resources ?? create(LinuxContainerResourcesSchema), wanted);
       const config = clone(ContainerConfigSchema, container.config);
       config.linux = linux;
-      const resources = resourcesOf(linux.resources, runtime.host);
+      const resources = resourcesOf(linux.resources, limitsOf(pod, runtime.host));
       const handler = runtime.handlers.running(pod.handler);
       await handler.update(containerRef(runtime, pod, container), resources, signal);
       runtime.containers.update(id, (each) => withResources(each, config, resources));

@@ -59,13 +59,13 @@ test("what a guest says beside its samples is dropped: other names, broken lines
   );
 });
 
-test("of one pod 600 samples are taken at most, and another pod's are not the fewer for it", () => {
-  const many = Array.from({ length: 1000 }, (_, i) => `kata_guest_meminfo{item="i${i}"} 1`).join("\n");
+test("of one pod 1000 samples are taken at most, and another pod's are not the fewer for it", () => {
+  const many = Array.from({ length: 1500 }, (_, i) => `kata_guest_meminfo{item="i${i}"} 1`).join("\n");
   const merged = mergeMetrics([
     { labels: labels("loud"), text: many },
     { labels: labels("quiet"), text: "kata_guest_meminfo 1" },
   ]);
-  expect(merged.match(/pod="loud"/g)).toHaveLength(600);
+  expect(merged.match(/pod="loud"/g)).toHaveLength(1000);
   expect(merged.match(/pod="quiet"/g)).toHaveLength(1);
 });
 

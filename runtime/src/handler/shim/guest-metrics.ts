@@ -15,7 +15,7 @@ export type PodMetrics = { labels: PodLabels; text: string };
 
 /** Of one pod. */
 const maxBytes = 256 << 10;
-const maxSamples = 600;
+const maxSamples = 1000;
 
 /** Where a pod's shim serves its metrics. `root` is / but in tests. */
 export const monitorSocket = (kata: Pick<Kata, "runtime">, podId: string, root = "/"): string =>
