@@ -141,11 +141,20 @@ class Store implements ImageStore {
     for (const folder of ["", "staging", "images", "blobs", "blobs/sha256", "blobs/sha512"]) {
       await mkdir(this.#path(folder), { recursive: true, mode: 0o700 });
     }
+    let isSure = true;
     for (const name of await readdir(this.#path("images"))) {
       const file = this.#path("images", name);
+      const text = await readFile(file, "utf8").catch((error: unknown) => {
+        log.warn({ file, err: messageOf(error) }, "image record cannot be read");
+        return undefined;
+      });
+      if (text === undefined) {
+        isSure = false;
+        continue;
+      }
       try {
         if (!name.endsWith(".json")) throw new Error("left over from a write");
-        const record = imageRecord.parse(JSON.parse(await readFile(file, "utf8")));
+        const record = imageRecord.parse(JSON.parse(text));
         const whole = record.layers.every(({ chainId }) => snapshotter.has(chainId));
         if (!whole && record.state === "present") log.warn({ image: record.id }, "image has lost a layer");
         this.#records.set(record.id, whole ? record : { ...record, state: "partial" });
@@ -161,7 +170,7 @@ class Store implements ImageStore {
     const wanted = new Set([...this.#records.values()].flatMap((record) => record.blobs));
     for (const algorithm of ["sha256", "sha512"]) {
       for (const hex of await readdir(this.#path("blobs", algorithm))) {
-        if (!wanted.has(`${algorithm}:${hex}`))
+        if (isSure && !wanted.has(`${algorithm}:${hex}`))
           await rm(this.#path("blobs", algorithm, hex), { force: true });
       }
     }

@@ -6,11 +6,13 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  rmdirSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import { MountFlags } from "../linux/linux.ts";
 import { createLinux } from "../linux/linux-ffi.ts";
 import { snapshotterConformance } from "./conformance.ts";
 import { layerTar } from "./conformance-tar.ts";
@@ -44,6 +46,41 @@ describe("overlay()", () => {
     mkdirSync(path);
     return path;
   };
+
+  test("what cannot be read at a start stays: a running container may stand on it", async () => {
+    const root = fresh("unreadable");
+    const open = () => overlay(root, linux, { form: "directory" });
+    const path = fresh("unreadable-target");
+    {
+      await using snapshots = await open();
+      await snapshots.extract("sha256:u", undefined, layerTar({ name: "x" }), never);
+      await snapshots.mountContainer("c", ["sha256:u"], path);
+    }
+    try {
+      writeFileSync(join(path, "written"), "by the container");
+      const records = [join(root, "layers", "sha256%3Au.json"), join(root, "containers", "c", "stand.json")];
+      // A directory in its place is what can be neither read nor parsed.
+      const texts = records.map((record) => readFileSync(record));
+      for (const record of records) {
+        rmSync(record);
+        mkdirSync(record);
+      }
+      {
+        await using _ = await open();
+      }
+      expect(readFileSync(join(path, "written"), "utf8")).toBe("by the container");
+      expect(readdirSync(join(root, "l")).length).toBe(3);
+      for (const [n, record] of records.entries()) {
+        rmdirSync(record);
+        writeFileSync(record, texts[n]!);
+      }
+      await using snapshots = await open();
+      expect(snapshots.has("sha256:u")).toBe(true);
+      expect((await snapshots.usage("c")).inodes).toBeGreaterThan(0n);
+    } finally {
+      await linux.umount(path, MountFlags.DETACH);
+    }
+  });
 
   test("takes a tar of GNU tar's with capabilities, attributes and names that are no UTF-8", async () => {
     const source = fresh("source");

@@ -115,8 +115,15 @@ export const overlay = async (
   const discardLater = (path: string, trash?: string): void => void discard(path, trash).catch(() => {});
 
   const open = async (): Promise<void> => {
+    // What cannot be read now (a disk that fails, no descriptors) may be what a running container stands on.
+    let isSure = true;
+    const unreadable = (): "unreadable" => {
+      isSure = false;
+      return "unreadable";
+    };
     for (const name of await readdir(at("layers"))) {
-      const layer = await readJson(at("layers", name), Layer);
+      const layer = await readJson(at("layers", name), Layer).catch(unreadable);
+      if (layer === "unreadable") continue;
       const isWhole =
         layer !== undefined &&
         name === fileOf(layer.id) &&
@@ -129,13 +136,14 @@ export const overlay = async (
     const known = new Set<string>([...layers.values()].map(({ dir }) => dir).concat(NOTHING));
     const present = await readdir(at("l"));
     serial = 1 + Math.max(0, ...present.filter((dir) => !NOTHING.some((no) => no === dir)).map(serialOf));
-    for (const name of present) if (!known.has(name)) discardLater(at("l", name));
+    for (const name of present) if (isSure && !known.has(name)) discardLater(at("l", name));
     for (const name of await readdir(at("staging"))) discardLater(at("staging", name));
     for (const trash of new Set([at("trash"), trashOfContainers]))
       for (const name of await readdir(trash)) void workers.remove(join(trash, name)).catch(() => {});
     for (const key of await readdir(at("containers"))) {
       if (key === TRASH) continue;
-      const stand = await readJson(at("containers", key, "stand.json"), Stand);
+      const stand = await readJson(at("containers", key, "stand.json"), Stand).catch(unreadable);
+      if (stand === "unreadable") continue;
       if (stand?.boot === boot) stands.set(key, stand);
       else discardLater(at("containers", key), trashOfContainers);
     }
@@ -571,10 +579,14 @@ const isDirectory = async (path: string): Promise<boolean> => {
   }
 };
 
-/** undefined when the file is absent or not whole. */
+/** undefined when the file is absent or not whole; rejects when it cannot be read. */
 const readJson = async <T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> => {
+  const text = await readFile(path, "utf8").catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT" || error.code === "ENOTDIR") return "";
+    throw error;
+  });
   try {
-    return schema.parse(JSON.parse(await readFile(path, "utf8")));
+    return schema.parse(JSON.parse(text));
   } catch {
     return undefined;
   }
