@@ -139,13 +139,20 @@ program
     }),
   );
 
+const staleAfterOption = [
+  "--stale-after <seconds>",
+  "an agent silent for longer is taken for ill",
+  seconds,
+  180,
+] as const;
+
 program
   .command("doctor")
   .description(
     "what is wrong on this cluster, or on one node, and how to mend it; exits with 1 when something is",
   )
   .argument("[node]", "only what concerns this node")
-  .option("--stale-after <seconds>", "an agent silent for longer is taken for ill", seconds, 180)
+  .option(...staleAfterOption)
   .action((node: string | undefined, { staleAfter }: { staleAfter: number }) =>
     onCluster(async (client) => {
       let findings: Finding[];
@@ -167,11 +174,13 @@ program
 program
   .command("tenants")
   .description("which namespace's pods stand behind which wall")
-  .action(() =>
-    onCluster(async (client, _user) => {
+  .option(...staleAfterOption)
+  .action(({ staleAfter }: { staleAfter: number }) =>
+    onCluster(async (client) => {
       const seen = await look(client);
       const { namespace } = flags();
-      const views = tenantsView(seen).filter(
+      const nodeRuntimes = await heard(client, seen.nodeRuntimes);
+      const views = tenantsView({ ...seen, nodeRuntimes }, staleAfter * 1000).filter(
         (view) => namespace === undefined || view.namespace === namespace,
       );
       show(views, (all, wide) => tenantsTable(all, wide, paint()));

@@ -1,3 +1,4 @@
+import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import { type RuntimeProfile, runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
 import { noWall, wallOf } from "@bulkhead/lib/view/wall.ts";
 import type { Pod, Seen } from "./cluster.ts";
@@ -12,29 +13,39 @@ export type TenantView = {
   runtimeClass: string;
   wall: string;
   pods: number;
-  /** Of those, on nodes where the profile's canary did not pass last time. */
+  /** Of those, on nodes where the profile's canary did not pass last time, or whose agent fell silent since. */
   unproven: number;
 };
 
 const lives = (pod: Pod): boolean => pod.status?.phase !== "Succeeded" && pod.status?.phase !== "Failed";
 
-/** Where walls were last seen standing: asked of a node and a profile. */
-export const proofsOf = (seen: Pick<Seen, "nodeRuntimes">): ((node: string, profile: string) => boolean) => {
+/** Where walls were last seen standing, by agents heard lately: asked of a node and a profile. */
+export const proofsOf = (
+  { nodeRuntimes, now }: Pick<Seen, "nodeRuntimes" | "now">,
+  staleAfterMs = Infinity,
+): ((node: string, profile: string) => boolean) => {
+  const heard = ({ status }: NodeRuntime): boolean =>
+    now - Date.parse(status?.heartbeat ?? "") <= staleAfterMs;
   const proven = new Set(
-    seen.nodeRuntimes.flatMap((runtime) =>
-      (runtime.status?.profiles ?? [])
-        .filter((each) => each.canary?.passed === true)
-        .map((each) => `${runtime.metadata.name}/${each.name}`),
-    ),
+    nodeRuntimes
+      .filter(heard)
+      .flatMap((runtime) =>
+        (runtime.status?.profiles ?? [])
+          .filter((each) => each.canary?.passed === true)
+          .map((each) => `${runtime.metadata.name}/${each.name}`),
+      ),
   );
   return (node, profile) => proven.has(`${node}/${profile}`);
 };
 
-export const tenantsView = (seen: Pick<Seen, "profiles" | "pods" | "nodeRuntimes">): TenantView[] => {
+export const tenantsView = (
+  seen: Pick<Seen, "profiles" | "pods" | "nodeRuntimes" | "now">,
+  staleAfterMs?: number,
+): TenantView[] => {
   const byClass = new Map<string, RuntimeProfile>(
     seen.profiles.map((profile) => [runtimeClassName(profile), profile]),
   );
-  const isProven = proofsOf(seen);
+  const isProven = proofsOf(seen, staleAfterMs);
   const views = new Map<string, TenantView>();
   for (const pod of seen.pods) {
     if (!lives(pod)) continue;

@@ -173,6 +173,13 @@ describe("status", () => {
 });
 
 describe("tenants", () => {
+  test("what an agent said before it fell silent proves nothing now", () => {
+    const pods = [pod("a", "x", { class: "sandboxed", node: "n1" })];
+    const unproven = (heartbeat: string) =>
+      tenantsView({ ...seen(), pods, nodeRuntimes: [nodeRuntime("n1", true, heartbeat)] }, 180_000)[0]
+        ?.unproven;
+    expect([unproven(ago(5)), unproven(ago(600))]).toEqual([0, 1]);
+  });
   test("counts living pods by namespace and wall, and those whose wall is not proven where they run", () => {
     const views = tenantsView(
       seen({

@@ -290,6 +290,15 @@ describe("A status", () => {
     expect(again.statusChanged).toBe(false);
     expect(again.transitions).toEqual([]);
   });
+  test("is not written for each minute that an agent is silent", () => {
+    const nodes = [node("a"), node("b", { heartbeat: now - 2 * staleAfterMs })];
+    const { status } = plan({ nodes });
+    const at = new Date(now - 2 * staleAfterMs).toISOString();
+    expect(status.failedNodes?.[0]?.message).toBe(`the node agent was last heard at ${at}`);
+    const later = now + 3_600_000;
+    const again = [node("a", { heartbeat: later }), nodes[1]!];
+    expect(plan({ profile: { ...profile(), status }, now: later, nodes: again }).statusChanged).toBe(false);
+  });
   test("is not written for a third digit of latency", () => {
     const of = (p50: number) =>
       plan({ nodes: [node("a", { reported: reported({ startSeconds: { p50, p99: 1 } }) })] });

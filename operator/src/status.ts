@@ -45,12 +45,12 @@ export type NodeVerdict = { name: string; state: NodeState; reason: string; mess
 export const verdictOf = (node: NodeFacts, target: string, facts: ProfileFacts): NodeVerdict => {
   const { name, reported } = node;
   if (node.assigned && node.heartbeat !== undefined && !isFresh(node, facts)) {
-    const silent = Math.round((facts.now - node.heartbeat) / 60_000);
     return {
       name,
       state: "unreachable",
       reason: "AgentSilent",
-      message: `the node agent has not reported for ${silent} minutes`,
+      // A time and no age: a status is not worth writing for a minute more.
+      message: `the node agent was last heard at ${new Date(node.heartbeat).toISOString()}`,
     };
   }
   if (reported && node.assigned && failedOn(reported, node.assigned.revision)) {

@@ -294,6 +294,11 @@ describe("values.schema.json refuses, naming the key,", () => {
     ["an unknown key", { agnet: {} }, /agnet/],
     ["an unknown key of a part", { operator: { replica: 2 } }, /operator.*replica/s],
     ["a digest that is none", { image: { digests: { operator: "latest" } } }, /digests.operator/],
+    [
+      "a label that selectors go by",
+      { extraLabels: { "app.kubernetes.io/name": "x" } },
+      /kubernetes.io.name/,
+    ],
     ["a port over 65535", { networkPolicy: { apiServerPorts: [70_000] } }, /apiServerPorts/],
     ["three replicas", { operator: { replicas: 3 } }, /operator\/replicas|operator\.replicas/],
     ["a number as text", { operator: { staleAfterSeconds: "180" } }, /staleAfterSeconds/],
