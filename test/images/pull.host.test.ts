@@ -588,6 +588,26 @@ describe("After a restart", () => {
     expect(await images.pull({ ref }, never)).toEqual(image);
   });
 
+  test("a record that cannot be read for a moment costs no image", async () => {
+    await pushImage(registry.url, built("case/odd:1", [gzipLayer(text("x", "odd"))]));
+    const ref = `${registry.host}/case/odd:1`;
+    const image = await images.pull({ ref }, never);
+    const blobs = await keptBlobs();
+    const record = join(root, "images", "images", `${image.id.replace(":", "-")}.json`);
+    const written = await readFile(record);
+    await images[Symbol.asyncDispose]();
+    await rm(record);
+    await mkdir(record);
+    images = await open();
+    expect(images.list()).toEqual([]);
+    await images[Symbol.asyncDispose]();
+    await rm(record, { recursive: true });
+    await writeFile(record, written);
+    images = await open();
+    expect(images.get(image.id)?.layers).toEqual(image.layers);
+    expect(await keptBlobs()).toEqual(blobs);
+  });
+
   test("what a pull had half done is cleared away", async () => {
     const bottom = gzipLayer(text("x", "bottom"));
     const top = { ...gzipLayer(text("x", "top")), diffId: digestOf(Buffer.from("no")) };
