@@ -8,6 +8,7 @@ import {
   nodeRuntimes,
   runtimeProfiles,
 } from "../kube/resources.ts";
+import { customResourceDefinitions } from "./crd.ts";
 import { RuntimeProfileSpec } from "./runtime-profile.ts";
 
 let server: ApiServer;
@@ -326,4 +327,55 @@ test("The definitions are established, structural, with short names, category an
     expect(crd.spec.names.categories).toEqual(["bulkhead"]);
     expect(crd.spec.versions[0]).toHaveProperty("additionalPrinterColumns");
   }
+});
+
+type Schema = { properties?: Record<string, Schema> };
+
+test("NodeRuntimes live through an upgrade from a map of status.profiles to an atomic list, and the rollback", async () => {
+  const definition = () => structuredClone(customResourceDefinitions["noderuntimes.yaml"]!) as never;
+  const now = definition();
+  const before = definition();
+  const old = (before as { spec: { versions: { schema: { openAPIV3Schema: Schema } }[] } }).spec.versions[0]!;
+  Object.assign(old.schema.openAPIV3Schema.properties!.status!.properties!.profiles!, {
+    "x-kubernetes-list-type": "map",
+    "x-kubernetes-list-map-keys": ["name"],
+  });
+  const install = (is: never) => client.apply(crdResource, is, { fieldManager: "test", force: true });
+  const name = "upgraded";
+  const profile = (of: string, phase: string) => ({
+    name: of,
+    phase,
+    revision: "",
+    reason: "R",
+    message: "",
+  });
+  const report = (...profiles: ReturnType<typeof profile>[]) =>
+    client.applyStatus(
+      nodeRuntimes,
+      { metadata: { name }, status: { agentVersion: "1", profiles } },
+      { fieldManager: "bulkhead-agent", force: true },
+    );
+  const owned = async () => JSON.stringify((await client.get(nodeRuntimes, name)).metadata).includes("k:{");
+  await install(before);
+  await client.apply(
+    nodeRuntimes,
+    { metadata: { name }, spec: { profiles: [] } },
+    { fieldManager: "bulkhead-operator", force: true },
+  );
+  /** Reports until the API server serves the definition, which takes it a moment. */
+  const reported = async (ownsEach: boolean, ...profiles: ReturnType<typeof profile>[]) => {
+    const deadline = Date.now() + 20_000;
+    do await report(...profiles);
+    while ((await owned()) !== ownsEach && Date.now() < deadline);
+    expect(await owned()).toBe(ownsEach);
+    expect((await client.get(nodeRuntimes, name)).status?.profiles ?? []).toEqual(profiles);
+  };
+  await reported(true, profile("a", "Ready"), profile("b", "Ready"), profile("c", "Ready"));
+  await install(now);
+  await reported(false, profile("b", "Failed"), profile("c", "Ready"));
+  await install(before);
+  await reported(true, profile("b", "Ready"), profile("c", "Ready"));
+  await reported(true, profile("c", "Removing"));
+  await install(now);
+  await reported(false);
 });

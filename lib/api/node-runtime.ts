@@ -115,11 +115,11 @@ export const NodeRuntimeStatus = z.object({
   heartbeat: z.string().meta({ format: "date-time" }).optional(),
   /** Profiles that are Ready of those that are here, such as 2/2: what kubectl can show of a list. */
   ready: z.string().max(16).optional(),
-  profiles: z
-    .array(ProfileStatus)
-    .max(100)
-    .optional()
-    .meta({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"] }),
+  /**
+   * The agent's alone, written whole, as `spec.profiles` is: an owner for each field was half of the object and a third
+   * of what a write costs the API server (docs/scale.md).
+   */
+  profiles: z.array(ProfileStatus).max(100).optional().meta({ "x-kubernetes-list-type": "atomic" }),
 });
 export type NodeRuntimeStatus = z.infer<typeof NodeRuntimeStatus>;
 
