@@ -70,7 +70,8 @@ export const createRecorder = (options: {
 
   const allowed = (subject: string, now: number): boolean => {
     const budget = budgets.get(subject) ?? { left: burst, at: now };
-    const left = Math.min(burst, budget.left + (now - budget.at) / refillMs);
+    // A clock that was set back takes nothing away.
+    const left = Math.min(burst, budget.left + Math.max(0, now - budget.at) / refillMs);
     budgets.delete(subject);
     budgets.set(subject, { left: left >= 1 ? left - 1 : left, at: now });
     if (budgets.size > maxSeries) budgets.delete(budgets.keys().next().value!);

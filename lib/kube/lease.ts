@@ -21,6 +21,9 @@ export const leases: Resource<Lease> = {
   namespaced: true,
 };
 
+/** A time as both clocks tell it. */
+type Moment = { wall: number; steady: number };
+
 /** meta/v1 MicroTime. */
 export const microTime = (ms: number): string => new Date(ms).toISOString().replace("Z", "000Z");
 
@@ -31,6 +34,8 @@ export type LeaderOptions = {
   identity: string;
   log?: Logger;
   clock?: Clock;
+  /** Milliseconds by a clock that nobody sets; the process' own when left out. */
+  steady?: () => number;
   random?: () => number;
   /** Others wait so long after the last renewal that they saw. Defaults 15, 10 and 2 s, as client-go. */
   leaseDurationMs?: number;
@@ -39,10 +44,10 @@ export type LeaderOptions = {
   retryPeriodMs?: number;
   onChange?: (leads: boolean) => void;
   /**
-   * Told until when the lease is ours, by `clock`. A process that was stopped or busy past that finds out only once it
-   * runs again: what must never be done twice asks for this time before it is done.
+   * Told what says whether the lease is ours still. A process that was stopped or busy past that finds out only once it
+   * runs again: what must never be done twice asks before it is done.
    */
-  onRenewed?: (until: number) => void;
+  onRenewed?: (isOurs: () => boolean) => void;
   /**
    * Whether the process of that identity certainly runs no more: then nobody waits for its lease to run out. One
    * that was killed, or whose rights went before it, cannot give the lease up.
@@ -54,7 +59,9 @@ export type LeaderOptions = {
  * Waits for the Lease, then runs `work` while holding it; the work's signal aborts when `signal` does or the
  * lease is lost. Returns when `signal` aborted and the work has ended (the lease is then given up at once, so that
  * another can take over); rejects when the lease was lost, so that the process exits and starts anew.
- * Time is measured by when a change was seen here, never by clocks of other machines (as client-go does).
+ * Time is measured by when a change was seen here, never by clocks of other machines (as client-go does), and by two
+ * clocks: the wall's, which somebody may set, and a steady one, which stands still while the machine is suspended. Who
+ * holds the lease believes the one that says that more has passed, who waits for it the other.
  */
 export const runAsLeader = async (
   options: LeaderOptions,
@@ -62,11 +69,17 @@ export const runAsLeader = async (
   signal: AbortSignal,
 ): Promise<void> => {
   const { client, namespace, name, identity, log, clock = systemClock, random = Math.random } = options;
+  const { steady = () => performance.now() } = options;
   const leaseDurationMs = options.leaseDurationMs ?? 15_000;
   const renewDeadlineMs = options.renewDeadlineMs ?? 10_000;
   const retryPeriodMs = options.retryPeriodMs ?? 2_000;
-  let seen: { version: string; at: number } | undefined;
-  let renewed = 0;
+  const present = (): Moment => ({ wall: clock.now(), steady: steady() });
+  /** Milliseconds since then by either clock. */
+  const since = (then: Moment): number[] => [clock.now() - then.wall, steady() - then.steady];
+  let seen: { version: string; at: Moment } | undefined;
+  let renewed: Moment | undefined;
+  /** How long the lease is ours still. */
+  const left = () => (renewed ? renewDeadlineMs - Math.max(...since(renewed)) : 0);
 
   /** The lease as we last wrote it: renewing it needs no look at it, as long as nobody else wrote. */
   let own: Lease | undefined;
@@ -104,11 +117,11 @@ export const runAsLeader = async (
       return true;
     }
     const version = lease.metadata.resourceVersion ?? "";
-    if (seen?.version !== version) seen = { version, at: now };
+    if (seen?.version !== version) seen = { version, at: present() };
     const held = lease.spec?.holderIdentity === identity;
     const free = !lease.spec?.holderIdentity;
     const holder = lease.spec?.holderIdentity ?? "";
-    if (!held && !free && now - seen.at < (lease.spec?.leaseDurationSeconds ?? 15) * 1000) {
+    if (!held && !free && Math.min(...since(seen.at)) < (lease.spec?.leaseDurationSeconds ?? 15) * 1000) {
       if ((await options.isGone?.(holder, within)) !== true) return false;
       log?.info({ lease: name, holder }, "holder is gone");
     }
@@ -128,26 +141,26 @@ export const runAsLeader = async (
   };
 
   const attempt = async (): Promise<boolean> => {
-    const started = clock.now();
+    const started = present();
     try {
       const holds = await tryOnce(AbortSignal.any([signal, AbortSignal.timeout(renewDeadlineMs / 2)]));
       // By when it was asked for: whoever waits for it to run out saw it written later.
-      if (holds) options.onRenewed?.(started + renewDeadlineMs);
       if (holds) renewed = started;
+      if (holds) options.onRenewed?.(() => left() > 0);
       return holds;
     } catch (error) {
       const told = { lease: name, err: messageOf(error) };
-      if (!signal.aborted && renewed > 0) log?.warn(told, "lease not renewed");
+      if (!signal.aborted && renewed) log?.warn(told, "lease not renewed");
       else if (!signal.aborted) log?.debug(told, "lease not taken");
       return false;
     }
   };
 
   /** Until the next try is due: one that took long is followed at once. */
-  const rest = async (until: AbortSignal, since: number) =>
-    clock.sleep(Math.max(0, since + retryPeriodMs * (1 + 0.2 * random()) - clock.now()), until);
+  const rest = async (until: AbortSignal, started: number) =>
+    clock.sleep(Math.max(0, started + retryPeriodMs * (1 + 0.2 * random()) - steady()), until);
   try {
-    for (let started = clock.now(); !(await attempt()); started = clock.now()) await rest(signal, started);
+    for (let started = steady(); !(await attempt()); started = steady()) await rest(signal, started);
   } catch (error) {
     if (signal.aborted) return;
     throw error;
@@ -164,15 +177,14 @@ export const runAsLeader = async (
     if (!over.aborted) lost.abort(error);
   };
   const renewing = (async () => {
-    for (let started = clock.now(); !over.aborted; ) {
+    for (let started = steady(); !over.aborted; ) {
       await rest(over, started);
-      started = clock.now();
+      started = steady();
       await attempt();
     }
   })().catch(unlessOver);
   // Beside the attempts, which may hang: at the deadline the work ends, whatever they do.
   const guarding = (async () => {
-    const left = () => renewed + renewDeadlineMs - clock.now();
     while (left() > 0) await clock.sleep(left(), over);
     lost.abort(new RuntimeError("failed-precondition", `Cannot renew lease "${namespace}/${name}": lost it`));
   })().catch(unlessOver);

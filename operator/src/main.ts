@@ -85,14 +85,14 @@ const run = async (flags: RunFlags): Promise<void> => {
   const config = await loadConfig(flags.kubeconfig);
   const userAgent = `bulkhead-operator/${manifest.version}`;
   const onRequest = clientMetrics(registry);
-  let leadsUntil = flags.leaderElect ? 0 : Number.POSITIVE_INFINITY;
+  let isOurs = () => !flags.leaderElect;
   const client = createClient({
     config,
     userAgent,
     onRequest,
     // A standby, and a leader that was stopped past its lease, write nothing.
     guard: () => {
-      if (Date.now() < leadsUntil) return;
+      if (isOurs()) return;
       throw new RuntimeError("failed-precondition", `Cannot write: Lease "${leaseName}" is not held`);
     },
   });
@@ -137,8 +137,8 @@ const run = async (flags: RunFlags): Promise<void> => {
         identity: instance,
         log,
         onChange: leads,
-        onRenewed: (until) => {
-          leadsUntil = until;
+        onRenewed: (still) => {
+          isOurs = still;
         },
         // Without a pod of our own, nobody's name is a pod's.
         ...(podName ? { isGone: holderIsGone(renewing, namespace, podName) } : {}),
