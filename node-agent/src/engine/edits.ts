@@ -72,11 +72,28 @@ export function addImport(body: string, file: string): string {
 
 function removeImport(body: string, file: string): string {
   const entry = JSON.stringify(file);
-  for (const ours of [lineOf(file), `, ${entry}`, entry]) {
-    const at = body.indexOf(ours);
-    if (at >= 0) return body.slice(0, at) + body.slice(at + ours.length);
+  const escaped = `(?:${RegExp.escape(entry)}|${RegExp.escape(`'${file}'`)})`;
+  const ways = [
+    // As we wrote it.
+    ...[lineOf(file), `, ${entry}`, entry].map(RegExp.escape),
+    // As its owner arranged it since.
+    ...[`${escaped}\\s*,[ \\t]*`, `\\s*,\\s*${escaped}`, escaped],
+  ];
+  const found = ways.map((way) => body.replace(new RegExp(way), "")).filter((after) => after !== body);
+  // What is no TOML any more has no right answer.
+  return found.find((after) => isWithout(body, after, file)) ?? found[0] ?? body;
+}
+
+/** `after` says what `body` does, but for that import. */
+function isWithout(body: string, after: string, file: string): boolean {
+  try {
+    const { imports: was, ...before } = parse(body);
+    const { imports = [], ...rest } = parse(after);
+    const kept = importsOf({ imports: was }).filter((other) => other !== file);
+    return canonical({ imports, ...rest }) === canonical({ ...before, imports: kept });
+  } catch {
+    return false;
   }
-  return body;
 }
 
 const begin = "# --- Bulkhead begins; uninstalling it takes these lines away ---\n";

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { adapters } from "./adapters.ts";
-import { addImport, takeBack } from "./edits.ts";
+import { addImport, parse, takeBack } from "./edits.ts";
 import type { Engine, EngineHandler, EngineRecord } from "./engine.ts";
 import { offered } from "./offered.ts";
 import { planChange } from "./plan.ts";
@@ -218,6 +218,26 @@ describe("an entry of imports", () => {
     expect(after).toContain('"/etc/ours.toml"');
     expect(addImport(after, "/etc/ours.toml")).toBe(after);
     expect(takeBack({ kind: "import", file: "/etc/ours.toml" }, after)).toBe(body);
+  });
+
+  test.each([
+    ["with another behind ours", 'imports = ["/etc/ours.toml", "/b.toml"]\n', 'imports = ["/b.toml"]\n'],
+    [
+      "on the line that we wrote",
+      'imports = ["/etc/ours.toml", "/b.toml"] # Bulkhead\'s\nversion = 3\n',
+      'imports = ["/b.toml"] # Bulkhead\'s\nversion = 3\n',
+    ],
+    [
+      "in lines of their own",
+      'imports = [\n  "/a.toml",\n  "/etc/ours.toml",\n  "/b.toml",\n]\n',
+      'imports = [\n  "/a.toml",\n  "/b.toml",\n]\n',
+    ],
+    ["in single quotes", "imports = ['/a.toml','/etc/ours.toml']\n", "imports = ['/a.toml']\n"],
+    ["by taking it out themselves", 'imports = ["/b.toml"]\n', 'imports = ["/b.toml"]\n'],
+  ])("is taken back where its owner arranged it anew %s, and the rest stays", (_title, today, after) => {
+    const taken = takeBack({ kind: "import", file: "/etc/ours.toml" }, today);
+    expect(parse(taken)).toEqual(parse(after));
+    expect(taken.replace(/\s+/g, "")).toBe(after.replace(/\s+/g, ""));
   });
 
   test("is refused where it cannot be added alone", () => {
