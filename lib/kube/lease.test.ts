@@ -53,7 +53,8 @@ const contend = (
   const done = runAsLeader(
     {
       ...{ client: way.client, namespace: "n", name: "l", identity, clock },
-      ...{ steady: time.now, random: () => 0 },
+      // One renews less often than the other looks, so that it sees some renewal twice.
+      ...{ steady: time.now, random: () => (identity === "one" ? 1 : 0) },
       onRenewed: (isOurs) => {
         state.isOurs = isOurs;
       },
@@ -82,7 +83,6 @@ const two = async () => {
 
 test("A standby whose clock is set on by an hour leaves the lease to who renews it", async () => {
   const { time, one, other } = await two();
-  // Between two looks at the same renewal, too.
   for (let turn = 0; turn < 40; turn++) {
     other.set.by += 3_600_000;
     await time.advance(333);
@@ -97,7 +97,7 @@ test("A leader whose clock is set back by an hour goes on to renew, and ends in 
   one.set.by -= 3_600_000;
   const { writes } = one.way;
   await time.advance(10_000);
-  expect(one.way.writes - writes).toBeGreaterThan(3);
+  expect(one.way.writes - writes).toBeGreaterThan(2);
   one.way.cut = true;
   one.set.by -= 3_600_000;
   await time.advance(10_000);
