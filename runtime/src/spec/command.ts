@@ -27,7 +27,8 @@ export const envOf = (
   image: Pick<ImageConfig, "env">,
   hostname: string,
 ): string[] => {
-  const decoder = new TextDecoder();
+  // A mark at the beginning is part of the value.
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   const env = new Map<string, string>();
   const set = (entry: string): void => {
     const at = entry.indexOf("=");
