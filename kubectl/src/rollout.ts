@@ -38,6 +38,9 @@ export const progressOf = (profile: RuntimeProfile): Progress => {
       failed: false,
       text: `"${name}" is rolled out: ${nodes.ready} of ${nodes.desired} nodes ready at revision ${status.updateRevision}`,
     };
+  // As kubectl's rollout of a DaemonSet that no node takes.
+  if (ready?.reason === "NoNodes")
+    return { done: true, failed: false, text: `"${name}" has no node to roll out to: ${ready.message}` };
   const why = progressing?.status === "True" || progressing?.reason === "Paused" ? progressing : ready;
   return {
     done: false,

@@ -407,6 +407,20 @@ describe("rollout", () => {
     });
     expect(progressOf(is)).toMatchObject({ failed: true, text: expect.stringContaining("2 nodes failed") });
   });
+  test("is done where the profile selects no node", () => {
+    const is = profile("p", {
+      status: {
+        observedGeneration: 1,
+        nodes: { desired: 0, updated: 0, ready: 0, failed: 0 },
+        conditions: [condition("Ready", "False", "NoNodes", "no node matches spec.nodeSelector")],
+      },
+    });
+    expect(progressOf(is)).toEqual({
+      done: true,
+      failed: false,
+      text: '"p" has no node to roll out to: no node matches spec.nodeSelector',
+    });
+  });
   test("is not done while the last nodes have not been ready for long enough", () => {
     const { status, ...rest } = profile("p");
     const rolling = condition("Progressing", "True", "RollingOut", "1 ready for less than 60 s");
