@@ -1,7 +1,7 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { inClusterConfig, kubeconfigFile } from "./config.ts";
 
 let directory: string;
@@ -24,6 +24,20 @@ test("In a pod the API server is its service, IPv6 too, and the token is read an
   expect(await config.headers()).toEqual({ authorization: "Bearer one" });
   now = 60_001;
   expect(await config.headers()).toEqual({ authorization: "Bearer two" });
+});
+
+test("A clock that is set back keeps no token longer", async () => {
+  vi.useFakeTimers({ toFake: ["Date", "performance"] });
+  try {
+    const config = await inClusterConfig({ env, directory });
+    expect(await config.headers()).toEqual({ authorization: "Bearer one" });
+    await writeFile(join(directory, "token"), "two\n");
+    vi.advanceTimersByTime(60_001);
+    vi.setSystemTime(0);
+    expect(await config.headers()).toEqual({ authorization: "Bearer two" });
+  } finally {
+    vi.useRealTimers();
+  }
 });
 
 test("Outside a pod, without a kubeconfig, the error says what is missing", async () => {

@@ -49,7 +49,8 @@ export const inClusterConfig = async (
     );
   }
   const ca = await readFile(`${directory}/ca.crt`);
-  const token = tokenReader(`${directory}/token`, options.now ?? Date.now);
+  // No wall clock: one that was set back would keep a token past its end.
+  const token = tokenReader(`${directory}/token`, options.now ?? (() => performance.now()));
   return {
     server: `https://${host.includes(":") ? `[${host}]` : host}:${port}`,
     tls: { ca },

@@ -57,6 +57,17 @@ test("A Lease is renewed when it is due, and at once for another NodeRuntime of 
   expect(asked).toHaveLength(3);
 });
 
+test("A Lease is renewed at once after the node's clock was set back, and not when it has caught up", async () => {
+  const { renew, asked, pass } = fake();
+  expect(await renew(runtime("home"))).toBe(true);
+  pass(-600_000);
+  expect(await renew(runtime("home"))).toBe(true);
+  expect(asked[1]).toBe('patch {"holderIdentity":"a","renewTime":"1970-01-01T00:06:40.000000Z"}');
+  pass(heartbeatMs - 1);
+  expect(await renew(runtime("home"))).toBe(true);
+  expect(asked).toHaveLength(2);
+});
+
 test("A Lease that is not there is made", async () => {
   const { renew, asked, answering } = fake();
   answering(new RuntimeError("not-found", "none"));

@@ -5,7 +5,7 @@ import { leases, microTime } from "@bulkhead/lib/kube/lease.ts";
 import { type Clock, systemClock } from "@bulkhead/lib/std/clock.ts";
 import { hasCode, messageOf } from "@bulkhead/lib/std/errors.ts";
 import type { Logger } from "pino";
-import { heartbeatMs } from "./status.ts";
+import { heartbeatMs, isDue } from "./status.ts";
 
 /** Says by a Lease that the node's agent lives: a NodeRuntime of twenty profiles has seventy times its size. */
 export type Signs = {
@@ -45,7 +45,7 @@ export const createSigns = (
       // No operator reads it, or one of before Leases.
       if (namespace === undefined) return false;
       const key = `${namespace}/${runtime.metadata.uid}`;
-      if (signed?.key === key && clock.now() - signed.at < heartbeatMs) return true;
+      if (signed?.key === key && !isDue(signed.at, heartbeatMs, clock.now())) return true;
       try {
         const at = clock.now();
         await write(runtime, namespace, signal);

@@ -12,6 +12,8 @@ test("an unchanged report is written again only as a heartbeat", () => {
   const last = { status: first!, at: 0 };
   expect(statusToWrite(report, "1", last, heartbeatMs - 1)).toBeUndefined();
   expect(statusToWrite(report, "1", last, heartbeatMs)).toMatchObject({ heartbeat: "1970-01-01T00:00:30Z" });
+  // A clock that was set back.
+  expect(statusToWrite(report, "1", last, last.at - 60_000)).toBeDefined();
 });
 
 test("a change is written at once", () => {

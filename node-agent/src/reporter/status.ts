@@ -26,6 +26,9 @@ export const isNews = (
   last: { status: NodeRuntimeStatus } | undefined,
 ): boolean => last === undefined || gist({ ...report, agentVersion }) !== gist(last.status);
 
+/** Whether so long has passed; after a clock was set back nobody knows, and it has. */
+export const isDue = (at: number, ms: number, now: number): boolean => now < at || now - at >= ms;
+
 /**
  * The status to write, or undefined when the last one written still says it all. Heartbeats come every
  * {@link heartbeatMs}, unless the node's Lease is the sign of life: then the status is written for what is news, and
@@ -41,9 +44,11 @@ export function statusToWrite(
   const status = { ...report, agentVersion };
   const writing = { ...status, heartbeat: new Date(now).toISOString().replace(/\.\d+Z$/, "Z") };
   if (last === undefined || isNews(report, agentVersion, last)) return writing;
-  if (!signed) return now - last.at < heartbeatMs ? undefined : writing;
+  if (!signed) return isDue(last.at, heartbeatMs, now) ? writing : undefined;
   const { heartbeat: _, ...before } = last.status;
-  return now - last.at < detailsMs || JSON.stringify(status) === JSON.stringify(before) ? undefined : writing;
+  return isDue(last.at, detailsMs, now) && JSON.stringify(status) !== JSON.stringify(before)
+    ? writing
+    : undefined;
 }
 
 /**
