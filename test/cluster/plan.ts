@@ -1,5 +1,5 @@
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { type ClusterVersions, newestKubernetes } from "../tools/kubernetes.ts";
+import { type ClusterVersions, usualKubernetes } from "../tools/kubernetes.ts";
 import type { ClusterDescription, NodeDescription } from "./description.ts";
 
 /** Where a cluster's things stand and which addresses it has: all of it follows from its description and slot. */
@@ -83,7 +83,7 @@ export const planCluster = (
     registryPort: 5000,
     ports: { etcd: base, etcdPeer: base + 1, controllerManager: base + 2, scheduler: base + 3 },
     cgroup,
-    kubernetes: description.kubernetes ?? { controlPlane: newestKubernetes, kubelet: newestKubernetes },
+    kubernetes: description.kubernetes ?? { controlPlane: usualKubernetes, kubelet: usualKubernetes },
     nodes: nodes.map((node, i) => ({
       description: node,
       name: node.name,

@@ -15,7 +15,7 @@ import { progress, reportSetup } from "./progress.ts";
 import { crictl, type RuntimeOptions, runtimeDown, runtimeRecord, runtimeUp } from "./runtime.ts";
 import { statusText } from "./status.ts";
 import { type Project, projects, runTests } from "./tests.ts";
-import { olderVersions, testVersions } from "./versions.ts";
+import { otherVersions, testVersions } from "./versions.ts";
 
 /** Ctrl-C ends what is under way and cleans up after it; a second one does not wait for that. */
 const interrupt = new AbortController();
@@ -198,11 +198,11 @@ program
 
 program
   .command("versions")
-  .description("the tests that an older Kubernetes could fail, on each that CI does not start")
-  .addArgument(new Argument("[minor...]", "which").choices(olderVersions).default(olderVersions))
+  .description("the tests that another Kubernetes could fail, on each that CI does not start")
+  .addArgument(new Argument("[minor...]", "which").choices(otherVersions).default(otherVersions))
   .option("--nodes", "with its kubelet on nodes for each, not for the oldest alone", false)
   .action(async (versions: KubernetesVersion[], { nodes }: { nodes: boolean }) => {
-    process.exitCode = await testVersions(versions, nodes ? versions : [olderVersions[0]!], print, signal);
+    process.exitCode = await testVersions(versions, nodes ? versions : [otherVersions[0]!], print, signal);
   });
 
 function oneProject(value: string, before: Project[]): Project[] {

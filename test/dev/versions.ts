@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { type KubernetesVersion, kubernetesVersions, newestKubernetes } from "../tools/kubernetes.ts";
+import { type KubernetesVersion, kubernetesVersions, usualKubernetes } from "../tools/kubernetes.ts";
 import { inherit } from "./logs.ts";
 
 /** What meets the API server, without nodes: CRDs, policies, RBAC, chart, operator, plugin. */
@@ -11,13 +11,13 @@ const api = [
 /** What meets the kubelet: the chart on nodes, the switch of the kubelet, and pods under runc and gVisor. */
 const nodes = ["test/agent/chart", "test/agent/kubelet", "test/pods/pods"];
 
-/** The versions that CI does not start: all but the newest. */
-export const olderVersions = (Object.keys(kubernetesVersions) as KubernetesVersion[]).filter(
-  (version) => version !== newestKubernetes,
+/** The versions that CI does not start, oldest first. */
+export const otherVersions = (Object.keys(kubernetesVersions) as KubernetesVersion[]).filter(
+  (version) => version !== usualKubernetes,
 );
 
 /**
- * The tests that an older Kubernetes could fail, on each of these versions: against its API server, and, for the
+ * The tests that another Kubernetes could fail, on each of these versions: against its API server, and, for the
  * oldest and whoever asks, on nodes with its kubelet. Returns the first exit code that is not 0.
  */
 export const testVersions = async (

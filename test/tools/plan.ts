@@ -1,4 +1,4 @@
-import { type KubernetesVersion, kubeName, kubernetesVersions, newestKubernetes } from "./kubernetes.ts";
+import { type KubernetesVersion, kubeName, kubernetesVersions, usualKubernetes } from "./kubernetes.ts";
 
 /**
  * What the project needs of a machine, as steps. Pure: which steps a command needs, and in which order they may run.
@@ -97,7 +97,7 @@ const kubeBuild = (version: KubernetesVersion): GoBuild => ({
     `-X ${component}.gitTreeState=clean`,
     `-X ${component}.gitCommit=unknown`,
   ].join(" "),
-  ...(version === newestKubernetes ? {} : { modfile: `go-${version}.mod` }),
+  ...(version === usualKubernetes ? {} : { modfile: `go-${version}.mod` }),
 });
 const cni = "github.com/containernetworking/plugins/plugins";
 
@@ -109,7 +109,7 @@ export const steps: readonly Step[] = [
     do: "go",
     after: [],
     module: "kubernetes",
-    builds: [kubeBuild(newestKubernetes)],
+    builds: [kubeBuild(usualKubernetes)],
   },
   {
     // After the control plane: most of what it compiles is the same.
@@ -123,7 +123,7 @@ export const steps: readonly Step[] = [
         output: "e2e.test",
         package: "k8s.io/kubernetes/test/e2e",
         test: true,
-        ldflags: `-X ${component}.gitVersion=${kubernetesVersions[newestKubernetes]}`,
+        ldflags: `-X ${component}.gitVersion=${kubernetesVersions[usualKubernetes]}`,
       },
       // Runs its specs side by side.
       { output: "ginkgo", package: "github.com/onsi/ginkgo/v2/ginkgo" },
@@ -339,7 +339,7 @@ export type Need = keyof typeof needs;
 /** The steps of a need, in the order in which to start them, with the programs of these versions of Kubernetes. */
 export const stepsFor = (
   need: Need,
-  kubernetes: readonly KubernetesVersion[] = [newestKubernetes],
+  kubernetes: readonly KubernetesVersion[] = [usualKubernetes],
 ): Step[] => {
   const wanted: readonly string[] = needs[need];
   return steps
