@@ -84,7 +84,14 @@ type Samples = ReturnType<typeof parseMetrics>["samples"];
 const samplesOf = async (address: string): Promise<Samples> =>
   parseMetrics(await (await fetch(`http://${address}/metrics`)).text()).samples;
 
-type Figures = { cpuSeconds: number; megabytes: number; requests: number; writes: number; patches: number };
+type Figures = {
+  cpuSeconds: number;
+  megabytes: number;
+  requests: number;
+  writes: number;
+  patches: number;
+  waiting: number;
+};
 const figuresOf = (samples: Samples): Figures => {
   const sum = (name: string, holds: (labels: Record<string, string>) => boolean = () => true): number =>
     samples
@@ -96,6 +103,7 @@ const figuresOf = (samples: Samples): Figures => {
     requests: sum("rest_client_requests_total"),
     writes: sum("rest_client_requests_total", ({ method }) => method !== "GET"),
     patches: sum("rest_client_requests_total", ({ method }) => method === "PATCH"),
+    waiting: sum("workqueue_depth") + sum("controller_runtime_active_workers"),
   };
 };
 
@@ -283,7 +291,10 @@ export const simulate = async (options: Simulation): Promise<Result> => {
     await change();
     const writtenAt = await until(`${phase}: every node's desired state written`, written);
     const readyAt = await until(`${phase}: every profile Ready on every node`, ready);
-    const after = await figures();
+    // Where the API server is slow, labels are written after the profiles say that all is well: they are this phase's.
+    const deadline = Date.now() + 60_000;
+    let after = await figures();
+    for (; after.waiting > 0 && Date.now() < deadline; after = await figures()) await sleep(500);
     phases.push({
       phase,
       writtenSeconds: (writtenAt - begun) / 1000,
