@@ -7,12 +7,13 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import type { Config } from "@bulkhead/lib/api/runtime-config.ts";
 import { type CriServices, connectCri } from "@bulkhead/lib/cri/client.ts";
-import type { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { messageOf, type RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { startTracing } from "@bulkhead/lib/tracing/start.ts";
 import type { Logger } from "pino";
 import { loadDefaultApparmor } from "./container/apparmor.ts";
 import { Exits } from "./container/exits.ts";
 import { readHostFacts } from "./container/host-facts.ts";
+import { relabel } from "./container/relabel.ts";
 import { exited } from "./container/state.ts";
 import { openContainers } from "./container/store.ts";
 import { userNamespaceTrouble } from "./container/user-namespace-probe.ts";
@@ -47,6 +48,7 @@ import { type Sandbox, sandboxMetrics } from "./sandbox-metrics.ts";
 import { createDisks } from "./snapshot/disks.ts";
 import { overlay } from "./snapshot/overlay.ts";
 import { defaultApparmor } from "./spec/apparmor-default.ts";
+import { readOnlyLabel } from "./spec/selinux.ts";
 import { readLayout } from "./stats/layout.ts";
 import { createStreamingServer } from "./streaming/server.ts";
 
@@ -82,12 +84,22 @@ export const serve = async (
     log.warn(
       "SELinux is on, but its policy has no contexts for containers: only labels that pods ask for are set",
     );
+  const readOnly = readOnlyLabel(host.selinux?.contexts);
+  if (host.selinux?.contexts && readOnly === undefined)
+    log.warn("SELinux's contexts for containers have no ro_file: layers keep the labels that they have");
   const noApparmor = host.apparmor ? await loadDefaultApparmor() : undefined;
   if (noApparmor !== undefined)
     log.warn({ reason: noApparmor }, "no default AppArmor profile: containers run without");
   const linux = createLinux();
   const layout = readLayout();
   const programs = await ownPrograms(join(config.root, "bin"));
+  const onUnlabelled = (reason: string): void =>
+    log.warn({ reason }, "not labelled for containers: where SELinux enforces, they may not execute it");
+  // The only program of ours that runs under a container's label.
+  if (readOnly !== undefined)
+    await relabel(programs.holder, readOnly, linux, AbortSignal.timeout(10_000)).catch((error) =>
+      onUnlabelled(messageOf(error)),
+    );
   const noUserNamespaces = await userNamespaceTrouble({
     ...{ root: config.root, state: config.state, program: programs.reaper, linux },
   });
@@ -103,6 +115,8 @@ export const serve = async (
       form: config.layers,
       onFallback: (reason) =>
         log.info({ reason }, "layers are directories: this kernel mounts no EROFS images"),
+      label: readOnly,
+      onUnlabelled,
     }),
   );
   const metrics = createMetrics(noApparmor !== undefined, () =>

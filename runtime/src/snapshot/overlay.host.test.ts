@@ -16,24 +16,13 @@ import { MountFlags } from "../linux/linux.ts";
 import { createLinux } from "../linux/linux-ffi.ts";
 import { snapshotterConformance } from "./conformance.ts";
 import { layerTar } from "./conformance-tar.ts";
-import { joinOptions, overlay } from "./overlay.ts";
+import { overlay } from "./overlay.ts";
 
 const linux = createLinux();
 const never = new AbortController().signal;
 
 snapshotterConformance("overlay", (root) => overlay(root, linux, { form: "directory" }));
 snapshotterConformance("erofs", (root) => overlay(root, linux, { form: "erofs" }));
-
-test("an SELinux label keeps its commas among the options of mount(2)", () => {
-  const context = "system_u:object_r:container_file_t:s0:c1,c2";
-  expect(
-    joinOptions([
-      ["lowerdir", "/a:/b"],
-      ["context", context],
-      ["volatile", ""],
-    ]),
-  ).toBe(`lowerdir=/a:/b,context="${context}",volatile`);
-});
 
 describe("overlay()", () => {
   let base: string;

@@ -4,13 +4,16 @@ import { dirname, isAbsolute, join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { replaceFile } from "@bulkhead/lib/std/replace-file.ts";
 import * as z from "zod";
+import { relabel } from "../container/relabel.ts";
 import { type Linux, MountFlags } from "../linux/linux.ts";
 import type { UnpackLimits } from "./apply.ts";
 import { writeChanges } from "./changes.ts";
 import { createImageMounts, whyNoErofs } from "./erofs/mounts.ts";
 import { releaseIdMapped, withIdMapped } from "./id-mapped.ts";
+import { createLayerLabels, type LabelLinux } from "./labels.ts";
 import type { Sealed } from "./layer-tree.ts";
-import type { LayerSource, LayerUsage, Owners, Snapshotter } from "./snapshotter.ts";
+import { contextOf, joinOptions } from "./mount-options.ts";
+import type { LayerSource, LayerUsage, Look, Snapshotter } from "./snapshotter.ts";
 import { createFileWorkers, type Unpacked } from "./workers.ts";
 
 export type OverlayOptions = {
@@ -19,9 +22,14 @@ export type OverlayOptions = {
   form?: "auto" | "directory" | "erofs";
   /** Told why "auto" chose directories. */
   onFallback?: (reason: string) => void;
+  /** Where SELinux is on: the label of what containers read. */
+  label?: string | undefined;
+  /** Told why layers, or one of them, have not got it. */
+  onUnlabelled?: (reason: string) => void;
 };
 
-type OverlayLinux = Pick<Linux, "mount" | "mountWith" | "umount" | "statfs" | "syncfs" | "mountIdMapped">;
+type OverlayLinux = Pick<Linux, "mount" | "mountWith" | "umount" | "statfs" | "syncfs" | "mountIdMapped"> &
+  LabelLinux;
 
 /** A layer on disk. `synced` is set once its files surely survive a power cut. */
 const Layer = z.object({
@@ -87,9 +95,10 @@ export const overlay = async (
   let serial = 0;
   let volatile = true;
 
-  const images = createImageMounts(at("m"), linux);
   for (const dir of ["l", "m", "layers", "containers", "staging", "trash"])
     await mkdir(at(dir), { recursive: true, mode: 0o700 });
+  const labels = createLayerLabels(options.label, [at("l"), at("staging")], linux, options.onUnlabelled);
+  const images = createImageMounts(at("m"), linux, labels.label);
   const isOneDisk = statSync(at("l")).dev === statSync(at("containers")).dev;
   const trashOfContainers = isOneDisk ? at("trash") : at("containers", TRASH);
   await mkdir(trashOfContainers, { recursive: true, mode: 0o700 });
@@ -149,6 +158,7 @@ export const overlay = async (
     }
     const used = [...stands.values()].flatMap((stand) => stand.layers.map((id) => layers.get(id)?.dir ?? ""));
     await images.sweep(new Set(used));
+    labels.ensureAll(layers.values().map(({ dir }) => at("l", dir)));
     void syncBehind();
   };
 
@@ -191,6 +201,7 @@ export const overlay = async (
   /** Where the files of a layer are, mounted if need be. Whoever asks holds the layer: a stand, or an extraction. */
   const dirOf = async (id: string): Promise<string> => {
     const layer = layerOf(id);
+    await labels.ensure(at("l", layer.dir));
     if (layer.digest === undefined) return at("l", layer.dir);
     if (layer.boot !== boot) await verify(layer);
     return await images.mount(layer.dir, at("l", layer.dir));
@@ -294,8 +305,7 @@ export const overlay = async (
     key: string,
     ids: string[],
     writable: boolean,
-    owners: Owners | undefined,
-    changes?: string,
+    { owners, label, changes }: Look & { changes?: string | undefined },
   ): Promise<void> => {
     checkKey(key);
     for (const id of ids) layerOf(id);
@@ -315,7 +325,11 @@ export const overlay = async (
     await chown(`${upper}.new`, uid + (owners?.uid ?? 0), gid + (owners?.gid ?? 0));
     await chmod(`${upper}.new`, mode & 0o7777);
     await utimes(`${upper}.new`, atime, mtime);
-    if (changes !== undefined) await applyChanges(`${upper}.new`, changes, ids);
+    if (changes !== undefined) {
+      // What the container writes itself gets its label from the overlay.
+      if (label !== undefined) await relabel(`${upper}.new`, label, linux, AbortSignal.timeout(CHANGES_MS));
+      await applyChanges(`${upper}.new`, changes, ids);
+    }
     await rename(`${upper}.new`, upper);
   };
 
@@ -375,7 +389,9 @@ export const overlay = async (
 
   await open();
   const why =
-    (options.form ?? "directory") === "directory" ? "it was not asked for" : await whyNoErofs(root, linux);
+    (options.form ?? "directory") === "directory"
+      ? "it was not asked for"
+      : await whyNoErofs(root, linux, labels.label);
   if (why !== undefined && options.form === "erofs")
     throw new RuntimeError("failed-precondition", `Cannot keep layers as EROFS images: ${why}`);
   if (why !== undefined && options.form === "auto") options.onFallback?.(why);
@@ -421,7 +437,7 @@ export const overlay = async (
 
     async mountContainer(key, ids, target, { owners, label, changes } = {}) {
       if (isMounted(target)) return;
-      await standOn(key, ids, true, owners, changes);
+      await standOn(key, ids, true, { owners, label, changes });
       await withIdMapped(await lowerOf(ids), at("containers", key, "shifted"), owners, linux, (lower) =>
         mountUpper(key, lower, target, label),
       ).catch((error) => {
@@ -436,7 +452,7 @@ export const overlay = async (
 
     async mountReadonly(key, ids, target, { owners, label } = {}) {
       if (isMounted(target)) return;
-      await standOn(key, ids, false, owners);
+      await standOn(key, ids, false, { owners });
       const lowest = await lowerOf(ids);
       const dirs = ids.length < 2 ? [...lowest, at("l", NOTHING[1])] : lowest;
       await withIdMapped(dirs, at("containers", key, "shifted"), owners, linux, (lower) =>
@@ -506,6 +522,7 @@ export const overlay = async (
     },
 
     async [Symbol.asyncDispose]() {
+      await labels.close();
       clearTimeout(syncSoon);
       await syncBehind();
       await images.close((dir) =>
@@ -516,15 +533,6 @@ export const overlay = async (
   };
   return snapshotter;
 };
-
-/** Options as mount(2) takes them. A label has commas in it; SELinux takes the quotes off. */
-export const joinOptions = (options: readonly [key: string, value: string][]): string =>
-  options
-    .map(([key, value]) => (value === "" ? key : `${key}=${key === "context" ? `"${value}"` : value}`))
-    .join(",");
-
-const contextOf = (label: string | undefined): [string, string][] =>
-  label === undefined ? [] : [["context", label]];
 
 const usageOf = ({ bytes, inodes }: Layer): LayerUsage => ({ bytes, inodes });
 

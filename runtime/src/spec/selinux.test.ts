@@ -5,9 +5,11 @@ import {
   freeLevel,
   parseContexts,
   policyOf,
+  readOnlyLabel,
   requireRelabelable,
   selinuxLabels,
   selinuxOptions,
+  typeOf,
 } from "./selinux.ts";
 
 const option = (parts: object) => create(SELinuxOptionSchema, parts);
@@ -86,6 +88,18 @@ test("lxc_contexts without one of the two, or with a broken one, is none", () =>
   expect(parseContexts("")).toBeUndefined();
   expect(parseContexts('process = "system_u:system_r:container_t:s0"')).toBeUndefined();
   expect(parseContexts('process = "system_u:system_r"\nfile = "a:b:c:s0"')).toBeUndefined();
+});
+
+test("what containers read has the policy's own label, by the type of which it is known again", () => {
+  const both = 'process = "u:r:p:s0"\nfile = "u:r:f:s0"\n';
+  expect(readOnlyLabel(parseContexts(`${both}ro_file="system_u:object_r:container_ro_file_t:s0"\n`))).toBe(
+    "system_u:object_r:container_ro_file_t:s0",
+  );
+  expect(readOnlyLabel(parseContexts(both))).toBeUndefined();
+  expect(readOnlyLabel(parseContexts(`${both}ro_file="a:b:c"\n`))).toBeUndefined();
+  expect(readOnlyLabel(undefined)).toBeUndefined();
+  expect(typeOf("unconfined_u:object_r:container_ro_file_t:s0\0")).toBe("container_ro_file_t");
+  expect(typeOf("?")).toBeUndefined();
 });
 
 test("the policy is the one of /etc/selinux/config", () => {

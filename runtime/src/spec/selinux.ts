@@ -3,8 +3,11 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 
 /** An SELinux context: `user:role:type:level`. */
 export type Context = { user: string; role: string; type: string; level: string };
-/** What the node's policy gives a container's process and its files. */
-export type Contexts = { process: Context; file: Context };
+/**
+ * What the node's policy gives a container's process and its files, and what containers read of the node's; a policy
+ * need not know the last.
+ */
+export type Contexts = { process: Context; file: Context; readOnly: Context | undefined };
 
 /** Labels as the kernel has them: of a container's process, and of its files. */
 export type SelinuxLabels = { process: string; mount: string };
@@ -13,6 +16,7 @@ export type SelinuxLabels = { process: string; mount: string };
 const usual: Contexts = {
   process: { user: "system_u", role: "system_r", type: "container_t", level: "s0" },
   file: { user: "system_u", role: "object_r", type: "container_file_t", level: "s0" },
+  readOnly: { user: "system_u", role: "object_r", type: "container_ro_file_t", level: "s0" },
 };
 const part = /^[A-Za-z0-9_.]+$/;
 const range = /^s\d+(-s\d+)?(:c\d{1,4}([.,]c\d{1,4})*)?$/;
@@ -23,7 +27,7 @@ const parseContext = (text: string): Context | undefined => {
   return { user, role, type, level: level.join(":") };
 };
 
-/** The `process` and `file` of a policy's lxc_contexts; undefined where one of them is missing. */
+/** The `process`, `file` and `ro_file` of a policy's lxc_contexts; undefined where one of the first two is missing. */
 export const parseContexts = (text: string): Contexts | undefined => {
   const values = new Map(
     text.split("\n").flatMap((line) => {
@@ -33,8 +37,17 @@ export const parseContexts = (text: string): Contexts | undefined => {
   );
   const process = parseContext(values.get("process") ?? "");
   const file = parseContext(values.get("file") ?? "");
-  return process && file && { process, file };
+  return process && file && { process, file, readOnly: parseContext(values.get("ro_file") ?? "") };
 };
+
+/** The label of what containers only read and execute: their images' files. */
+export const readOnlyLabel = (contexts: Contexts | undefined): string | undefined =>
+  contexts?.readOnly && labelOf(contexts.readOnly);
+
+const labelOf = ({ user, role, type, level }: Context): string => [user, role, type, level].join(":");
+
+/** The type of a label as the kernel gives it, which ends it with a NUL. */
+export const typeOf = (label: string): string | undefined => parseContext(label.replace(/\0$/, ""))?.type;
 
 /** The policy's name in /etc/selinux/config, which is the name of its directory. */
 export const policyOf = (config: string): string =>
@@ -91,8 +104,8 @@ export const selinuxLabels = (
     if (!pattern.test(parts[name]))
       throw new RuntimeError("invalid-argument", `Cannot use SELinux ${name} "${parts[name]}"`);
   return {
-    process: [parts.user, parts.role, parts.type, parts.level].join(":"),
-    mount: [asked?.user || file.user, file.role, file.type, parts.level].join(":"),
+    process: labelOf(parts),
+    mount: labelOf({ ...file, user: asked?.user || file.user, level: parts.level }),
   };
 };
 

@@ -3,19 +3,22 @@ import { mkdir, readdir, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { type Linux, MountFlags } from "../../linux/linux.ts";
+import { isLabelled } from "../labels.ts";
+import { contextOf, joinOptions } from "../mount-options.ts";
 import { MAGIC } from "./format.ts";
 import { createErofsTree } from "./tree.ts";
 
-type MountLinux = Pick<Linux, "mount" | "umount" | "statfs">;
+type MountLinux = Pick<Linux, "mount" | "umount" | "statfs" | "lgetxattr">;
 
 /** Images stay mounted for so long after the last use: pods of one image come and go. */
 const IDLE_MS = 30_000;
 
 /**
  * Where layers that are images are mounted: `dir`/N, once for all containers, so that they share the page cache. A
- * container's overlay keeps its layers alive by itself; these mounts only say that there is one to share.
+ * container's overlay keeps its layers alive by itself; these mounts only say that there is one to share. An image has no
+ * labels in it: with `label` all its files are shown under this one.
  */
-export const createImageMounts = (dir: string, linux: MountLinux) => {
+export const createImageMounts = (dir: string, linux: MountLinux, label: string | undefined) => {
   const idle = new Map<string, NodeJS.Timeout>();
   const at = (name: string) => join(dir, name);
 
@@ -46,7 +49,7 @@ export const createImageMounts = (dir: string, linux: MountLinux) => {
       idle.delete(name);
       if (isMounted(name)) return at(name);
       await mkdir(at(name), { recursive: true, mode: 0o700 });
-      await linux.mount(file, at(name), "erofs", MountFlags.RDONLY, "");
+      await mountImage(file, at(name), linux, label);
       return at(name);
     },
     /** Nothing uses it now; `isUsed` is asked once more when the time has come. */
@@ -67,18 +70,27 @@ export const createImageMounts = (dir: string, linux: MountLinux) => {
       }
       idle.clear();
     },
-    /** Takes down what is not among `used`. */
+    /** Takes down what is not among `used`, and what has another label, which the next use mounts again. */
     async sweep(used: ReadonlySet<string>): Promise<void> {
-      for (const name of await readdir(dir)) if (!used.has(name)) await unmount(name);
+      for (const name of await readdir(dir))
+        if (!used.has(name) || (label !== undefined && !isLabelled(at(name), label, linux)))
+          await unmount(name);
     },
   };
 };
+
+const mountImage = (file: string, target: string, linux: MountLinux, label: string | undefined) =>
+  linux.mount(file, target, "erofs", MountFlags.RDONLY, joinOptions(contextOf(label)));
 
 /**
  * Why layers cannot be EROFS images below `root` on this machine, found out by making, mounting and stacking one;
  * undefined when they can. Images are mounted as files: Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE.
  */
-export const whyNoErofs = async (root: string, linux: MountLinux): Promise<string | undefined> => {
+export const whyNoErofs = async (
+  root: string,
+  linux: MountLinux,
+  label: string | undefined,
+): Promise<string | undefined> => {
   const dir = join(root, "staging", "probe");
   await rm(dir, { recursive: true, force: true });
   for (const name of ["image", "upper", "work", "merged"]) await mkdir(join(dir, name), { recursive: true });
@@ -89,7 +101,7 @@ export const whyNoErofs = async (root: string, linux: MountLinux): Promise<strin
     const tree = createErofsTree(file);
     tree.mkdir("seen");
     tree.seal();
-    await linux.mount(file, join(dir, "image"), "erofs", MountFlags.RDONLY, "");
+    await mountImage(file, join(dir, "image"), linux, label);
     undo.defer(() => linux.umount(join(dir, "image"), MountFlags.DETACH));
     const data = `lowerdir=${dir}/image,upperdir=${dir}/upper,workdir=${dir}/work`;
     await linux.mount("overlay", join(dir, "merged"), "overlay", 0, data);
