@@ -119,6 +119,7 @@ test("where the label cannot be set the reason is told, and nothing is walked or
   mkdirSync(target);
   await snapshots.mountContainer("c", ["sha256:a"], target);
   await snapshots.unmount(target);
+  await snapshots.removeContainer("c");
   expect(reasons).toEqual(["lsetxattr: EINVAL"]);
 });
 
