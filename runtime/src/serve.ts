@@ -7,13 +7,12 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import type { Config } from "@bulkhead/lib/api/runtime-config.ts";
 import { type CriServices, connectCri } from "@bulkhead/lib/cri/client.ts";
-import { messageOf, type RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import type { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { startTracing } from "@bulkhead/lib/tracing/start.ts";
 import type { Logger } from "pino";
 import { loadDefaultApparmor } from "./container/apparmor.ts";
 import { Exits } from "./container/exits.ts";
 import { readHostFacts } from "./container/host-facts.ts";
-import { relabel } from "./container/relabel.ts";
 import { exited } from "./container/state.ts";
 import { openContainers } from "./container/store.ts";
 import { userNamespaceTrouble } from "./container/user-namespace-probe.ts";
@@ -93,13 +92,6 @@ export const serve = async (
   const linux = createLinux();
   const layout = readLayout();
   const programs = await ownPrograms(join(config.root, "bin"));
-  const onUnlabelled = (reason: string): void =>
-    log.warn({ reason }, "not labelled for containers: where SELinux enforces, they may not execute it");
-  // The only program of ours that runs under a container's label.
-  if (readOnly !== undefined)
-    await relabel(programs.holder, readOnly, linux, AbortSignal.timeout(10_000)).catch((error) =>
-      onUnlabelled(messageOf(error)),
-    );
   const noUserNamespaces = await userNamespaceTrouble({
     ...{ root: config.root, state: config.state, program: programs.reaper, linux },
   });
@@ -116,7 +108,8 @@ export const serve = async (
       onFallback: (reason) =>
         log.info({ reason }, "layers are directories: this kernel mounts no EROFS images"),
       label: readOnly,
-      onUnlabelled,
+      onUnlabelled: (reason) =>
+        log.warn({ reason }, "layers not labelled: where SELinux enforces, containers may not execute them"),
     }),
   );
   const metrics = createMetrics(noApparmor !== undefined, () =>
