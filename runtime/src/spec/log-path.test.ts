@@ -23,8 +23,9 @@ test("a log never lies outside the pod's own directory (CVE-2025-0750, CVE-2024-
     fc.property(fc.array(part, { maxLength: 6 }), (parts) => {
       try {
         const path = logPathOf("/logs/pod", parts.join("/"));
-        if (path !== "")
-          expect(new URL(`file://${path.replaceAll(/[%?#\\]/g, "_")}`).pathname).toMatch(/^\/logs\/pod\/./);
+        // A URL goes its own way to where the path leads; what means something in URLs alone is escaped.
+        const url = path.split("/").map(encodeURIComponent).join("/");
+        if (path !== "") expect(new URL(`file://${url}`).pathname).toMatch(/^\/logs\/pod\/./);
       } catch (error) {
         expect(error).toMatchObject({ code: "invalid-argument" });
       }
