@@ -2,6 +2,7 @@ import { labels } from "@bulkhead/lib/api/group.ts";
 import { type RuntimeProfile, runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
 import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
+import { parseQuantity } from "@bulkhead/lib/std/quantity.ts";
 
 /** The value of the managed-by label on what the operator makes. */
 export const managedBy = "bulkhead-operator";
@@ -37,24 +38,8 @@ export const ownerOf = (existing: RuntimeClass): string | undefined =>
     ? existing.metadata.labels[labels.profile]
     : undefined;
 
-const factors: Record<string, number> = {
-  "": 1,
-  m: 1e-3,
-  k: 1e3,
-  M: 1e6,
-  G: 1e9,
-  T: 1e12,
-  Ki: 2 ** 10,
-  Mi: 2 ** 20,
-  Gi: 2 ** 30,
-  Ti: 2 ** 40,
-};
-
 /** The API server writes quantities its own way (1024Mi becomes 1Gi): compare what they mean. */
-export const amount = (quantity: string | undefined): number => {
-  const [, digits, suffix = ""] = /^([0-9.]+)([a-zA-Z]*)$/.exec(quantity ?? "0") ?? [];
-  return Number(digits) * (factors[suffix] ?? Number.NaN);
-};
+export const amount = (quantity: string | undefined): number => parseQuantity(quantity ?? "0") ?? Number.NaN;
 
 const sameAmount = (one: string | undefined, other: string | undefined): boolean => {
   const [a, b] = [amount(one), amount(other)];

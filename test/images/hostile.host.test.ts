@@ -371,6 +371,16 @@ describe("A pull", () => {
 
 describe("A full disk", () => {
   const megabytes = 6;
+  /** With a snapshotter on it; both go with `undo`. */
+  const smallDisk = async (undo: AsyncDisposableStack) => {
+    const disk = join(use.root, "disk");
+    await mkdir(disk);
+    execFileSync("mount", ["-t", "tmpfs", "-o", `size=${megabytes}m`, "bh-img-full", disk]);
+    undo.defer(() => void execFileSync("umount", ["-l", disk]));
+    const snapshotter = undo.use(await overlay(join(disk, "layers"), createLinux()));
+    return { disk, snapshotter, log: { debug: () => {}, info: () => {}, warn: () => {} } };
+  };
+
   test.each([
     ["blobs do not fit", () => gzipLayer(text("noise", randomBytes(8 << 20)))],
     ["files do not fit", () => gzipLayer(text("zeros", Buffer.alloc(64 << 20)))],
@@ -378,13 +388,8 @@ describe("A full disk", () => {
     const layer = make();
     const name = `case/full-${layer.diffId.slice(7, 17)}`;
     await push(target(name), "1", [gzipLayer(text("small", "s")), layer]);
-    const disk = join(use.root, "disk");
-    await mkdir(disk);
-    execFileSync("mount", ["-t", "tmpfs", "-o", `size=${megabytes}m`, "bh-img-full", disk]);
     await using undo = new AsyncDisposableStack();
-    undo.defer(() => void execFileSync("umount", ["-l", disk]));
-    const snapshotter = undo.use(await overlay(join(disk, "layers"), createLinux()));
-    const log = { debug: () => {}, info: () => {}, warn: () => {} };
+    const { disk, snapshotter, log } = await smallDisk(undo);
     const images = undo.use(await openImages({ root: join(disk, "images"), snapshotter, mirrors: {}, log }));
     await expect(images.pull({ ref: `${use.registry.host}/${name}:1` }, never)).rejects.toMatchObject({
       code: "resource-exhausted",
@@ -404,13 +409,8 @@ describe("A full disk", () => {
   test("to its last byte takes the removal of an image, which makes room, also over a restart", async () => {
     const names = ["case/full-used", "case/full-other"];
     for (const name of names) await push(target(name), "1", [gzipLayer(text("noise", randomBytes(1 << 20)))]);
-    const disk = join(use.root, "disk");
-    await mkdir(disk);
-    execFileSync("mount", ["-t", "tmpfs", "-o", `size=${megabytes}m`, "bh-img-full", disk]);
     await using undo = new AsyncDisposableStack();
-    undo.defer(() => void execFileSync("umount", ["-l", disk]));
-    const snapshotter = undo.use(await overlay(join(disk, "layers"), createLinux()));
-    const log = { debug: () => {}, info: () => {}, warn: () => {} };
+    const { disk, snapshotter, log } = await smallDisk(undo);
     const inUse = new Set<string>();
     const options = { root: join(disk, "images"), snapshotter, mirrors: {}, log, inUse: () => inUse };
     const images = await openImages(options);

@@ -2,6 +2,7 @@ import { join } from "node:path";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
+import { parseQuantity } from "@bulkhead/lib/std/quantity.ts";
 
 /** What a profile of gVisor says, in runsc's words. Pure. */
 
@@ -57,12 +58,7 @@ const overlayOf = ({ overlay, overlayScope = "root", overlaySize }: Gvisor, dire
 };
 
 /** Whole bytes of a Kubernetes quantity. */
-const bytesOf = (quantity: string): number => {
-  const [, number = "0", suffix = ""] = /^([0-9.]+)([a-zA-Z]*)$/.exec(quantity) ?? [];
-  const powers = ["", "k", "M", "G", "T"].indexOf(suffix.replace("i", "").replace("K", "k"));
-  const factor = suffix === "m" ? 1e-3 : (suffix.endsWith("i") ? 1024 : 1000) ** powers;
-  return Math.ceil(Number(number) * factor);
-};
+const bytesOf = (quantity: string): number => Math.ceil(parseQuantity(quantity) ?? 0);
 
 const nvproxyFlags = (nvproxy: Gvisor["nvproxy"]): Record<string, string> =>
   nvproxy === undefined

@@ -1,5 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
+import { configProblems } from "@bulkhead/lib/api/runtime-config.ts";
 import { readBounded } from "@bulkhead/lib/std/bounded-file.ts";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { parse } from "smol-toml";
@@ -57,8 +58,7 @@ export async function endpointsOfHostsToml(
 export const parseHostsFile = (text: string): z.infer<typeof HostsFile> => {
   const parsed = HostsFile.safeParse(parse(text));
   if (parsed.success) return parsed.data;
-  const problems = parsed.error.issues.map(({ path, message }) => `${path.join(".")}: ${message}`);
-  throw new RuntimeError("failed-precondition", problems.join("; "));
+  throw new RuntimeError("failed-precondition", configProblems(parsed.error).join("; "));
 };
 
 async function parseHostsToml(text: string, domain: string, folder: string): Promise<Endpoint[]> {

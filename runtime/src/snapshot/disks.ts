@@ -1,8 +1,7 @@
-import { execFile } from "node:child_process";
 import { mkdir, open, readdir, rename, rm, stat, statfs, truncate } from "node:fs/promises";
 import { join } from "node:path";
-import { promisify } from "node:util";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { runHostProgram } from "../linux/host-program.ts";
 
 /**
  * Root file systems as disks, for walls that share no directory with the node (Firecracker) or shall not: one file
@@ -29,12 +28,10 @@ export interface Disks {
   usage(key: string): Promise<bigint>;
 }
 
-/** mke2fs and losetup are on every node: the kubelet formats volumes with the one and attaches them with the other. */
-const run = promisify(execFile);
-const programs = { env: { ...process.env, PATH: "/usr/sbin:/sbin:/usr/bin:/bin", LC_ALL: "C" } };
 /** For what must be undone even when the caller has gone. */
 const undoMs = 30_000;
 
+/** mke2fs and losetup are on every node: the kubelet formats volumes with the one and attaches them with the other. */
 export const createDisks = async (root: string): Promise<Disks> => {
   await mkdir(root, { recursive: true, mode: 0o700 });
   const at = (key: string): string => {
@@ -44,10 +41,11 @@ export const createDisks = async (root: string): Promise<Disks> => {
   };
 
   const devicesOf = async (file: string, signal: AbortSignal): Promise<string[]> => {
-    const { stdout } = await run("losetup", ["--associated", file, "--noheadings", "--output", "NAME"], {
-      ...programs,
+    const { stdout } = await runHostProgram(
+      "losetup",
+      ["--associated", file, "--noheadings", "--output", "NAME"],
       signal,
-    });
+    );
     return stdout
       .split("\n")
       .map((line) => line.trim())
@@ -59,7 +57,7 @@ export const createDisks = async (root: string): Promise<Disks> => {
     const signal = AbortSignal.timeout(undoMs);
     // One that a guest still holds goes when the guest does: the kernel detaches it with the last user.
     for (const device of await devicesOf(file, signal))
-      await run("losetup", ["--detach", device], { ...programs, signal });
+      await runHostProgram("losetup", ["--detach", device], signal);
     // A hypervisor may hold on to it until the drive has another: what it took of the node's disk is free at once.
     await truncate(file);
     await rm(file);
@@ -76,7 +74,7 @@ export const createDisks = async (root: string): Promise<Disks> => {
       try {
         // No journal: what it saves after a power cut is a container that is gone by then. No blocks kept for root.
         const options = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0"];
-        await run("mke2fs", [...options, "-d", directory, half, `${sizeMiB}M`], { ...programs, signal });
+        await runHostProgram("mke2fs", [...options, "-d", directory, half, `${sizeMiB}M`], signal);
       } catch (error) {
         signal.throwIfAborted();
         throw await notMade(error, root, sizeMiB);
@@ -89,7 +87,7 @@ export const createDisks = async (root: string): Promise<Disks> => {
       const file = at(key);
       const [known] = await devicesOf(file, signal);
       if (known !== undefined) return known;
-      const { stdout } = await run("losetup", ["--find", "--show", file], { ...programs, signal });
+      const { stdout } = await runHostProgram("losetup", ["--find", "--show", file], signal);
       return stdout.trim();
     },
 

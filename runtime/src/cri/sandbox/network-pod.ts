@@ -1,6 +1,7 @@
 import { isIP } from "node:net";
 import { type PodSandboxConfig, Protocol } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { parseQuantity } from "@bulkhead/lib/std/quantity.ts";
 import type { NetworkPod } from "../../network/network.ts";
 import { requireArgs } from "../../network/plan.ts";
 import type { Pod } from "../../pod/state.ts";
@@ -25,26 +26,13 @@ const requirePortMappings = (config: PodSandboxConfig): void => {
   }
 };
 
-const suffixes: Readonly<Record<string, number>> = {
-  ...{ n: 1e-9, u: 1e-6, m: 1e-3, "": 1, k: 1e3, M: 1e6, G: 1e9, T: 1e12, P: 1e15, E: 1e18 },
-  ...{ Ki: 2 ** 10, Mi: 2 ** 20, Gi: 2 ** 30, Ti: 2 ** 40, Pi: 2 ** 50, Ei: 2 ** 60 },
-};
-
-/** A quantity as Kubernetes writes them (1.5M, 64Ki, 2e6), rounded up; undefined for what is none. */
-const quantity = (text: string): number | undefined => {
-  const [, digits, exponent, suffix = ""] =
-    /^\+?(\d{1,18}(?:\.\d{0,9})?|\.\d{1,9})(?:[eE]([+-]?\d{1,2})|([A-Za-z]{1,2}))?$/.exec(text) ?? [];
-  const unit = exponent === undefined ? suffixes[suffix] : 10 ** Number(exponent);
-  return digits === undefined || unit === undefined ? undefined : Math.ceil(Number(digits) * unit);
-};
-
 const directions = { ingress: "kubernetes.io/ingress-bandwidth", egress: "kubernetes.io/egress-bandwidth" };
 /** As every engine takes them: below, a pod would stand still; above, nothing is meant. */
 const [leastBits, mostBits] = [1e3, 1e15];
 
 const bitsOf = (config: PodSandboxConfig, annotation: string): number | undefined => {
-  const bits = quantity(config.annotations[annotation] ?? "");
-  return bits !== undefined && bits >= leastBits && bits <= mostBits ? bits : undefined;
+  const bits = Math.ceil(parseQuantity(config.annotations[annotation] ?? "") ?? Number.NaN);
+  return bits >= leastBits && bits <= mostBits ? bits : undefined;
 };
 
 /** Refuses a bandwidth that cannot be read: a pod that was to be slowed down must not run without a limit. */

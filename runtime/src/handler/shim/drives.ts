@@ -1,6 +1,5 @@
-import { execFile } from "node:child_process";
 import { readFile } from "node:fs/promises";
-import { promisify } from "node:util";
+import { runHostProgram } from "../../linux/host-program.ts";
 import { isAlive } from "../../monitor/process.ts";
 import type { ProcessState } from "./state.ts";
 
@@ -10,9 +9,6 @@ import type { ProcessState } from "./state.ts";
  * The next one on top of it would never reach Firecracker, which has a copy of the mounts of its own: a mount of the
  * shim's is none that others follow. So what the shim left is unmounted for it.
  */
-
-const run = promisify(execFile);
-const programs = { env: { ...process.env, PATH: "/usr/sbin:/sbin:/usr/bin:/bin", LC_ALL: "C" } };
 
 /** Where a table of mounts (mountinfo) has the disk of a container in a drive of its pod's machine. */
 export const drivesOf = (mountinfo: string, sandboxId: string, id: string): string[] =>
@@ -33,8 +29,5 @@ export async function freeDrive(
   const mountinfo = await readFile(`/proc/${shim.pid}/mountinfo`, "utf8").catch(() => "");
   // The shim has mounts of its own.
   for (const point of drivesOf(mountinfo, sandboxId, id))
-    await run("nsenter", [`--mount=/proc/${shim.pid}/ns/mnt`, "umount", "-l", point], {
-      ...programs,
-      signal,
-    });
+    await runHostProgram("nsenter", [`--mount=/proc/${shim.pid}/ns/mnt`, "umount", "-l", point], signal);
 }
