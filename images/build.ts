@@ -22,7 +22,7 @@ import { Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { parseArgs, promisify } from "node:util";
 import { createGzip } from "node:zlib";
-import { bundle, operatorFlags, workersOf } from "./bundle.ts";
+import { bundle, operatorEnvironment, operatorFlags, workersOf } from "./bundle.ts";
 
 /**
  * Builds the images of operator and node agent and pushes them:
@@ -434,7 +434,11 @@ async function main(): Promise<void> {
       images.push({
         name: "operator",
         layers: [base.layer, programs.layer],
-        config: { entrypoint: entry("operator", operatorFlags), user: "65532:65532" },
+        config: {
+          entrypoint: entry("operator", operatorFlags),
+          user: "65532:65532",
+          env: Object.entries(operatorEnvironment).map((each) => each.join("=")),
+        },
       });
     }
     if (values.only !== "operator") {

@@ -70,7 +70,7 @@ export const missed = (result: Result, times: boolean): string[] => {
         )
       : []),
     ...dear,
-    ...(operator.peakMegabytes > most.megabytes ? [`the operator took ${operator.peakMegabytes} MiB`] : []),
+    ...(operator.peakMegabytes >= most.megabytes ? [`the operator took ${operator.peakMegabytes} MiB`] : []),
     ...Object.entries(largestBytes).flatMap(([kind, size]) =>
       size > most.bytes ? [`a ${kind} has ${size} bytes`] : [],
     ),

@@ -13,7 +13,7 @@ import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
 import { createReflector } from "@bulkhead/lib/kube/reflector.ts";
 import { nodeRuntimes, nodes, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { bundle, operatorFlags } from "../../images/bundle.ts";
+import { bundle, operatorEnvironment, operatorFlags } from "../../images/bundle.ts";
 import { parseMetrics } from "../agent/agent.ts";
 import { installCrds } from "../apiserver/crds.ts";
 import { startApiServer } from "../apiserver/start.ts";
@@ -61,7 +61,7 @@ const startProgram = async (kubeconfig: string, undo: AsyncDisposableStack, say:
       ...["--kubeconfig", kubeconfig, "--namespace", "default", "--metrics-address", "127.0.0.1:0"],
       ...["--page-address", "127.0.0.1:0"],
     ],
-    { stdio: ["ignore", "pipe", "inherit"] },
+    { stdio: ["ignore", "pipe", "inherit"], env: { ...process.env, ...operatorEnvironment } },
   );
   undo.defer(async () => {
     if (child.exitCode !== null) return;
