@@ -120,11 +120,7 @@ const runProject = async (
     }
     const result = JSON.parse(text) as Report;
     counts.passed += result.numPassedTests;
-    // A file that fails before its first test has none to count.
-    const broken = result.testResults.filter(
-      ({ status, assertionResults }) => status === "failed" && assertionResults.length === 0,
-    );
-    counts.failed += result.numFailedTests + broken.length;
+    counts.failed += result.numFailedTests + result.testResults.filter(failsOutsideTests).length;
     failures.push(...failuresOf(project, result));
     counts.skipped += result.numPendingTests + result.numTodoTests;
     return code;
@@ -133,11 +129,15 @@ const runProject = async (
   }
 };
 
+/** A file that fails before its first test or after its last, in what all of them share: no test counts that. */
+const failsOutsideTests = ({ status, assertionResults }: Report["testResults"][number]): boolean =>
+  status === "failed" && assertionResults.every((test) => test.status !== "failed");
+
 const failuresOf = (project: Project, { testResults }: Report): string[] =>
-  testResults.flatMap(({ name, status, message, assertionResults }) => {
-    const file = `${project} ${relative(root, name)}`;
-    if (status === "failed" && assertionResults.length === 0) return [`${file}: ${message.slice(0, 2000)}`];
-    return assertionResults
+  testResults.flatMap((result) => {
+    const file = `${project} ${relative(root, result.name)}`;
+    if (failsOutsideTests(result)) return [`${file}: ${result.message.slice(0, 2000)}`];
+    return result.assertionResults
       .filter((test) => test.status === "failed")
       .map((test) => `${file} > ${test.fullName}: ${test.failureMessages.join("\n").slice(0, 2000)}`);
   });
