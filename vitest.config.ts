@@ -3,6 +3,9 @@ import { defineConfig } from "vitest/config";
 // A test of real processes may meet a machine that is busy with others; CI tries it once more and says so.
 const retry = process.env.CI ? 1 : 0;
 
+// What is awaited comes at once or, on a busy machine, later: a far deadline costs nothing but when a test fails.
+const poll = { timeout: 20_000 };
+
 // unit: pure, no root. host: root on this machine, real kernel and runtimes. cluster: the real control plane and nodes.
 export default defineConfig({
   test: {
@@ -12,6 +15,9 @@ export default defineConfig({
           name: "unit",
           include: ["{lib,operator,node-agent,runtime,kubectl,test}/**/*.test.ts"],
           exclude: ["**/*.{host,cluster,vm}.test.ts", "**/node_modules/**"],
+          testTimeout: 30_000,
+          hookTimeout: 30_000,
+          expect: { poll },
         },
       },
       {
@@ -21,6 +27,7 @@ export default defineConfig({
           fileParallelism: false,
           retry,
           testTimeout: 60_000,
+          expect: { poll },
           hookTimeout: 120_000,
         },
       },
@@ -32,6 +39,7 @@ export default defineConfig({
           fileParallelism: false,
           retry,
           testTimeout: 240_000,
+          expect: { poll },
           hookTimeout: 900_000,
         },
       },
@@ -44,6 +52,7 @@ export default defineConfig({
           fileParallelism: false,
           retry,
           testTimeout: 180_000,
+          expect: { poll },
           hookTimeout: 600_000,
         },
       },
@@ -55,6 +64,7 @@ export default defineConfig({
           globalSetup: ["test/lifecycle/global-setup.ts"],
           fileParallelism: false,
           testTimeout: 240_000,
+          expect: { poll },
           hookTimeout: 600_000,
         },
       },

@@ -17,7 +17,7 @@ beforeEach(() => {
   dir = mkdtempSync(join(tmpdir(), "bh-ttrpc-"));
 });
 afterEach(() => rmSync(dir, { recursive: true }));
-const signal = () => AbortSignal.timeout(5000);
+const signal = () => AbortSignal.timeout(25_000);
 
 /** A peer that hands each frame to `on` and writes what it is told. */
 async function peer(path: string, on: (frame: Frame, send: (frame: Frame) => void, end: () => void) => void) {

@@ -1196,7 +1196,7 @@ describe("With an endpoint for traces the operator", () => {
         "reconcile RuntimeProfile > apply the status of RuntimeProfile",
         "reconcile Node > assign > apply NodeRuntime",
       ])
-        await expect.poll(told, { timeout: 10_000 }).toContain(path);
+        await expect.poll(told, { timeout: 50_000 }).toContain(path);
       const spans = await receiver.spans();
       const root = spans.find(({ attributes }) => attributes["bulkhead.profile"] === "traced");
       expect(root).toMatchObject({ service: "bulkhead-operator", name: "reconcile RuntimeProfile" });

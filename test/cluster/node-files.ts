@@ -25,7 +25,7 @@ export const nodeFiles = (
   },
   ...(node.description.engine === "bulkhead" ? bulkheadFiles(node.description) : containerdFiles(plan)),
   { path: `/etc/containerd/certs.d/${registryHost(plan)}/hosts.toml`, text: registryHosts(plan) },
-  { path: "/etc/crictl.yaml", text: `runtime-endpoint: ${criEndpoint(node)}\n` },
+  { path: "/etc/crictl.yaml", text: `runtime-endpoint: ${criEndpoint(node)}\ntimeout: 60\n` },
   { path: "/etc/cni/net.d/10-pods.conflist", text: `${JSON.stringify(podNetwork(node), undefined, 2)}\n` },
   { path: "/etc/kubernetes/pki/ca.crt", text: pem.ca },
   { path: "/etc/kubernetes/kubelet.conf", text: pem.kubeconfig, mode: 0o600 },

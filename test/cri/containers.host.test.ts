@@ -500,7 +500,7 @@ test("a pod without a cgroup_parent has the figures of its own containers, not o
   await withContainer({}, async (large) => {
     await withContainer({}, async (small) => {
       await execute(large, "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null");
-      await expect.poll(() => usageOf(large), { timeout: 10_000 }).toBeGreaterThan(40 << 20);
+      await expect.poll(() => usageOf(large), { timeout: 30_000 }).toBeGreaterThan(40 << 20);
       expect(await usageOf(small)).toBeGreaterThan(0);
       expect(await usageOf(small)).toBeLessThan(20 << 20);
     });

@@ -89,7 +89,14 @@ class Running implements AsyncDisposable {
   readonly child: ChildProcessWithoutNullStreams;
   text = "";
   constructor(args: string[], terminal = false) {
-    const argv = [tool("crictl"), "--runtime-endpoint", `unix://${daemon.socket}`, ...args];
+    const argv = [
+      tool("crictl"),
+      "--runtime-endpoint",
+      `unix://${daemon.socket}`,
+      "--timeout",
+      "60s",
+      ...args,
+    ];
     this.child = terminal
       ? spawn("script", ["-qefc", argv.map((each) => `'${each}'`).join(" "), "/dev/null"])
       : spawn(argv[0] ?? "", argv.slice(1));
@@ -99,7 +106,7 @@ class Running implements AsyncDisposable {
       });
   }
   async shows(pattern: RegExp): Promise<RegExpMatchArray> {
-    await expect.poll(() => this.text, { timeout: 10_000 }).toMatch(pattern);
+    await expect.poll(() => this.text, { timeout: 50_000 }).toMatch(pattern);
     return this.text.match(pattern) as RegExpMatchArray;
   }
   async ends(): Promise<number | null> {

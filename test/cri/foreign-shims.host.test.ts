@@ -94,7 +94,7 @@ const deathTests = (
     expect(await pods.running(id)).not.toEqual([]);
     await pods.killShim(other);
     expect(await pods.ended(id)).toMatchObject({ exitCode: 137 });
-    await expect.poll(() => pods.running(id), { timeout: 10_000 }).toEqual([]);
+    await expect.poll(() => pods.running(id), { timeout: 30_000 }).toEqual([]);
     await pods.removePod(other.id);
   });
 };

@@ -120,9 +120,13 @@ test.each(["runc", "gvisor"])(
 test("kill -9 in the middle of RunPodSandbox leaves a pod that can be removed, and nothing else", async () => {
   const podConfig = await podFile();
   for (const wait of [5, 20, 40, 80, 120]) {
-    const runp = spawn(tool("crictl"), ["--runtime-endpoint", `unix://${daemon.socket}`, "runp", podConfig], {
-      stdio: "ignore",
-    });
+    const runp = spawn(
+      tool("crictl"),
+      ["--runtime-endpoint", `unix://${daemon.socket}`, "--timeout", "60s", "runp", podConfig],
+      {
+        stdio: "ignore",
+      },
+    );
     const ended = once(runp, "exit");
     await sleep(wait);
     await daemon.end("SIGKILL");
@@ -139,7 +143,7 @@ test("kill -9 in the middle of CreateContainer leaves no container and no mount"
   for (const wait of [10, 30, 60, 90]) {
     const create = spawn(
       tool("crictl"),
-      ["--runtime-endpoint", `unix://${daemon.socket}`, "create", pod, config, podConfig],
+      ["--runtime-endpoint", `unix://${daemon.socket}`, "--timeout", "60s", "create", pod, config, podConfig],
       { stdio: "ignore" },
     );
     const ended = once(create, "exit");

@@ -122,10 +122,10 @@ test("ImageFsInfo names both disks, and says what each of them says of itself", 
   await daemon.crictl("rmp", "-f", id);
   await daemon.crictl("rmi", unused);
   await vi.waitFor(async () => expect((await grown("containers")).bytes).toBeLessThan(100_000), {
-    timeout: 10_000,
+    timeout: 40_000,
   });
   expect((await told()).containers).toMatchObject({ bytes: 0, inodes: 0 });
-  await vi.waitFor(() => near("images", { bytes: 200_000, inodes: 30 }), { timeout: 10_000 });
+  await vi.waitFor(() => near("images", { bytes: 200_000, inodes: 30 }), { timeout: 40_000 });
   expect((await told()).images.bytes).toBeLessThan(before.images.bytes);
   expect(await remains(daemon)).toEqual([]);
 });

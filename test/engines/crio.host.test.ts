@@ -89,7 +89,7 @@ beforeAll(async () => {
     files: (registry) => ({
       "/etc/crio/crio.conf": config(registry),
       "/etc/crio/policy.json": '{ "default": [{ "type": "insecureAcceptAnything" }] }\n',
-      "/etc/crictl.yaml": `runtime-endpoint: unix://${socket}\n`,
+      "/etc/crictl.yaml": `runtime-endpoint: unix://${socket}\ntimeout: 60\n`,
       "/etc/systemd/system/crio.service": unit,
       "/etc/systemd/system/containerd.service": "[Service]\nType=oneshot\nExecStart=/bin/true\n",
       "/etc/systemd/system/kubelet.service.d/crio.conf": "[Unit]\nWants=crio.service\nAfter=crio.service\n",

@@ -61,7 +61,7 @@ beforeAll(async () => {
     files: (registry) => ({
       [daemonJson]: config(registry),
       "/opt/clamped/runc": clampedRuntime("runc-real"),
-      "/etc/crictl.yaml": `runtime-endpoint: unix://${socket}\n`,
+      "/etc/crictl.yaml": `runtime-endpoint: unix://${socket}\ntimeout: 60\n`,
       "/etc/systemd/system/docker.service": unit,
       "/etc/systemd/system/cri-docker.service": criUnit(registry),
       "/etc/systemd/system/containerd.service": "[Service]\nType=oneshot\nExecStart=/bin/true\n",

@@ -11,8 +11,8 @@ type Fronted = { name: string; unit: string };
  * engine. They stand on each other in this order.
  */
 export function frontedTests(of: () => EngineNode, { name, unit }: Fronted): void {
-  const ours = "--runtime-endpoint=unix:///run/bulkhead/cri.sock";
-  const crictl = (...argv: string[]) => of().exec(["crictl", ours, ...argv]);
+  const ours = ["--runtime-endpoint=unix:///run/bulkhead/cri.sock", "--timeout=60s"];
+  const crictl = (...argv: string[]) => of().exec(["crictl", ...ours, ...argv]);
 
   test("is fronted by Bulkhead's runtime, and serves its own profiles and pods behind it", async () => {
     const node = of();

@@ -78,7 +78,7 @@ describe("ttrpc", () => {
       }),
       { numRuns: 150 },
     );
-    using client = await TtrpcConnection.connect(path, AbortSignal.timeout(5000));
+    using client = await TtrpcConnection.connect(path, AbortSignal.timeout(25_000));
     await client.unary(Events.typeName, "Forward", new Uint8Array(), { timeoutMs: 5000 });
   });
 
@@ -100,12 +100,12 @@ describe("ttrpc", () => {
       await fc.assert(
         fc.asyncProperty(broken(whole), async (pieces) => {
           answer = pieces;
-          using client = await TtrpcConnection.connect(path, AbortSignal.timeout(5000));
+          using client = await TtrpcConnection.connect(path, AbortSignal.timeout(25_000));
           const begun = performance.now();
           await client
             .unary(Events.typeName, "Forward", new Uint8Array(), { timeoutMs: 30 })
             .catch((error) => expect(error).toBeInstanceOf(RuntimeError));
-          expect(performance.now() - begun).toBeLessThan(3000);
+          expect(performance.now() - begun).toBeLessThan(20_000);
         }),
         { numRuns: 100 },
       );

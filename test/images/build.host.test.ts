@@ -63,7 +63,7 @@ describe("The test images", () => {
   test("are not pushed again when they are there", async () => {
     const began = performance.now();
     await ensureTestImages(registry.host);
-    expect(performance.now() - began).toBeLessThan(2000);
+    expect(performance.now() - began).toBeLessThan(20_000);
   });
 
   test("have the users that critest looks for", async () => {

@@ -16,7 +16,7 @@ const failing = async (proxy: Awaited<ReturnType<typeof startProxy>>, name: stri
   proxy.intercept = ({ path }, response) => {
     if (!path.endsWith(upper.blob.digest)) return false;
     void vi
-      .waitUntil(() => use.snapshotter.has(lower.diffId), { timeout: 10_000 })
+      .waitUntil(() => use.snapshotter.has(lower.diffId), { timeout: 30_000 })
       .finally(() => response.writeHead(404).end());
     return true;
   };
@@ -33,7 +33,7 @@ const files = async (): Promise<string[]> => {
 };
 
 const goes = (id: string): Promise<unknown> =>
-  vi.waitUntil(async () => !use.snapshotter.has(id) && (await files()).length === 0, { timeout: 5000 });
+  vi.waitUntil(async () => !use.snapshotter.has(id) && (await files()).length === 0, { timeout: 30_000 });
 
 describe("What a failed pull left", () => {
   test("serves the next try, whatever is removed or collected meanwhile", async () => {

@@ -616,7 +616,7 @@ describe("After a restart", () => {
     // The wrong layer comes when the right one is there: else its failure may end the pull before anything is kept.
     proxy.intercept = ({ path }, _, forward) => {
       if (!path.endsWith(top.blob.digest)) return false;
-      void vi.waitUntil(() => snapshotter.has(bottom.diffId), { timeout: 10_000 }).then(forward, forward);
+      void vi.waitUntil(() => snapshotter.has(bottom.diffId), { timeout: 30_000 }).then(forward, forward);
       return true;
     };
     await expect(images.pull({ ref: `${proxy.host}/case/half:1` }, never)).rejects.toThrow();

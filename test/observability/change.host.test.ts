@@ -136,7 +136,7 @@ test("what the reporter does about a change is of the operator's trace, until it
   await status("Ready");
   const assign = "reconcile Node > assign";
   await expect
-    .poll(paths, { timeout: 10_000 })
+    .poll(paths, { timeout: 50_000 })
     .toEqual(
       expect.arrayContaining([
         `${assign} > desired state`,

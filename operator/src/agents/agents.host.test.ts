@@ -169,7 +169,7 @@ test("A version is first on the node that canarySelector names; a pause holds it
   const [, first, second] = of(2);
   // Times in a pod's status are of whole seconds.
   expect(second!.at - first!.at).toBeGreaterThan(1_000);
-  await expect.poll(() => gauge("ready"), { timeout: 10_000 }).toBe(3);
+  await expect.poll(() => gauge("ready"), { timeout: 50_000 }).toBe(3);
   expect(of(1)).toHaveLength(3);
 });
 

@@ -42,7 +42,7 @@ test("a caller who leaves aborts the work of the call", async () => {
   const signal = await asked.promise;
   leave.abort();
   await expect(call).rejects.toMatchObject({ code: "cancelled" });
-  await vi.waitFor(() => expect(told).toHaveBeenCalled());
+  await vi.waitFor(() => expect(told).toHaveBeenCalled(), 20_000);
   expect(signal.aborted).toBe(true);
   expect(told.mock.lastCall?.[0]).toMatchObject({ method: "Version", code: 1 });
 });

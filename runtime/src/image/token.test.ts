@@ -65,7 +65,7 @@ test("parseChallenges() reads whatever comes in time and without a prototype to 
       const began = performance.now();
       for (const { parameters } of parseChallenges(parts.join("")))
         expect(Object.getPrototypeOf(parameters)).toBeNull();
-      expect(performance.now() - began).toBeLessThan(500);
+      expect(performance.now() - began).toBeLessThan(5000);
     }),
   );
 });

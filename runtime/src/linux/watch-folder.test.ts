@@ -15,7 +15,7 @@ test("tells names of what changes", async () => {
   const names: unknown[] = [];
   using _ = watchFolder(dir, (name) => names.push(name), { lookMs: 60_000 });
   writeFileSync(join(dir, "a"), "");
-  await vi.waitFor(() => expect(names).toContain("a"));
+  await vi.waitFor(() => expect(names).toContain("a"), 20_000);
 });
 
 /* The watch is a fake: a kernel that has no inotify left, for a while. */
@@ -32,14 +32,14 @@ test("without inotify everything is looked at, until there is some again", async
     failed: (error) => errors.push(error),
     watch: scarce,
   });
-  await vi.waitFor(() => expect(tries).toBe(3));
+  await vi.waitFor(() => expect(tries).toBe(3), 20_000);
   expect(errors).toHaveLength(1);
   expect(seen.length).toBeGreaterThanOrEqual(80);
   expect(new Set(seen)).toEqual(new Set([undefined]));
   await new Promise((resolve) => setTimeout(resolve, 20));
   const looks = seen.length;
   writeFileSync(join(dir, "a"), "");
-  await vi.waitFor(() => expect(seen).toContain("a"));
+  await vi.waitFor(() => expect(seen).toContain("a"), 20_000);
   expect(seen.filter((name) => name === undefined).length).toBeLessThanOrEqual(looks + 1);
 });
 
@@ -51,7 +51,7 @@ test("a watch that breaks is followed by looks, and ends with its user", async (
     watch: (() => broken as unknown as FSWatcher) as unknown as typeof watch,
   });
   broken.emit("error", new Error("gone"));
-  await vi.waitFor(() => expect(seen.length).toBeGreaterThan(2));
+  await vi.waitFor(() => expect(seen.length).toBeGreaterThan(2), 20_000);
   folder[Symbol.dispose]();
   await new Promise((resolve) => setTimeout(resolve, 10));
   const { length } = seen;

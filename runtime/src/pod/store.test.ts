@@ -89,7 +89,7 @@ test("what has happened is taken in although it cannot be written, and is writte
     again.load(fail);
     return again.get("one")?.state;
   };
-  await expect.poll(read, { timeout: 5000 }).toBe("lost");
+  await expect.poll(read, { timeout: 25_000 }).toBe("lost");
 });
 
 test("records are for nobody else to read (CVE-2024-25621)", () => {

@@ -218,7 +218,7 @@ describe.each(["directory", "erofs"] as const)("a disk with layers kept as %s", 
       expect(snapshots.has("sha256:a")).toBe(false);
       await vi.waitFor(() => {
         for (const dir of ["staging", "trash", "layers"]) expect(readdirSync(join(root, dir))).toEqual([]);
-      }, 10_000);
+      }, 30_000);
       await snapshots.extract(
         "sha256:a",
         undefined,
@@ -261,7 +261,7 @@ describe.each(["directory", "erofs"] as const)("a disk with layers kept as %s", 
       expect([snapshots.has("sha256:whole"), snapshots.has("sha256:half")]).toEqual([true, false]);
       await vi.waitFor(() => {
         for (const dir of ["staging", "trash"]) expect(readdirSync(join(root, dir))).toEqual([]);
-      }, 10_000);
+      }, 30_000);
     } finally {
       daemon.kill("SIGKILL");
       rmSync(root, { recursive: true });

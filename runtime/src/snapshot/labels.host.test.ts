@@ -45,7 +45,7 @@ test("layers of a time without labels get theirs at the start, and what is made 
     expect(labelOf(path)).toBeUndefined();
   await using _ = await overlay(root, linux, { form: "directory", label });
   expect([labelOf(join(root, "l")), labelOf(join(root, "staging"))]).toEqual([label, label]);
-  await vi.waitFor(() => expect(labelOf(layer)).toBe(label), 10_000);
+  await vi.waitFor(() => expect(labelOf(layer)).toBe(label), 30_000);
   expect([labelOf(`${layer}/bin`), labelOf(`${layer}/bin/sh`)]).toEqual([label, label]);
   // What the container writes is labelled by its overlay, not here.
   expect(labelOf(join(root, "containers"))).toBeUndefined();

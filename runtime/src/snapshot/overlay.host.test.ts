@@ -121,7 +121,7 @@ describe("overlay()", () => {
     await vi.waitFor(() => {
       expect(readdirSync(join(root, "l")).sort()).toHaveLength(3);
       for (const dir of ["staging", "trash", "containers"]) expect(readdirSync(join(root, dir))).toEqual([]);
-    }, 10_000);
+    }, 30_000);
     expect(readdirSync(join(root, "layers"))).toEqual(["sha256%3Aa.json"]);
   });
 
@@ -154,7 +154,7 @@ describe("overlay()", () => {
     expect((await snapshots.usage("c")).inodes).toBe(62n);
     await snapshots.unmount(path);
     await snapshots.removeContainer("c");
-    await vi.waitFor(() => expect(readdirSync(join(root, "trash"))).toEqual([]), 10_000);
+    await vi.waitFor(() => expect(readdirSync(join(root, "trash"))).toEqual([]), 30_000);
     expect(existsSync(join(root, "containers/c"))).toBe(false);
   });
 

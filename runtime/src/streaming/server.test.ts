@@ -242,6 +242,6 @@ test("closing waits for no client that has not finished its request", async () =
   await new Promise((resolve) => setTimeout(resolve, 50));
   const from = performance.now();
   await own.close();
-  expect(performance.now() - from).toBeLessThan(2000);
+  expect(performance.now() - from).toBeLessThan(8000);
   socket.destroy();
-}, 10_000);
+}, 30_000);

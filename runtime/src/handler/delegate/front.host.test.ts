@@ -81,7 +81,7 @@ describe.each(kinds)("in front of $name", ({ name, config, argv }) => {
   async function start(): Promise<void> {
     const [program = "", ...args] = argv(join(dir, "config.toml"));
     daemon = spawn(program, args, { stdio: "ignore" });
-    await vi.waitFor(() => engine.runtime.version(create(r.version.input), AbortSignal.timeout(2000)), {
+    await vi.waitFor(() => engine.runtime.version(create(r.version.input), AbortSignal.timeout(5000)), {
       timeout: 30_000,
       interval: 200,
     });

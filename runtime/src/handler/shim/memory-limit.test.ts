@@ -28,7 +28,7 @@ const watch = async (limit: number, looks: (number | Error)[], sandbox?: bigint)
       },
       ended: done.promise,
     },
-    AbortSignal.timeout(5_000),
+    AbortSignal.timeout(25_000),
     1,
   );
   return { killed, asked };

@@ -64,7 +64,7 @@ test("a line is still in the pipe while the log takes it, so that being killed t
   while (seen.length === 1) await sleep(5);
   expect(seen[1]).toBe("half line\n|10");
   closeSync(pump.writer);
-  await pump.output.drained(AbortSignal.timeout(2000));
+  await pump.output.drained(AbortSignal.timeout(30_000));
 });
 
 test("an attached client sees a prompt at once, once, and without a log", async () => {
@@ -80,7 +80,7 @@ test("an attached client sees a prompt at once, once, and without a log", async 
   while (!all.includes("Password")) await sleep(5);
   expect(all).toBe("login: root\nPassword: ");
   closeSync(pump.writer);
-  await pump.output.drained(AbortSignal.timeout(2000));
+  await pump.output.drained(AbortSignal.timeout(30_000));
   expect(all).toBe("login: root\nPassword: ");
 });
 
@@ -91,7 +91,7 @@ test("a line longer than 16 KiB is logged in parts that make the whole", async (
   writeSync(pump.writer, long);
   writeSync(pump.writer, "end\n");
   closeSync(pump.writer);
-  await pump.output.drained(AbortSignal.timeout(2000));
+  await pump.output.drained(AbortSignal.timeout(30_000));
   const lines = readFileSync(join(dir, "log"), "utf8").trimEnd().split("\n");
   expect(lines.map((line) => line.split(" ").slice(3).join(" ")).join("")).toBe(`${long}end`);
   const tags = lines.map((line) => line.split(" ")[2]);
@@ -114,7 +114,7 @@ test("a disk that was full for a while costs what could not be written, and no l
     rmSync(join(disk, "filler"));
     writeSync(pump.writer, "last\n");
     closeSync(pump.writer);
-    await pump.output.drained(AbortSignal.timeout(2000));
+    await pump.output.drained(AbortSignal.timeout(30_000));
     const lines = readFileSync(join(disk, "log"), "utf8").trimEnd().split("\n");
     expect(lines.at(0)).toMatch(/ stdout F first$/);
     expect(lines.at(-1)).toMatch(/^\S+ stdout F last$/);
@@ -151,7 +151,7 @@ test("a client that reads slowly holds the pipe back instead of our memory", asy
   });
   closeSync(nonblocking);
   closeSync(pump.writer);
-  await pump.output.drained(AbortSignal.timeout(5000));
+  await pump.output.drained(AbortSignal.timeout(30_000));
   pump.output.endClients();
   await sleep(50);
   expect(read).toBe(written);

@@ -63,7 +63,7 @@ test("a large frame in many small pieces takes no more time than its bytes", asy
   for (let at = 0; at < bytes.length; at += 16)
     if (!client.write(bytes.subarray(at, at + 16))) await once(client, "drain");
   await expect.poll(() => received).toBe(mebi - 8);
-  expect(performance.now() - begun).toBeLessThan(5000);
+  expect(performance.now() - begun).toBeLessThan(20_000);
   connection.close();
 });
 
@@ -71,7 +71,7 @@ test("1024 streams are open at once; one more is refused, and the others go on",
   const { client, connection, streams, frames, open } = connect();
   for (let n = 0; n < 1024; n++) client.write(open(2 * n + 1));
   // A thousand streams take their time on a busy machine.
-  await expect.poll(() => streams.length, { timeout: 10_000 }).toBe(1024);
+  await expect.poll(() => streams.length, { timeout: 25_000 }).toBe(1024);
   client.write(open(2049));
   await expect
     .poll(() => frames.find(({ type }) => type === "rstStream"))
