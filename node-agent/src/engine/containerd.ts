@@ -36,7 +36,11 @@ const templates = (main: string): [v2: string, v3: string] => [
   join(dirname(main), "config.toml.tmpl"),
   join(dirname(main), "config-v3.toml.tmpl"),
 ];
-/** microk8s writes its file anew at each start, from a template beside it. */
+/**
+ * microk8s writes its file anew at each start, from a template beside it, in a directory named by the snap's revision. A
+ * refresh copies that directory with our entry in it, and removes the one before later: what the entry names is elsewhere.
+ */
+const snapImport = "/etc/bulkhead/containerd.toml";
 const snapTemplate = (main: string): string | undefined =>
   /^\/var\/snap\/microk8s\/[^/]+\/args\/containerd\.toml$/.test(main)
     ? join(dirname(main), "containerd-template.toml")
@@ -282,13 +286,15 @@ function plan(engine: Engine, handlers: EngineHandler[], record: EngineRecord | 
     });
 
   const source = snapTemplate(main) ?? main;
-  const base = theirs.get(source);
-  if (base === undefined) {
+  const found = theirs.get(source);
+  if (found === undefined) {
     throw new RuntimeError("failed-precondition", `Cannot find "${source}", which "${main}" is written from`);
   }
-  const file = join(dirname(main), "bulkhead.toml");
+  const file = source === main ? join(dirname(main), "bulkhead.toml") : snapImport;
+  const edit: UserEdit = { kind: "import", file };
+  const base = takeBack(edit, found);
   return change(file, !sparse, {
-    edits: [{ path: source, edit: { kind: "import", file }, base, after: addImport(base, file) }],
+    edits: [{ path: source, edit, base, after: addImport(base, file) }],
     reload: restart,
     // A template becomes the file only at the next start.
     ...(source === main ? { check } : {}),

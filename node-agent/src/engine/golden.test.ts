@@ -16,6 +16,12 @@ import { planChange } from "./plan.ts";
  * Every case also goes back, and ends with the bytes that it began with.
  */
 
+/** microk8s' wrapper writes the revision out. */
+const microk8s = (revision: string): string[] => [
+  `/snap/microk8s/${revision}/bin/containerd`,
+  ...["--config", `/var/snap/microk8s/${revision}/args/containerd.toml`],
+];
+
 const cases: [name: string, kind: EngineKind, version: string, argv: string[]][] = [
   ["containerd-2-dropins", "containerd", "v2.4.2", ["/usr/local/bin/containerd"]],
   ["containerd-2-version-2", "containerd", "2.0.5", ["/usr/bin/containerd"]],
@@ -41,12 +47,8 @@ const cases: [name: string, kind: EngineKind, version: string, argv: string[]][]
     ["containerd", "-c", "/var/lib/rancher/rke2/agent/etc/containerd/config.toml"],
   ],
   ["k0s", "containerd", "v1.7.27", ["/var/lib/k0s/bin/containerd", "--config=/etc/k0s/containerd.toml"]],
-  [
-    "microk8s",
-    "containerd",
-    "v1.6.36",
-    ["/snap/microk8s/1/bin/containerd", "--config", "/var/snap/microk8s/current/args/containerd.toml"],
-  ],
+  ["microk8s", "containerd", "v1.6.36", microk8s("8511")],
+  ["microk8s-2", "containerd", "v2.2.3", microk8s("8511")],
   ["crio", "crio", "1.34.0", ["/usr/bin/crio"]],
   ["docker", "docker", "28.5.1", ["/usr/bin/dockerd", "-H", "fd://"]],
   ["docker-no-file", "docker", "20.10.24", ["/usr/sbin/dockerd"]],
@@ -213,6 +215,48 @@ describe.each(cases)("%s", (name, kind, version, argv) => {
         : given;
     expect(trimmed(tree())).toEqual(trimmed(expected));
   });
+});
+
+describe.each([
+  ["microk8s", "v1.6.36"],
+  ["microk8s-2", "v2.2.3"],
+])("%s after a refresh of the snap", (name, version) => {
+  const before = treeOf(join(data, name, "before"));
+  const handlers = handlersOf.containerd;
+  const moved = (tree: Record<string, string>): Record<string, string> =>
+    JSON.parse(JSON.stringify(tree).replaceAll("/8511/", "/8512/")) as Record<string, string>;
+  const [template, rendered] = ["containerd-template.toml", "containerd.toml"].map(
+    (file) => `/var/snap/microk8s/8512/args/${file}`,
+  );
+
+  test.each([true, false])(
+    "has the handlers, and loses them with the last (the old one there: %s)",
+    async (kept) => {
+      await write(before, root);
+      await change(await engineOf("containerd", version, microk8s("8511")), handlers);
+      const told = tree();
+      // snapd copies the directory, and microk8s writes its file from the template.
+      const file = "/etc/bulkhead/containerd.toml";
+      const copied = moved(
+        Object.fromEntries(Object.entries(told).filter(([path]) => path.startsWith("/var/snap/"))),
+      );
+      const ours = (copied[template!] ?? "").split("\n")[0] ?? "";
+      expect(ours).toContain(`"${file}"`);
+      copied[rendered!] = `${ours}\n${copied[rendered!]}`;
+      await write(copied, root);
+      if (!kept) rmSync(join(root, "var/snap/microk8s/8511"), { recursive: true });
+      const engine = () => engineOf("containerd", version, microk8s("8512"));
+      await change(await engine(), handlers);
+      const after = tree();
+      expect(after[template!]).toBe(copied[template!]);
+      expect(after[file]).toBe(moved(told)[file]);
+      if (kept) expect(after).toMatchObject(before);
+      expect(await change(await engine(), handlers)).toEqual([]);
+      await change(await engine(), []);
+      expect(tree()).toEqual({ ...(kept ? before : {}), ...moved(before), [rendered!]: copied[rendered!] });
+      expect(ownership.record.engine).toBeUndefined();
+    },
+  );
 });
 
 describe("containerd's registries are where its own configuration has them:", () => {

@@ -54,11 +54,12 @@ export function planChange(
   }
   for (const { path, edit, base, after } of change.edits) {
     const today = files.get(path);
-    if (today === after) continue;
-    steps.push({ do: "edit", path, body: after, base });
     const ours = record?.edited.find((edited) => edited.path === path);
+    // A copy that another made of a file with our edit in it is ours only once it is recorded.
+    if (today === after && ours !== undefined) continue;
+    steps.push({ do: "edit", path, body: after, base });
     back.push(
-      ours === undefined || today === undefined
+      today === undefined || (today !== after && ours === undefined)
         ? { do: "take-back", path, edit }
         : { do: "edit", path, body: today, base },
     );

@@ -176,8 +176,8 @@ export class Ownership {
   }
 
   /**
-   * Writes a file that is ours, or ours for the time being. `base`: what is to be put back one day, where that is no
-   * longer what was found at first: when its owner edited the file since.
+   * Writes a file that is ours, or ours for the time being. `base`: what is to be put back one day, where that is not what
+   * is found: when its owner edited the file since, or copied one that we had edited.
    */
   async write(
     path: string,
@@ -190,19 +190,16 @@ export class Ownership {
     const stat = await lstat(at).catch(() => undefined);
     const kept = known?.kind === "file" ? known : undefined;
     const edited =
-      kept !== undefined &&
       base !== undefined &&
       stat !== undefined &&
-      sha256(await readFile(at)) !== kept.sha256;
+      (kept === undefined || sha256(await readFile(at)) !== kept.sha256);
     const former =
       kept !== undefined && !edited
         ? kept.former
         : stat === undefined
           ? null
           : {
-              body: (edited && base !== undefined ? Buffer.from(base) : await readFile(at)).toString(
-                "base64",
-              ),
+              body: (edited ? Buffer.from(base) : await readFile(at)).toString("base64"),
               mode: stat.mode & 0o7777,
               uid: stat.uid,
               gid: stat.gid,
