@@ -105,13 +105,20 @@ afterAll(() => node?.[Symbol.asyncDispose]());
 
 const skipped = there ? "" : " (skipped: ./dev setup makes CRI-O)";
 describe.skipIf(!there)(`CRI-O${skipped}`, { timeout: 180_000 }, () => {
-  test("serves an OCI handler; it is restarted once, and its containers do not notice", async () => {
+  test("serves an OCI handler; it is told by SIGHUP, is seen not to take it up and restarted; its containers do not notice", async () => {
     const before = { pod: await podRuns(node), kubelet: await pidOf(node, "kubelet") };
     await node.want([profile("walled", "aaaaaaaaaa")]);
     await settled(node, "walled", { phase: "Ready", canary: { passed: true } });
     expect(await node.exec(["crio", "status", "-s", socket, "config"])).toContain("runtimes.walled");
     await runsAsBefore(node, before.pod);
     expect(await pidOf(node, "kubelet")).toBe(before.kubelet);
+    // A CRI-O that starts pods by what it read at SIGHUP says EngineReloaded here.
+    expect((await node.report()).happenings).toContainEqual(
+      expect.objectContaining({
+        reason: "EngineRestarted",
+        message: expect.stringContaining('was sent SIGHUP, and it starts no pods by "walled"'),
+      }),
+    );
   });
 
   test("serves gVisor by its shim: a pod's log, exec, network and second container are behind its kernel", async () => {

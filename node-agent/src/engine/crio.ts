@@ -13,8 +13,8 @@ import {
 
 /**
  * CRI-O: a file of ours in its directory of drop-ins. It reads the table of runtimes again at SIGHUP and shows it, but
- * starts pods by the table that it was started with (cri-o issue 10202): so it is restarted for handlers that it is to
- * have, and sent SIGHUP when none is left. Its containers are their monitors' and run on.
+ * starts pods by the table that it was started with, in all versions up to 1.37 (cri-o issue 10202): so it is asked, and
+ * restarted where it did not take the table up. Its containers are their monitors' and run on.
  */
 
 type Table = Record<string, unknown>;
@@ -57,6 +57,17 @@ function runtimeOf(handler: EngineHandler): Table {
   }
 }
 
+/** The entries of our own file as it is today. */
+function entriesOf(body: string | undefined): Table {
+  try {
+    return runtimesOf(parse(body ?? ""));
+  } catch {
+    return {};
+  }
+}
+
+const same = (a: unknown, b: unknown): boolean => JSON.stringify(a) === JSON.stringify(b);
+
 export const crio: Adapter = {
   reads: (argv) => [mainFile(argv), `${directory(argv)}/*`],
   more: () => [],
@@ -77,6 +88,10 @@ export const crio: Adapter = {
       for (const { name } of handlers) if (runtimesOf(table)[name] !== undefined) refuseTaken(name, path);
     }
     const runtimes = Object.fromEntries(handlers.map((handler) => [handler.name, runtimeOf(handler)]));
+    const today = entriesOf(engine.files.get(own));
+    const comes = Object.keys(runtimes).filter((name) => !same(today[name], runtimes[name]));
+    const goes = Object.keys(today).filter((name) => runtimes[name] === undefined);
+    const { pid, unit, socket } = engine;
     return {
       own:
         handlers.length === 0
@@ -87,9 +102,9 @@ export const crio: Adapter = {
             },
       edits: [],
       reload:
-        handlers.length > 0
-          ? { by: "restart", unit: engine.unit }
-          : { by: "hup", pid: engine.pid, unit: engine.unit },
+        record?.pending === true && handlers.length > 0
+          ? { by: "restart", unit }
+          : { by: "hup", pid, unit, asked: { socket, comes, goes } },
       keeps: [],
       check: [
         ...[engine.program, "--config", mainFile(engine.argv), "--config-dir", directory(engine.argv)],

@@ -76,16 +76,30 @@ export const EngineRecord = z.object({
   edited: z.array(z.object({ path: z.string(), edit: UserEdit })),
   /** The handlers that it was told of. */
   handlers: z.array(z.string()).default([]),
+  /** A change was begun and not ended: what its files say it has perhaps not read. */
+  pending: z.boolean().optional(),
 });
 export type EngineRecord = z.infer<typeof EngineRecord>;
 
 /** How an engine takes up what its files say. */
 export type Reload =
   | { by: "restart"; unit: string }
-  /** SIGHUP to its process: nothing is restarted. */
-  | { by: "hup"; pid: number; unit: string }
+  /** SIGHUP to its process: nothing is restarted, unless what it is `asked` then says that it did not do. */
+  | { by: "hup"; pid: number; unit: string; asked?: Asked }
   /** It looks at its files itself. */
   | { by: "itself"; unit: string };
+
+/** What an engine is asked that may show more than it has taken up. */
+export type Asked = {
+  /** Its CRI socket. */
+  socket: string;
+  /** Handlers that are new, or other ones than before. */
+  comes: string[];
+  /** Handlers that it is to have no more. */
+  goes: string[];
+  /** Why it must not be restarted, where that is so. */
+  stays?: string;
+};
 
 /** What an engine's files shall be for a list of handlers. */
 export type Change = {

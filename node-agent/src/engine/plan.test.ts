@@ -196,9 +196,38 @@ describe("the steps", () => {
   });
 });
 
-test("CRI-O is restarted for handlers that it is to have, and told by SIGHUP when none is left", () => {
-  const reload = (handlers: EngineHandler[]) => plan(engine({}, { kind: "crio" }), handlers).reload.by;
-  expect([reload([handler]), reload([])]).toEqual(["restart", "hup"]);
+describe("CRI-O is sent SIGHUP and asked", () => {
+  const of = (files: Record<string, string>) =>
+    engine(files, { kind: "crio", socket: "/run/crio/crio.sock" });
+  const other: EngineHandler = { ...handler, name: "other" };
+  const asked = (files: Record<string, string>, handlers: EngineHandler[]) =>
+    plan(of(files), handlers).reload;
+  const hup = (comes: string[], goes: string[]) =>
+    expect.objectContaining({ by: "hup", asked: { socket: "/run/crio/crio.sock", comes, goes } });
+
+  test("for what is new, what is another than before, and what goes", () => {
+    const { own } = plan(of({}), [handler, other]);
+    expect(asked({}, [handler])).toEqual(hup(["walled"], []));
+    expect(asked(own, [handler, other])).toEqual(hup([], []));
+    expect(asked(own, [handler, { ...other, program: "/opt/x" }])).toEqual(hup(["other"], []));
+    expect(asked(own, [handler])).toEqual(hup([], ["other"]));
+  });
+
+  test("and restarted at once where an earlier change was not ended", () => {
+    const { own } = plan(of({}), [handler]);
+    const record: EngineRecord = { kind: "crio", own: Object.keys(own), edited: [], handlers: ["walled"] };
+    expect(plan(of(own), [handler], { ...record, pending: true }).reload.by).toBe("restart");
+    expect(plan(of(own), [handler], record).reload.by).toBe("hup");
+  });
+
+  test("its way back is a restart, for it may have been restarted; SIGHUP where it must not be", () => {
+    const change = plan(of({}), [handler]);
+    const back = () => planChange(of({}), change, undefined, [handler], false).reload[0];
+    expect(back()).toMatchObject({ reload: { by: "restart" } });
+    if (change.reload.by === "hup" && change.reload.asked) change.reload.asked.stays = "Cannot restart it";
+    expect(back()).toMatchObject({ reload: { by: "hup" } });
+    expect(back()).not.toHaveProperty("reload.asked");
+  });
 });
 
 describe("an entry of imports", () => {

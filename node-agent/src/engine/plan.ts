@@ -1,5 +1,5 @@
 import type { Step } from "../installer/plan.ts";
-import type { Change, Engine, EngineHandler, EngineRecord } from "./engine.ts";
+import type { Change, Engine, EngineHandler, EngineRecord, Reload } from "./engine.ts";
 
 /**
  * From what an engine's files are and what they shall be to the steps between, and back. Pure.
@@ -78,7 +78,13 @@ export function planChange(
   const names = [...told, ...change.keeps];
   const { kind, socket } = engine;
   const { reload, check } = change;
-  const restarted = reload.by === "restart";
+  const asked = reload.by === "hup" ? reload.asked : undefined;
+  const again: Reload =
+    reload.by !== "hup" || asked === undefined
+      ? reload
+      : asked.stays === undefined
+        ? { by: "restart", unit: reload.unit }
+        : { by: "hup", pid: reload.pid, unit: reload.unit };
   const both: EngineRecord = {
     kind,
     own: [...new Set([...(record?.own ?? []), ...(after?.own ?? [])])],
@@ -87,10 +93,17 @@ export function planChange(
       ...(record?.edited.filter(({ path }) => !after?.edited.some((other) => other.path === path)) ?? []),
     ],
     handlers: [...new Set([...(record?.handlers ?? []), ...told])],
+    pending: true,
   };
-  const tell = (present: string[]): Step[] => [
-    { do: "reload-engine", reload },
-    { do: "await-engine", socket, unit: reload.unit, handlers: present, restarted },
+  const tell = (how: Reload, present: string[]): Step[] => [
+    { do: "reload-engine", reload: how },
+    {
+      do: "await-engine",
+      socket,
+      unit: how.unit,
+      handlers: present,
+      restarted: how.by === "restart" || asked !== undefined,
+    },
   ];
   return {
     files: [
@@ -100,8 +113,9 @@ export function planChange(
         ? []
         : [{ do: "check-engine", kind, argv: check, handlers: names } as const]),
     ],
-    load: [...tell(names), { do: "record-engine", record: after }],
+    load: [...tell(reload, names), { do: "record-engine", record: after }],
     back: [...back, { do: "record-engine", record }],
-    reload: tell(change.keeps),
+    // Whether it took the change up or not: restarted it has what it had.
+    reload: tell(again, change.keeps),
   };
 }

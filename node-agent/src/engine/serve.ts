@@ -16,7 +16,7 @@ import { type Canary, kubeletRetryDelay, retryDelay } from "../installer/state.t
 import { execute } from "../installer/steps.ts";
 import { adapters } from "./adapters.ts";
 import { findEngine, monitorsIn } from "./detect.ts";
-import type { Engine, EngineHandler } from "./engine.ts";
+import type { Engine, EngineHandler, Reload } from "./engine.ts";
 import { nodeHandler } from "./handler.ts";
 import { planChange } from "./plan.ts";
 
@@ -99,7 +99,7 @@ export class NodeEngine {
       const handlers = this.#handlers(profiles, attempts);
       const names = handlers.map(({ name }) => name).sort();
       const kept = !fresh && names.length > 0 && same(names, [...(record.engine?.handlers ?? [])].sort());
-      await this.#tell(engine, handlers, kept, signal);
+      await this.#tell(engine, handlers, { kept, leaving: profiles.length === 0 }, signal);
       this.#failures = 0;
       this.#retryAt = 0;
       const what = `${engine.unit} (${engine.kind} ${engine.version}) has the handlers`;
@@ -130,7 +130,7 @@ export class NodeEngine {
     if (!undo) return;
     try {
       const today = await this.#find(engine.socket, signal);
-      await this.#tell(today, this.#handlers(profiles, []), false, signal);
+      await this.#tell(today, this.#handlers(profiles, []), { kept: false, leaving: false }, signal);
     } catch (error) {
       this.#engineFailed([], "EngineFailed", error, signal);
     }
@@ -243,19 +243,32 @@ export class NodeEngine {
 
   /**
    * Makes the engine's files say these handlers and the engine read them; on failure both are as before. `kept`: they
-   * are the handlers that it had, so that what differs somebody else changed.
+   * are the handlers that it had, so that what differs somebody else changed. `leaving`: nobody wants one any more.
    */
-  async #tell(engine: Engine, handlers: EngineHandler[], kept: boolean, signal: AbortSignal): Promise<void> {
+  async #tell(
+    engine: Engine,
+    handlers: EngineHandler[],
+    { kept, leaving }: { kept: boolean; leaving: boolean },
+    signal: AbortSignal,
+  ): Promise<void> {
     const { ownership, log, ledger } = this.#installer;
     const { record } = ownership;
     const change = adapters[engine.kind].plan(engine, handlers, record.engine);
-    const unread =
-      change.reload.by === "hup"
-        ? this.#told !== engine.pid && record.engine !== undefined
-        : await this.#unread(engine);
-    const plan = planChange(engine, change, record.engine, handlers, unread);
-    this.#restarts = change.reload.by === "restart";
-    if (plan.load.length === 0) return;
+    const { reload } = change;
+    // Its pods have ended and its class is gone: what the engine would still start for it nobody asks for.
+    if (leaving && reload.by === "hup") delete reload.asked;
+    const asked = reload.by === "hup" ? reload.asked : undefined;
+    this.#restarts = reload.by === "restart" || asked !== undefined;
+    const unread = await this.#unread(engine, reload);
+    const planned = () => planChange(engine, change, record.engine, handlers, unread);
+    if (planned().load.length === 0) return;
+    if (this.#restarts && (await endsContainers(engine))) {
+      const { unit, killMode } = engine;
+      const stays = `Cannot restart ${unit}: its KillMode is ${killMode}, which would end its containers; set KillMode=process`;
+      if (asked === undefined) throw new RuntimeError("failed-precondition", stays);
+      asked.stays = stays;
+    }
+    const plan = planned();
     if (kept) {
       const changed = plan.files.flatMap((step) =>
         step.do === "write" || step.do === "edit" ? [step.path] : [],
@@ -266,12 +279,6 @@ export class NodeEngine {
           `The engine's files were changed and get the handlers again: ${changed.join(", ")}`,
           "Warning",
         );
-    }
-    if (change.reload.by === "restart" && (await endsContainers(engine))) {
-      throw new RuntimeError(
-        "failed-precondition",
-        `Cannot restart ${engine.unit}: its KillMode is ${engine.killMode}, which would end its containers; set KillMode=process`,
-      );
     }
     const run = executorsOf(this.#installer);
     let read = false;
@@ -295,10 +302,13 @@ export class NodeEngine {
     }
   }
 
-  /** The engine was started before its files last got what they say: an installer ended between the two. */
-  async #unread(engine: Engine): Promise<boolean> {
+  /** The engine has perhaps not read what its files say: an installer ended between the two. */
+  async #unread(engine: Engine, reload: Reload): Promise<boolean> {
     const { ownership, host } = this.#installer;
     const { engine: record } = ownership.record;
+    if (engine.kind === "crio") return record?.pending === true;
+    if (reload.by === "hup") return this.#told !== engine.pid && record !== undefined;
+    // It was started before they were last changed.
     const files = [...(record?.own ?? []), ...(record?.edited ?? []).map(({ path }) => path)];
     for (const path of files) {
       const stat = await lstat(host.at(path)).catch(() => undefined);

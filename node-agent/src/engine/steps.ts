@@ -4,6 +4,7 @@ import { must } from "../installer/host.ts";
 import type { Executors, StepContext } from "../installer/steps.ts";
 import { poll, refuseCrashLoop, withLog } from "../installer/wait.ts";
 import { adapters } from "./adapters.ts";
+import { tookUp } from "./asked.ts";
 import { takeBack } from "./edits.ts";
 import { offered } from "./offered.ts";
 
@@ -11,6 +12,16 @@ type Own = "record-engine" | "edit" | "take-back" | "check-engine" | "reload-eng
 
 /** How the steps that change the node's own engine are done. */
 export function engineExecutors({ host, ownership, note }: StepContext): Pick<Executors, Own> {
+  const restart = async (unit: string, why: string | undefined, signal: AbortSignal): Promise<void> => {
+    // systemd refuses to start what failed too often, until it is told to forget that.
+    await host.run(["systemctl", "reset-failed", unit], { signal });
+    await must(
+      host.run(["systemctl", "restart", unit], { signal, timeoutMs: 150_000 }),
+      `Cannot restart ${unit}`,
+    );
+    const reason = why === undefined ? "" : `; ${why}`;
+    note("EngineRestarted", `${unit} was restarted with new handlers; its containers run on${reason}`);
+  };
   return {
     "record-engine": ({ record }) => ownership.update({ engine: record }),
     edit: ({ path, body, base }) => ownership.write(path, body, { base }),
@@ -36,21 +47,32 @@ export function engineExecutors({ host, ownership, note }: StepContext): Pick<Ex
       switch (reload.by) {
         case "itself":
           return;
-        case "hup":
-          await must(
-            host.run(["kill", "-HUP", String(reload.pid)], { signal }),
-            `Cannot send SIGHUP to ${unit}`,
-          );
-          note("EngineReloaded", `${unit} was told to read its configuration again`);
+        case "hup": {
+          const { pid, asked } = reload;
+          const hup = async (): Promise<void> => {
+            await must(host.run(["kill", "-HUP", String(pid)], { signal }), `Cannot send SIGHUP to ${unit}`);
+          };
+          if (asked === undefined) {
+            await hup();
+            note("EngineReloaded", `${unit} was told to read its configuration again`);
+            return;
+          }
+          using cri = connectCri(host.at(host.real(asked.socket)));
+          const why = await tookUp(cri, asked, hup, signal);
+          if (why === undefined) {
+            note("EngineReloaded", `${unit} read its configuration again and starts pods by it`);
+            return;
+          }
+          if (asked.stays !== undefined)
+            throw new RuntimeError(
+              "failed-precondition",
+              `${unit} was sent SIGHUP, and ${why}. ${asked.stays}`,
+            );
+          await restart(unit, `it was sent SIGHUP, and ${why}`, signal);
           return;
+        }
         case "restart":
-          // systemd refuses to start what failed too often, until it is told to forget that.
-          await host.run(["systemctl", "reset-failed", unit], { signal });
-          await must(
-            host.run(["systemctl", "restart", unit], { signal, timeoutMs: 150_000 }),
-            `Cannot restart ${unit}`,
-          );
-          note("EngineRestarted", `${unit} was restarted with new handlers; its containers run on`);
+          await restart(unit, undefined, signal);
       }
     },
     "await-engine": async ({ socket, unit, handlers, restarted }, signal) => {
