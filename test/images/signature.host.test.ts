@@ -1,6 +1,6 @@
 import { execFileSync } from "node:child_process";
 import { existsSync } from "node:fs";
-import { readFile, writeFile } from "node:fs/promises";
+import { readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { beforeAll, describe, expect, test } from "vitest";
 import { inCache } from "../tools/cache.ts";
@@ -246,12 +246,41 @@ describe("Image signature policy", () => {
     expect(proxy.seen.filter(({ path }) => path.includes("/referrers/"))).toHaveLength(2);
   });
 
-  test("a key that cannot be read stops the daemon's start, by name", async () => {
-    const file = join(use.root, "no.pub");
+  test("a key that cannot be read refuses what needs it, by name, until it can be read", async () => {
+    const [file, fifo] = [join(use.root, "late.pub"), join(use.root, "fifo.pub")];
     await writeFile(file, "no key");
-    const rule = { images: ["**"], keys: [file], identity: "any" as const };
-    await expect(use.reopen({ signatures: [rule] })).rejects.toThrow(`Cannot use the key ${file}`);
-    await use.reopen({});
+    await run(["mkfifo", fifo]);
+    const warnings: unknown[] = [];
+    const warn = (...told: unknown[]): void => void warnings.push(told);
+    const identity = "any" as const;
+    const under = (name: string): string[] => [`${use.registry.host}/${name}/**`];
+    await use.reopen({
+      signatures: [
+        { images: under("late"), keys: [file], identity },
+        { images: under("either"), keys: [fifo, keys.ownPublic], identity },
+      ],
+      log: { debug: () => {}, info: () => {}, warn },
+    });
+    const wrong = `Cannot use the key ${file}: it is no public key in PEM`;
+    const told = [wrong, `Cannot use the key ${fifo}: not a regular file`];
+    expect(warnings).toEqual(told.map((reason) => [{ reason }, "images that need this key are refused"]));
+
+    const { digest, layer, ref } = await pushed("late/one");
+    await sign("late/one", digest, keys.own);
+    await refused(ref, layer, new RegExp(wrong));
+    const either = await pushed("either/one");
+    await sign("either/one", either.digest, keys.other);
+    await refused(either.ref, either.layer, /it is by another key; Cannot use the key .*fifo.pub/);
+    await sign("either/one", either.digest, keys.own);
+    const elsewhere = await pushed("free/one");
+    for (const { ref } of [either, elsewhere])
+      expect((await use.images.pull({ ref }, never)).repoTags).toEqual([ref]);
+
+    await writeFile(file, await readFile(keys.ownPublic));
+    expect((await use.images.pull({ ref }, never)).repoTags).toEqual([ref]);
+    await rm(file);
+    await use.reopen({ signatures: [{ images: under("late"), keys: [file], identity }] });
+    await expect(use.images.pull({ ref }, never)).rejects.toThrow(/^SignatureValidationFailed.*ENOENT/);
   });
 
   const cosign = inCache("bin", "cosign");

@@ -1,5 +1,5 @@
 import { createPublicKey, type KeyObject, verify } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { readBounded } from "@bulkhead/lib/std/bounded-file.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
 import { globOf } from "./glob.ts";
@@ -29,6 +29,7 @@ export class SignatureError extends RuntimeError {
 const payloadType = "application/vnd.dev.cosign.simplesigning.v1+json";
 const signatureAnnotation = "dev.cosignproject.cosign/signature";
 const certificateAnnotation = "dev.sigstore.cosign/certificate";
+const maxKey = 64 << 10;
 const maxPayload = 64 << 10;
 /** With the proofs of a transparency log. */
 const maxBundle = 1 << 20;
@@ -47,17 +48,33 @@ const payload = z.object({
 export const ruleFor = (rules: readonly SignatureRule[], reference: Reference): SignatureRule | undefined =>
   rules.find(({ images }) => images.some((pattern) => globOf(pattern).test(nameOf(reference))));
 
-/** Reads a public key; what cannot verify signatures is refused. */
-export const readKey = async (file: string): Promise<KeyObject> => {
+/** The public keys of files, and what is wrong with each file that holds none which can verify signatures. */
+export const readKeys = async (
+  files: readonly string[],
+): Promise<{ keys: KeyObject[]; problems: string[] }> => {
+  const read = await Promise.all(
+    files.map((file) =>
+      readKey(file).catch((error: unknown) => `Cannot use the key ${file}: ${messageOf(error)}`),
+    ),
+  );
+  return {
+    keys: read.filter((each) => typeof each !== "string"),
+    problems: read.filter((each) => typeof each === "string"),
+  };
+};
+
+const readKey = async (file: string): Promise<KeyObject> => {
+  const key = publicKeyIn(await readBounded(file, maxKey));
+  if (!["ec", "rsa", "ed25519"].includes(key.asymmetricKeyType ?? ""))
+    throw new RuntimeError("invalid-argument", `a key of type ${key.asymmetricKeyType} signs no images`);
+  return key;
+};
+
+const publicKeyIn = (pem: string): KeyObject => {
   try {
-    const key = createPublicKey(await readFile(file));
-    if (!["ec", "rsa", "ed25519"].includes(key.asymmetricKeyType ?? ""))
-      throw new RuntimeError("invalid-argument", `a key of type ${key.asymmetricKeyType} signs no images`);
-    return key;
+    return createPublicKey(pem);
   } catch (error) {
-    throw new RuntimeError("invalid-argument", `Cannot use the key ${file}: ${messageOf(error)}`, {
-      cause: error,
-    });
+    throw new RuntimeError("invalid-argument", "it is no public key in PEM", { cause: error });
   }
 };
 
@@ -96,7 +113,7 @@ export const objection = (
 /**
  * Throws a {@link SignatureError} unless the index or the manifest of an image (`digests`) is signed as its rule wants,
  * by one of cosign's schemes: payloads and signatures under the tag sha256-HEX.sig of the same repository, or bundles
- * that refer to the image.
+ * that refer to the image. A key that cannot be read has signed nothing, and is named when no other key of the rule has.
  */
 export const verifySignature = async (
   rule: SignatureRule,
@@ -106,7 +123,8 @@ export const verifySignature = async (
   signal: AbortSignal,
 ): Promise<void> => {
   if (rule.keys.length === 0) return;
-  const keys = await Promise.all(rule.keys.map(readKey));
+  const { keys, problems } = await readKeys(rule.keys);
+  if (keys.length === 0) throw new SignatureError(problems.join("; "));
   const objections: string[] = [];
   for (const digest of new Set(digests)) {
     for await (const { bytes, signature, isKeyless } of signaturesOf(digest, repository, signal)) {
@@ -125,11 +143,11 @@ export const verifySignature = async (
     }
   }
   const found = [...new Set(objections)];
-  throw new SignatureError(
+  const objected =
     found.length === 0
       ? `the image is not signed, which ${rule.images.join(", ")} must be`
-      : `no signature of the image is valid: ${found.slice(0, 5).join("; ")}`,
-  );
+      : `no signature of the image is valid: ${found.slice(0, 5).join("; ")}`;
+  throw new SignatureError([objected, ...problems].join("; "));
 };
 
 /** A document that may not be there. */

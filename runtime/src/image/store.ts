@@ -17,7 +17,7 @@ import { formatReference, nameOf, parseReference, type Reference } from "./refer
 import { Registry } from "./registry.ts";
 import { type Layer, type Resolved, resolveImage } from "./resolve.ts";
 import { Semaphore } from "./semaphore.ts";
-import { readKey, ruleFor, SignatureError, type SignatureRule, verifySignature } from "./signature.ts";
+import { readKeys, ruleFor, SignatureError, type SignatureRule, verifySignature } from "./signature.ts";
 import { SingleFlight } from "./single-flight.ts";
 
 export type ImagesOptions = {
@@ -135,8 +135,9 @@ class Store implements ImageStore {
 
   async load(): Promise<void> {
     const { log, snapshotter, signatures = [] } = this.#options;
-    // A key that cannot be read is told now, not by the first pull.
-    await Promise.all(signatures.flatMap(({ keys }) => keys.map(readKey)));
+    // Told now, not by the first pull that needs the key.
+    const { problems } = await readKeys([...new Set(signatures.flatMap(({ keys }) => keys))]);
+    for (const reason of problems) log.warn({ reason }, "images that need this key are refused");
     await rm(this.#path("staging"), { recursive: true, force: true });
     for (const folder of ["", "staging", "images", "blobs", "blobs/sha256", "blobs/sha512"]) {
       await mkdir(this.#path(folder), { recursive: true, mode: 0o700 });
