@@ -3,6 +3,7 @@ import { mkdir, readdir, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { type Linux, MountFlags } from "../../linux/linux.ts";
+import { Locks } from "../../record/lock.ts";
 import { isLabelled } from "../labels.ts";
 import { contextOf, joinOptions } from "../mount-options.ts";
 import { MAGIC } from "./format.ts";
@@ -12,6 +13,7 @@ type MountLinux = Pick<Linux, "mount" | "umount" | "statfs" | "lgetxattr">;
 
 /** Images stay mounted for so long after the last use: pods of one image come and go. */
 const IDLE_MS = 30_000;
+const never = new AbortController().signal;
 
 /**
  * Where layers that are images are mounted: `dir`/N, once for all containers, so that they share the page cache. A
@@ -20,6 +22,8 @@ const IDLE_MS = 30_000;
  */
 export const createImageMounts = (dir: string, linux: MountLinux, label: string | undefined) => {
   const idle = new Map<string, NodeJS.Timeout>();
+  /** A mount is made once, and not found by one while another takes it down. */
+  const turns = new Locks();
   const at = (name: string) => join(dir, name);
 
   const isMounted = (name: string): boolean => {
@@ -31,9 +35,13 @@ export const createImageMounts = (dir: string, linux: MountLinux, label: string 
     );
   };
 
+  const mount = async (name: string, file: string): Promise<void> => {
+    if (isMounted(name)) return;
+    await mkdir(at(name), { recursive: true, mode: 0o700 });
+    await mountImage(file, at(name), linux, label);
+  };
+
   const unmount = async (name: string): Promise<void> => {
-    clearTimeout(idle.get(name));
-    idle.delete(name);
     await linux
       .umount(at(name), MountFlags.DETACH | MountFlags.NOFOLLOW)
       .catch((error: NodeJS.ErrnoException) => {
@@ -42,14 +50,22 @@ export const createImageMounts = (dir: string, linux: MountLinux, label: string 
     await rmdir(at(name)).catch(() => {});
   };
 
+  const stay = (name: string): void => {
+    clearTimeout(idle.get(name));
+    idle.delete(name);
+  };
+
+  /** Takes it down, unless it has come to be used. */
+  const takeDown = (name: string, isUsed: () => boolean): Promise<void> =>
+    turns.run(name, never, async () => {
+      if (!isUsed()) await unmount(name);
+    });
+
   return {
-    /** The directory that shows the image `file`. */
+    /** The directory that shows the image `file`. Whoever asks is among those who use it already. */
     async mount(name: string, file: string): Promise<string> {
-      clearTimeout(idle.get(name));
-      idle.delete(name);
-      if (isMounted(name)) return at(name);
-      await mkdir(at(name), { recursive: true, mode: 0o700 });
-      await mountImage(file, at(name), linux, label);
+      stay(name);
+      await turns.run(name, never, () => mount(name, file));
       return at(name);
     },
     /** Nothing uses it now; `isUsed` is asked once more when the time has come. */
@@ -57,16 +73,20 @@ export const createImageMounts = (dir: string, linux: MountLinux, label: string 
       if (idle.has(name)) return;
       const timer = setTimeout(() => {
         idle.delete(name);
-        if (!isUsed()) void unmount(name).catch(() => {});
+        void takeDown(name, isUsed).catch(() => {});
       }, IDLE_MS);
       idle.set(name, timer.unref());
     },
-    unmount,
+    /** Takes one down whose layer goes. */
+    async unmount(name: string): Promise<void> {
+      stay(name);
+      await takeDown(name, () => false);
+    },
     /** Takes down what waits to be, at once; what is used stays. */
     async close(isUsed: (name: string) => boolean): Promise<void> {
       for (const name of idle.keys()) {
         clearTimeout(idle.get(name));
-        if (!isUsed(name)) await unmount(name);
+        await takeDown(name, () => isUsed(name));
       }
       idle.clear();
     },
