@@ -70,6 +70,8 @@ export class GrpcConnection
       te: "trailers",
       ...(timeoutMs ? { "grpc-timeout": `${Math.min(Math.ceil(timeoutMs), 99_999_999)}m` } : {}),
     });
+    // Also after its answer: a server may answer before it has read all, and fail then.
+    stream.on("error", () => {});
     stream.end(Buffer.concat([header, payload]));
     // The peer has the same deadline; a little later here, so that its better message wins.
     const deadline = timeoutMs ? AbortSignal.timeout(timeoutMs + 50) : undefined;
@@ -86,6 +88,7 @@ export class GrpcConnection
       throw error instanceof RuntimeError ? error : this.#gone(error);
     } finally {
       either.removeEventListener("abort", cancel);
+      cancel();
     }
   }
 
