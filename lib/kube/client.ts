@@ -292,7 +292,7 @@ export const createClient = (options: ClientOptions): Client => {
           path: request.path,
           method: request.method,
           headers: {
-            ...(await config.headers()),
+            ...(await orAborted(config.headers(), signal)),
             accept: request.accept ?? "application/json",
             "user-agent": userAgent,
             ...(body === null ? {} : { "content-type": request.contentType ?? "application/json" }),
@@ -474,7 +474,7 @@ export const createClient = (options: ClientOptions): Client => {
           })}`,
           method: "GET",
           headers: {
-            ...(await config.headers()),
+            ...(await orAborted(config.headers(), signal)),
             accept: accept(resource, false),
             "user-agent": userAgent,
           },

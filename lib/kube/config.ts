@@ -58,7 +58,10 @@ export const inClusterConfig = async (
   };
 };
 
-/** The configuration of a kubeconfig file, with whatever authenticator its user names (client-node does that). */
+/**
+ * The configuration of a kubeconfig file, with whatever authenticator its user names: client-node does that, but for exec
+ * plugins, which it would wait for without end.
+ */
 export const kubeconfigFile = async (path: string): Promise<KubeConfig> =>
   (await userConfig({ file: path })).config;
 
@@ -71,7 +74,10 @@ export type UserConfig = { config: KubeConfig; namespace: string };
  */
 export const userConfig = async (from: { file?: string; context?: string }): Promise<UserConfig> => {
   // Loaded only where a kubeconfig is used: see inClusterConfig.
-  const { KubeConfig: Loader } = await import("@kubernetes/client-node");
+  const [{ KubeConfig: Loader }, { ExecConfig, execPlugin }] = await Promise.all([
+    import("@kubernetes/client-node"),
+    import("./exec-plugin.ts"),
+  ]);
   const loader = new Loader();
   const path = from.file ?? process.env.KUBECONFIG ?? "~/.kube/config";
   try {
@@ -95,10 +101,28 @@ export const userConfig = async (from: { file?: string; context?: string }): Pro
     throw new RuntimeError("invalid-argument", `Cannot use kubeconfig "${path}": it has no current cluster`);
   }
   const namespace = loader.getContextObject(loader.getCurrentContext())?.namespace ?? "default";
+  const user = loader.getCurrentUser();
+  let plugin: ReturnType<typeof execPlugin> | undefined;
+  if (user?.exec) {
+    const exec = ExecConfig.safeParse(user.exec);
+    if (!exec.success)
+      throw new RuntimeError(
+        "invalid-argument",
+        `Cannot use kubeconfig "${path}": user "${user.name}": exec: ${messageOf(exec.error)}`,
+      );
+    plugin = execPlugin(exec.data);
+    Object.assign(user, { exec: undefined });
+  }
   const authenticate = async () => {
-    const options: Parameters<typeof loader.applyToHTTPSOptions>[0] = {};
-    await loader.applyToHTTPSOptions(options);
-    return options as TlsOptions & { headers?: Record<string, string>; auth?: string };
+    const options: TlsOptions & { headers?: Record<string, string>; auth?: string } = {};
+    await loader.applyToHTTPSOptions(options as Parameters<typeof loader.applyToHTTPSOptions>[0]);
+    const { token, clientCertificateData: cert, clientKeyData: key } = (await plugin?.()) ?? {};
+    return {
+      ...options,
+      ...(cert === undefined ? {} : { cert }),
+      ...(key === undefined ? {} : { key }),
+      ...(token === undefined ? {} : { headers: { ...options.headers, authorization: `Bearer ${token}` } }),
+    };
   };
   const first = await authenticate();
   const tls: TlsOptions = {};
