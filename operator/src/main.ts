@@ -10,6 +10,7 @@ import { runAsLeader } from "@bulkhead/lib/kube/lease.ts";
 import { clientMetrics, leaderMetric } from "@bulkhead/lib/kube/metrics.ts";
 import { pods } from "@bulkhead/lib/kube/resources.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { processMetrics } from "@bulkhead/lib/std/process-metrics.ts";
 import { type TracingFlags, tracingFlags } from "@bulkhead/lib/tracing/flags.ts";
 import { spanCounter } from "@bulkhead/lib/tracing/metrics.ts";
 import { traceFields } from "@bulkhead/lib/tracing/span.ts";
@@ -17,7 +18,7 @@ import { startTracing } from "@bulkhead/lib/tracing/start.ts";
 import { Argument, Command, Option } from "commander";
 import express from "express";
 import { pino } from "pino";
-import { collectDefaultMetrics, Registry } from "prom-client";
+import { Registry } from "prom-client";
 import manifest from "../package.json" with { type: "json" };
 import { check } from "./check.ts";
 import { createController } from "./controller.ts";
@@ -72,7 +73,7 @@ const run = async (flags: RunFlags): Promise<void> => {
   }
   await using undo = new AsyncDisposableStack();
   const registry = new Registry();
-  collectDefaultMetrics({ register: registry });
+  processMetrics(registry);
   undo.use(
     await startTracing({
       ...{ service: "bulkhead-operator", version: manifest.version, log },

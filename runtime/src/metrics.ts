@@ -1,8 +1,9 @@
 import { createServer, type Server } from "node:http";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { processMetrics } from "@bulkhead/lib/std/process-metrics.ts";
 import { spanCounter } from "@bulkhead/lib/tracing/metrics.ts";
 import { span } from "@bulkhead/lib/tracing/span.ts";
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import { Counter, Gauge, Histogram, Registry } from "prom-client";
 
 export type Metrics = ReturnType<typeof createMetrics>;
 
@@ -15,7 +16,7 @@ export const createMetrics = (
   pods: () => Iterable<{ handler: string; namespace: string }>,
 ) => {
   const registry = new Registry();
-  collectDefaultMetrics({ register: registry, prefix: "bulkhead_runtime_" });
+  processMetrics(registry, "bulkhead_runtime_");
   new Gauge({
     name: "bulkhead_runtime_pods",
     help: "Pods that are ready, by handler and Kubernetes namespace.",

@@ -2,13 +2,14 @@ import { randomUUID } from "node:crypto";
 import { join } from "node:path";
 import { readSettings } from "@bulkhead/lib/api/runtime-config.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { processMetrics } from "@bulkhead/lib/std/process-metrics.ts";
 import { endpointFlag, type TracingFlags, tracingFlags } from "@bulkhead/lib/tracing/flags.ts";
 import { spanCounter } from "@bulkhead/lib/tracing/metrics.ts";
 import { traceFields } from "@bulkhead/lib/tracing/span.ts";
 import { startTracing } from "@bulkhead/lib/tracing/start.ts";
 import { Command, Option } from "commander";
 import { pino } from "pino";
-import { collectDefaultMetrics, Registry } from "prom-client";
+import { Registry } from "prom-client";
 import { socketPath } from "../protocol.ts";
 import { BundleCheck, readManifest } from "./bundle.ts";
 import { Controller } from "./controller.ts";
@@ -78,7 +79,7 @@ async function main(signal: AbortSignal): Promise<void> {
   const manifest = await readManifest(options.bundle);
   const registry = new Registry();
   if (options.nodeName !== "") registry.setDefaultLabels({ node: options.nodeName });
-  collectDefaultMetrics({ register: registry, prefix: "bulkhead_installer_" });
+  processMetrics(registry, "bulkhead_installer_");
   const { traceEndpoint: endpoint, traceSampling: samplingRatio, traceNodeEndpoint } = options;
   // Ends after the lock, which the next installer waits for.
   await using _tracing = await startTracing({

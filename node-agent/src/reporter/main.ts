@@ -9,6 +9,7 @@ import { clientMetrics } from "@bulkhead/lib/kube/metrics.ts";
 import { createReflector } from "@bulkhead/lib/kube/reflector.ts";
 import { nodeRuntimes } from "@bulkhead/lib/kube/resources.ts";
 import { hasCode, messageOf } from "@bulkhead/lib/std/errors.ts";
+import { processMetrics } from "@bulkhead/lib/std/process-metrics.ts";
 import { type TracingFlags, tracingFlags } from "@bulkhead/lib/tracing/flags.ts";
 import { spanCounter } from "@bulkhead/lib/tracing/metrics.ts";
 import { rootSpan, traceFields } from "@bulkhead/lib/tracing/span.ts";
@@ -16,7 +17,7 @@ import { startTracing } from "@bulkhead/lib/tracing/start.ts";
 import { Command } from "commander";
 import express from "express";
 import { pino } from "pino";
-import { collectDefaultMetrics, Registry } from "prom-client";
+import { Registry } from "prom-client";
 import { type Desired, isThrough, type Report, socketPath } from "../protocol.ts";
 import { installerClient } from "./installer.ts";
 import { createSigns } from "./sign-of-life.ts";
@@ -59,7 +60,7 @@ const repeatMs = 5_000;
 async function main(signal: AbortSignal): Promise<void> {
   const { nodeName, agentVersion } = options;
   const registry = new Registry();
-  collectDefaultMetrics({ register: registry, prefix: "bulkhead_reporter_" });
+  processMetrics(registry, "bulkhead_reporter_");
   await using _tracing = await startTracing({
     ...{ service: "bulkhead-reporter", version: agentVersion, log },
     resource: { "k8s.node.name": nodeName },
