@@ -55,6 +55,7 @@ describe("The API server accepts", () => {
       {
         handler: {
           kata: {
+            shim: "go",
             vcpus: 2,
             memory: "256Mi",
             initrd: "kata-containers-initrd.img",
@@ -71,7 +72,7 @@ describe("The API server accepts", () => {
       },
     ],
     ["Kata by its older runtime", { handler: { kata: { shim: "go", rootfs: "virtio-fs" } } }],
-    ["Dragonball", { handler: { kata: { hypervisor: "dragonball" } } }],
+    ["Dragonball", { handler: { kata: { hypervisor: "dragonball", hugepages: true } } }],
     ["Firecracker with its defaults", { handler: { firecracker: {} } }],
     [
       "Firecracker as a hypervisor of Kata",
@@ -154,7 +155,22 @@ const vmRefusals = (
     ["an initrd under Firecracker", "initrd must be left out", { hypervisor: "firecracker", initrd: "a" }],
     ["Dragonball in the older runtime", "shim must be rust", { hypervisor: "dragonball", shim: "go" }],
     ["a disk's size without disks", "diskSize is for rootfs: block", { diskSize: "1Gi" }],
-    ["templates of guests that share files", "templating needs", { templating: true, initrd: "a" }],
+    [
+      "templates of guests that share files",
+      "templating needs",
+      { templating: true, shim: "go", initrd: "a" },
+    ],
+    [
+      "templates by the Rust shim",
+      "templating needs shim go",
+      { templating: true, initrd: "a", rootfs: "block" },
+    ],
+    ["huge pages by the Rust shim", "hugepages needs", { hugepages: true }],
+    [
+      "huge pages under Firecracker",
+      "hugepages needs",
+      { hugepages: true, shim: "go", hypervisor: "firecracker" },
+    ],
     ["a deadline of no time", "spec.handler.kata.deadlines.boot", { deadlines: { boot: 0 } }],
   ] as const
 ).map(([title, field, kata]): [string, string, unknown] => [title, field, { handler: { kata } }]);

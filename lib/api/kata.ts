@@ -101,7 +101,6 @@ const common = {
   image: guestFile.optional(),
   kernel: guestFile.optional(),
   kernelParameters: kernelParameters.optional(),
-  hugepages: z.boolean().default(false),
   /** Size of a container's root file system where it is a disk: a full one is ENOSPC for that container alone. */
   diskSize: diskSize.optional(),
   /** What of Kata's hypervisor settings a pod may set by annotation. */
@@ -114,6 +113,8 @@ const kataFields = z.object({
   ...common,
   /** The guest's system as an initrd instead of a disk image. */
   initrd: guestFile.optional(),
+  /** The guest's memory in the node's huge pages. */
+  hugepages: z.boolean().default(false),
   /**
    * How a container's root file system comes into the guest: shared (`virtio-fs`), or as a disk of its own (`block`).
    * Left out: block under Firecracker, virtio-fs under the others.
@@ -127,6 +128,7 @@ type Kata = z.infer<typeof kataFields>;
 const under = (hypervisor: Kata["hypervisor"]) =>
   `(has(self.hypervisor) && self.hypervisor == '${hypervisor}')`;
 const block = "(has(self.rootfs) && self.rootfs == 'block')";
+const older = "(has(self.shim) && self.shim == 'go')";
 
 /** What the fields must be to each other: for the API server, and for the installer, which believes nobody. */
 const rules: { rule: string; holds: (kata: Kata) => boolean; message: string }[] = [
@@ -157,11 +159,19 @@ const rules: { rule: string; holds: (kata: Kata) => boolean; message: string }[]
     message: "diskSize is for rootfs: block",
   },
   {
-    rule: `!has(self.templating) || !self.templating || (has(self.initrd) && ${block} && (!has(self.hypervisor) || self.hypervisor in ['qemu', 'dragonball']))`,
-    holds: ({ templating, initrd, rootfs, hypervisor }) =>
-      !templating ||
-      (initrd !== undefined && rootfs === "block" && ["qemu", "dragonball"].includes(hypervisor)),
-    message: "templating needs initrd, rootfs: block, and hypervisor qemu or dragonball",
+    // As of 4.1 runtime-rs reads the setting for Dragonball alone, and Firecracker has none: memory of small pages.
+    rule: `!has(self.hugepages) || !self.hugepages || ${under("dragonball")} || ${older} && !${under("firecracker")}`,
+    holds: ({ hugepages, hypervisor, shim }) =>
+      !hugepages || hypervisor === "dragonball" || (shim === "go" && hypervisor !== "firecracker"),
+    message:
+      "hugepages needs hypervisor dragonball, or shim go with qemu or cloud-hypervisor: Kata overlooks it elsewhere",
+  },
+  {
+    // As of 4.1 runtime-rs takes a copy's whole machine from the node's own configuration, not from the profile's.
+    rule: `!has(self.templating) || !self.templating || has(self.initrd) && ${block} && ${older} && (!has(self.hypervisor) || self.hypervisor == 'qemu')`,
+    holds: ({ templating, initrd, rootfs, hypervisor, shim }) =>
+      !templating || (initrd !== undefined && rootfs === "block" && shim === "go" && hypervisor === "qemu"),
+    message: "templating needs shim go, hypervisor qemu, initrd and rootfs: block",
   },
 ];
 
@@ -199,7 +209,12 @@ export function vmSettings(handler: {
 }): VmSettings | undefined {
   const given: Kata | undefined =
     handler.kata ??
-    (handler.firecracker && { ...handler.firecracker, hypervisor: "firecracker", templating: false });
+    (handler.firecracker && {
+      ...handler.firecracker,
+      hypervisor: "firecracker",
+      hugepages: false,
+      templating: false,
+    });
   if (given === undefined) return undefined;
   const { hypervisor, shim, vcpus, hugepages, templating, deadlines: limits } = given;
   return {

@@ -5,7 +5,7 @@ import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { firecrackerHandler, kataHandler } from "@bulkhead/lib/api/kata.ts";
+import { firecrackerHandler, kataHandler, vmSettings } from "@bulkhead/lib/api/kata.ts";
 import { type CriClient, connectCri } from "@bulkhead/lib/cri/client.ts";
 import { ContainerState, NamespaceMode, PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
@@ -43,18 +43,17 @@ const initrd = "kata-containers-initrd.img";
 // What an emulated processor is spared; it matters to no assertion.
 const kernelParameters = ["mitigations=off", "nokaslr"];
 
+const guest = {
+  ...{ shim, memory: "256Mi", kernelParameters, deadlines },
+  ...(existsSync(join(root, "share/kata-containers", initrd)) ? { initrd } : {}),
+};
+const block = { rootfs: "block", diskSize: "128Mi" };
 const walls = {
-  qemu: {
-    kata: kataHandler.parse({
-      ...{ shim, memory: "256Mi", kernelParameters, deadlines },
-      ...(existsSync(join(root, "share/kata-containers", initrd)) ? { initrd } : {}),
-    }),
-  },
-  "qemu-block": {
-    kata: kataHandler.parse({
-      ...{ shim, memory: "256Mi", kernelParameters, deadlines, rootfs: "block", diskSize: "128Mi" },
-      ...(existsSync(join(root, "share/kata-containers", initrd)) ? { initrd } : {}),
-    }),
+  qemu: { kata: kataHandler.parse(guest) },
+  "qemu-block": { kata: kataHandler.parse({ ...guest, ...block }) },
+  "cloud-hypervisor": { kata: kataHandler.parse({ ...guest, hypervisor: "cloud-hypervisor" }) },
+  "cloud-hypervisor-block": {
+    kata: kataHandler.parse({ ...guest, ...block, hypervisor: "cloud-hypervisor" }),
   },
   firecracker: {
     firecracker: firecrackerHandler.parse({ shim, memory: "256Mi", diskSize: "128Mi", deadlines }),
@@ -124,7 +123,7 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
     test.skip(`(skipped: ${why})`, () => {});
     return;
   }
-  const shared = wall === "qemu";
+  const shared = vmSettings(walls[wall])?.rootfs === "virtio-fs";
   const [shell = "", ...script] = viewCommand;
   const hostView = parseView(execFileSync(shell, script, { encoding: "utf8" }));
   const mebibyte = 1 << 20;

@@ -23,6 +23,7 @@ const golden: [name: string, kata: object, on?: NodeOfVm][] = [
   [
     "qemu-everything",
     {
+      shim: "go",
       vcpus: 2,
       memory: "256Mi",
       initrd: "kata-containers-initrd.img",
@@ -129,13 +130,30 @@ describe("The installer refuses by itself what the API server would have", () =>
     ["Firecracker with an initrd", { hypervisor: "firecracker", initrd: "b" }, "initrd must be left out"],
     ["Dragonball in the older runtime", { hypervisor: "dragonball", shim: "go" }, "shim must be rust"],
     ["a disk's size without disks", { diskSize: "1Gi" }, "diskSize is for rootfs: block"],
-    ["templates of shared files", { templating: true, initrd: "b" }, "templating needs"],
+    ["templates of shared files", { templating: true, shim: "go", initrd: "b" }, "templating needs"],
+    [
+      "templates by the Rust shim",
+      { templating: true, initrd: "b", rootfs: "block" },
+      "templating needs shim go",
+    ],
+    ["huge pages by the Rust shim", { hugepages: true }, "hugepages needs"],
+    [
+      "huge pages under Firecracker",
+      { hugepages: true, shim: "go", hypervisor: "firecracker" },
+      "hugepages needs",
+    ],
   ])("%s", (_what, kata, message) => {
     expect(kataProblem(kataHandler.parse(kata))).toContain(message);
   });
   test("and takes what contradicts nothing", () => {
     expect(kataProblem(kataHandler.parse({ hypervisor: "firecracker", diskSize: "2Gi" }))).toBeUndefined();
-    const template = { templating: true, initrd: "b", rootfs: "block" };
+    const template = { templating: true, shim: "go", initrd: "b", rootfs: "block" };
     expect(kataProblem(kataHandler.parse(template))).toBeUndefined();
+    for (const huge of [
+      { hypervisor: "dragonball" },
+      { shim: "go" },
+      { shim: "go", hypervisor: "cloud-hypervisor" },
+    ])
+      expect(kataProblem(kataHandler.parse({ ...huge, hugepages: true }))).toBeUndefined();
   });
 });
