@@ -196,6 +196,7 @@ export class Controller {
     const serves = usesRuntime(facts) || record.engine !== undefined;
     ledger.see({
       trials: walls.trials(),
+      vm: walls.vm,
       pods: serves ? await listPods(host, facts, signal) : new Map(),
     });
     if (usesRuntime(facts)) ledger.see({ runtimeVersion: (await version(paths.socket)).runtimeVersion });

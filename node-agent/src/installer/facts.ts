@@ -18,8 +18,6 @@ export type HostFacts = {
   kernel: string;
   arch: string;
   cgroup: "v1" | "v2";
-  /** A guest was booted. */
-  kvm: boolean;
   vm: VmFacts;
   view: View;
 };
@@ -48,7 +46,6 @@ export async function hostFacts(host: Host, kvmProbe: string): Promise<HostFacts
     kernel: release,
     arch: { x64: "amd64", arm64: "arm64" }[process.arch as string] ?? process.arch,
     cgroup: v2 ? "v2" : "v1",
-    kvm: vm.kvm.runs,
     vm,
     view: ViewSchema.parse({
       version: ((await read("/proc/version")) ?? "").trim(),

@@ -31,6 +31,7 @@ export class Ledger {
     engine: undefined,
     runtimeVersion: undefined,
     trials: undefined,
+    vm: undefined,
   };
   #version = 0;
   #status: ShownStatus = {};

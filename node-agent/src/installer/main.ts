@@ -124,7 +124,7 @@ async function main(signal: AbortSignal): Promise<void> {
     `${await registry.metrics()}\n${await runtime().catch(() => "")}`;
   await using _server = await serveSocket(options.socket, controller, metrics, log);
   log.info(
-    { version: manifest.version, kernel: facts.kernel, cgroup: facts.cgroup, kvm: facts.kvm },
+    { version: manifest.version, kernel: facts.kernel, cgroup: facts.cgroup, kvm: facts.vm.kvm.runs },
     "installer started",
   );
   await controller.run(signal);

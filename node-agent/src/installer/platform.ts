@@ -3,26 +3,33 @@ import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { mountsBelow } from "./facts.ts";
 import { type Gvisor, type Platform, platforms } from "./gvisor.ts";
 import { type Host, must } from "./host.ts";
+import type { VmFacts } from "./kata/node.ts";
 
 /** Whether a platform of gVisor ran a process on this node, and if not, why. */
 export type Trial = { name: Platform; works: boolean; message?: string };
 
-/** /dev/kvm may be there and hang: where it runs, it does so in a fraction of a second. */
-const deadlineMs: Record<Platform, number> = { kvm: 3_000, systrap: 20_000, ptrace: 20_000 };
+const usualDeadlineMs = 20_000;
+const maxMessage = 200;
 /** systrap comes first where it is as good; ptrace is never chosen, only asked for. */
 const autoOrder: readonly Platform[] = ["kvm", "systrap"];
 
-/** Tries each platform of a `runsc` with one process in a sandbox. `device`: /dev/kvm could be opened. */
+/**
+ * Tries each platform of a `runsc` with one process in a sandbox. `kvm`: whether KVM booted a guest; where it did not, no
+ * sandbox would start on it, and may hang. `deadlineMs`: what each may take.
+ */
 export async function tryPlatforms(
   host: Host,
   runsc: string,
-  device: boolean,
+  kvm: VmFacts["kvm"],
   signal: AbortSignal,
+  deadlineMs = usualDeadlineMs,
 ): Promise<Trial[]> {
   const trials: Trial[] = [];
   for (const name of platforms) {
     const message =
-      name === "kvm" && !device ? "/dev/kvm cannot be opened" : await failureOf(host, runsc, name, signal);
+      name === "kvm" && !kvm.runs
+        ? `KVM boots no guest here: ${kvm.why}`.slice(0, maxMessage)
+        : await failureOf(host, runsc, name, signal, deadlineMs);
     trials.push({ name, works: message === undefined, ...(message === undefined ? {} : { message }) });
   }
   return trials;
@@ -49,11 +56,11 @@ async function failureOf(
   runsc: string,
   platform: Platform,
   signal: AbortSignal,
+  timeoutMs: number,
 ): Promise<string | undefined> {
   // All that it makes is to be in our directory, where we find it when it has to be killed.
   const scratch = `/run/bulkhead-agent.probe-${platform}`;
   await mkdir(host.at(scratch), { recursive: true, mode: 0o700 });
-  const timeoutMs = deadlineMs[platform];
   try {
     const where = ["env", `TMPDIR=${scratch}`, runsc, "--root", scratch, "--ignore-cgroups"];
     const { code, stderr } = await host.run(
@@ -65,7 +72,7 @@ async function failureOf(
     signal.throwIfAborted();
     return /did not end in/.test(messageOf(error))
       ? `a process on it did not end in ${timeoutMs / 1000} s`
-      : messageOf(error).slice(0, 200);
+      : messageOf(error).slice(0, maxMessage);
   } finally {
     await killNaming(scratch);
     for (const point of await mountsBelow([scratch])) {
@@ -76,7 +83,7 @@ async function failureOf(
   }
 }
 
-const lastWords = (text: string): string => (text.trim().split("\n").at(-1) ?? "").slice(0, 200);
+const lastWords = (text: string): string => (text.trim().split("\n").at(-1) ?? "").slice(0, maxMessage);
 
 /** Kills what a sandbox that hung left behind: processes that name our scratch directory on their command line. */
 async function killNaming(word: string): Promise<void> {

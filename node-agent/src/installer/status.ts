@@ -1,6 +1,7 @@
 import type { NodeRuntimeStatus, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import type { Condition } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { HostFacts } from "./facts.ts";
+import type { VmFacts } from "./kata/node.ts";
 import type { Trial } from "./platform.ts";
 import type { Pod } from "./pods.ts";
 import { type ProfileState, statusOf } from "./state.ts";
@@ -15,6 +16,8 @@ export type Seen = {
   runtimeVersion: string | undefined;
   /** Of gVisor's platforms. */
   trials: readonly Trial[] | undefined;
+  /** What virtual machines find here; undefined: as it was when we started. */
+  vm: VmFacts | undefined;
 };
 
 export type ShownStatus = Omit<NodeRuntimeStatus, "heartbeat" | "agentVersion">;
@@ -23,10 +26,11 @@ export type ShownStatus = Omit<NodeRuntimeStatus, "heartbeat" | "agentVersion">;
 export function nodeStatus(
   states: ReadonlyMap<string, ProfileState>,
   samples: ReadonlyMap<string, readonly number[]>,
-  { observed, pods, engine, runtimeVersion, trials }: Seen,
+  { observed, pods, engine, runtimeVersion, trials, vm }: Seen,
   conditions: Condition[],
   hostFacts: HostFacts,
 ): ShownStatus {
+  const { kvm, vhostVsock, vhostNet, nested } = vm ?? hostFacts.vm;
   const profiles = [...states].map(
     ([name, state]): ProfileStatus =>
       statusOf(name, state, { ...startsOf(samples.get(name) ?? []), ...podsOf(pods.get(name) ?? []) }),
@@ -38,13 +42,11 @@ export function nodeStatus(
     kernel: hostFacts.kernel,
     arch: hostFacts.arch,
     cgroup: hostFacts.cgroup,
-    kvm: hostFacts.kvm,
+    kvm: kvm.runs,
     ...(trials === undefined ? {} : { gvisorPlatforms: [...trials] }),
     virtualization: {
-      kvmProblem: hostFacts.vm.kvm.why.slice(0, 256),
-      vhostVsock: hostFacts.vm.vhostVsock,
-      vhostNet: hostFacts.vm.vhostNet,
-      nested: hostFacts.vm.nested,
+      kvmProblem: kvm.why.slice(0, 256),
+      ...{ vhostVsock, vhostNet, nested },
     },
     ...(runtimeVersion === undefined ? {} : { runtimeVersion }),
     ready: `${profiles.filter(({ phase }) => phase === "Ready").length}/${profiles.length}`,

@@ -28,8 +28,17 @@ export class Walls {
 
   /** Looks again at what may change while we run: modules are loaded and Kata is installed. */
   async look(profiles: readonly DesiredProfile[]): Promise<void> {
+    if (profiles.some(isVm)) await this.#look();
+  }
+
+  async #look(): Promise<void> {
     const { host, bundle } = this.#options;
-    if (profiles.some(isVm)) this.#vm = await vmFacts(host, join(bundle, kvmProbe));
+    this.#vm = await vmFacts(host, join(bundle, kvmProbe));
+  }
+
+  /** What virtual machines find here, as it was last looked at. */
+  get vm(): VmFacts {
+    return this.#vm;
   }
 
   /** Why this node cannot serve the profile whatever is tried, or undefined. */
@@ -57,7 +66,7 @@ export class Walls {
   ): Promise<ReturnType<typeof choosePlatform>> {
     const { gvisor } = profile.handler;
     if (gvisor === undefined) return { platform: "systrap" };
-    const { host, hostFacts, manifest, log } = this.#options;
+    const { host, manifest, log } = this.#options;
     const runsc = join(programRoot(profile, manifest.version), "bin/runsc");
     const known = this.#trials.get(runsc);
     if (known !== undefined) {
@@ -66,7 +75,8 @@ export class Walls {
       const works = choice.trouble === undefined && known.some((trial) => trial.works);
       if (works || !due) return choice;
     }
-    const trials = await tryPlatforms(host, runsc, hostFacts.kvm, signal);
+    await this.#look();
+    const trials = await tryPlatforms(host, runsc, this.#vm.kvm, signal);
     this.#trials.delete(runsc);
     this.#trials.set(runsc, trials);
     log.info({ runsc, trials }, "gVisor's platforms tried");
