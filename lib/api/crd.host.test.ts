@@ -42,7 +42,7 @@ describe("The API server accepts", () => {
         handler: {
           gvisor: {
             ...{ overlay: "directory", overlayScope: "all", overlaySize: "1Gi", emptyDir: "sandbox" },
-            nvproxy: { driverVersion: "570.86.15", capabilities: ["compute"] },
+            nvproxy: { driverVersion: "580.126.20", capabilities: ["compute"] },
             tenant: { flags: ["debug", "host-uds"], volumeHints: true },
             flags: ["--net-raw", "--log-packets", "--host-uds=open"],
           },

@@ -73,6 +73,8 @@ const ShimHandler = z
         network: z.enum(["sandbox", "host", "none"]).default("sandbox"),
         /** Where the content of an emptyDir is: on the node, or in the sandbox. */
         emptyDir: z.enum(["node", "sandbox"]).optional(),
+        /** Whether the sandbox speaks to NVIDIA's driver: given its device nodes without that, gVisor's kernel ends. */
+        nvproxy: z.boolean().optional(),
         /** Directory of overlay files, made when the handler is. */
         overlayDirectory: absolutePath.optional(),
       })

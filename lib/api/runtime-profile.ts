@@ -151,7 +151,7 @@ const gvisor = z
         /** The driver's version to speak; the node's own when left out. */
         driverVersion: z
           .string()
-          .regex(/^(latest|[0-9]+(\.[0-9]+){1,2})$/, "must be latest or a version such as 570.86.15")
+          .regex(/^(latest|[0-9]+(\.[0-9]+){1,2})$/, "must be latest or a version such as 580.126.20")
           .optional(),
         /** What a container may ask for by NVIDIA_DRIVER_CAPABILITIES. */
         capabilities: z

@@ -3,13 +3,15 @@ import { mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from "node
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { noGpu } from "../../node-agent/src/installer/gpu.ts";
 import type { Gvisor } from "../../node-agent/src/installer/gvisor.ts";
+import { execute } from "../../node-agent/src/installer/host.ts";
 import { sandboxMetrics } from "../../runtime/src/sandbox-metrics.ts";
 import { removeCgroups } from "../cluster/mounts.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
-import { inCache } from "../tools/cache.ts";
-import { outcome } from "../tools/run.ts";
+import { inCache, tool } from "../tools/cache.ts";
+import { outcome, run } from "../tools/run.ts";
 import { createDaemon, type Daemon } from "./daemon.ts";
 import { gvisorHandler } from "./handlers.ts";
 
@@ -217,17 +219,124 @@ describe("an annotation of a pod", () => {
   });
 });
 
-test("GPU settings reach the sandbox", async () => {
-  const nvproxy = { driverVersion: "latest", capabilities: ["compute" as const, "video" as const] };
-  await using pod = await new Pod().run(await serve("gpu", { nvproxy }));
-  const { argv } = await sandboxOf(pod);
-  expect(argv).toEqual(
-    expect.arrayContaining([
-      "--nvproxy=true",
-      "--nvproxy-driver-version=latest",
-      "--nvproxy-allowed-driver-capabilities=compute,video",
-    ]),
-  );
+describe("GPUs", () => {
+  const driverVersion = "580.126.20";
+  const handlerOf = (name: string) => serve(name, { nvproxy: { driverVersion } });
+
+  test("settings reach the sandbox, and an ordinary pod of the profile needs no GPU", async () => {
+    const nvproxy = { driverVersion, capabilities: ["compute" as const, "video" as const] };
+    await using pod = await new Pod().run(await serve("gpu", { nvproxy }));
+    expect((await sandboxOf(pod)).argv).toEqual(
+      expect.arrayContaining([
+        "--nvproxy=true",
+        `--nvproxy-driver-version=${driverVersion}`,
+        "--nvproxy-allowed-driver-capabilities=compute,video",
+      ]),
+    );
+    expect(await say(await pod.container(), "uname -r; ls -d /dev/nvidia* 2>&1; true")).toMatch(
+      /gvisor.*\n.*No such/,
+    );
+  });
+
+  test("that cannot be had here are told by the agent before a sandbox ends of it", async () => {
+    const ask = (nvproxy: Gvisor["nvproxy"], node = scratch) =>
+      noGpu(
+        { at: (path) => join(node, path), run: execute },
+        tool("runsc"),
+        { nvproxy },
+        AbortSignal.timeout(60_000),
+      );
+    expect(await ask(undefined)).toBeUndefined();
+    expect(await ask({ driverVersion })).toBeUndefined();
+    expect(await ask({ driverVersion: "latest" })).toBeUndefined();
+    expect(await ask({ driverVersion: "1.2.3" })).toMatch(
+      `gVisor does not speak to NVIDIA's driver 1.2.3, but to `,
+    );
+    expect(await ask({})).toContain("no NVIDIA driver is loaded on this node");
+    // As the kernel's module says it.
+    await mkdir(join(scratch, "sys/module/nvidia"), { recursive: true });
+    await writeFile(join(scratch, "sys/module/nvidia/version"), `${driverVersion}\n`);
+    expect(await ask({})).toBeUndefined();
+  });
+
+  describe("of NVIDIA's CDI files", () => {
+    const nodes = [
+      { path: "/dev/nvidiactl", major: 195, minor: 255 },
+      { path: "/dev/nvidia0", major: 195, minor: 0 },
+      // The kernel gives its number when the driver is loaded; the sandbox has another.
+      { path: "/dev/nvidia-uvm", major: 511, minor: 0 },
+    ];
+    const cdiFile = "/var/run/cdi/bulkhead-test-nvidia.json";
+    const made: string[] = [];
+    beforeAll(async () => {
+      for (const { path, major, minor } of nodes) {
+        if (existsSync(path)) continue;
+        await run(["mknod", "-m", "666", path, "c", `${major}`, `${minor}`]);
+        made.push(path);
+      }
+      const library = join(scratch, "libcuda.so");
+      await writeFile(library, "the driver's\n");
+      // As NVIDIA's own hook finds the container's files: by the bundle, which the state names that it reads.
+      const hook = join(scratch, "nvidia-cdi-hook");
+      const program = `#!${process.execPath}
+        const { readFileSync, symlinkSync } = require("node:fs");
+        const { bundle } = JSON.parse(readFileSync(0, "utf8"));
+        const { root } = JSON.parse(readFileSync(bundle + "/config.json", "utf8"));
+        symlinkSync("libcuda.so.1", require("node:path").resolve(bundle, root.path, "lib/libcuda.so"));`;
+      await writeFile(hook, program, { mode: 0o755 });
+      await mkdir(dirname(cdiFile), { recursive: true });
+      await writeFile(
+        cdiFile,
+        JSON.stringify({
+          cdiVersion: "0.6.0",
+          kind: "nvidia.com/gpu",
+          devices: [{ name: "bulkhead-test", containerEdits: { deviceNodes: nodes } }],
+          containerEdits: {
+            env: ["NVIDIA_VISIBLE_DEVICES=void"],
+            mounts: [{ hostPath: library, containerPath: "/lib/libcuda.so.1", options: ["ro", "bind"] }],
+            hooks: [
+              { hookName: "createContainer", path: hook, args: ["nvidia-cdi-hook", "create-symlinks"] },
+            ],
+          },
+        }),
+      );
+    });
+    afterAll(async () => {
+      await rm(cdiFile, { force: true });
+      for (const path of made) await rm(path);
+    });
+    const gpu = { CDI_devices: [{ name: "nvidia.com/gpu=bulkhead-test" }] };
+    const list = "cd /dev; for f in nvidia*; do stat -c '%n %t:%T' $f; done";
+
+    test("come with their nodes, libraries and what their hooks make, and lead to the node's driver", async () => {
+      await using pod = await new Pod().run(await handlerOf("gpu-cdi"));
+      const id = await pod.container("main", gpu);
+      expect(await say(id, `${list}; cat /lib/libcuda.so; echo $NVIDIA_VISIBLE_DEVICES`)).toMatch(
+        /^nvidia-uvm [0-9a-f]+:0\nnvidia0 c3:0\nnvidiactl c3:ff\nthe driver's\nvoid\n$/,
+      );
+      // gVisor opens the node's own, behind which no driver is.
+      if (made.length === nodes.length)
+        expect(await say(id, "head -c1 /dev/nvidiactl 2>&1; true")).toContain("No such device or address");
+      // Another container of the pod has none of them.
+      expect(await say(await pod.container("beside"), "ls -d /dev/nvidia* 2>&1; true")).toContain("No such");
+    });
+
+    test("are refused without nvproxy, and not shown to who gets all devices: gVisor's kernel would end", async () => {
+      await using pod = await new Pod().run("gvisor");
+      await expect(pod.container("main", gpu)).rejects.toThrow(
+        /Cannot give the container ."\/dev\/nvidia.*handler ."gvisor." is gVisor that does not speak to NVIDIA's driver/,
+      );
+      await expect(
+        pod.container("main", {
+          devices: [{ host_path: "/dev/nvidiactl", container_path: "/dev/nvidiactl" }],
+        }),
+      ).rejects.toThrow(/handler.gvisor.nvproxy/);
+      const privileged = { linux: { security_context: { privileged: true } } };
+      await using other = await new Pod().run("gvisor", privileged);
+      const id = await other.container("main", privileged);
+      expect(await say(id, "ls -d /dev/nvidia* 2>&1; true")).toContain("No such");
+    });
+  });
 });
 
 describe("an emptyDir that the sandbox keeps", () => {

@@ -32,6 +32,7 @@ describe("a profile of gVisor in runsc's words", () => {
     expect(runscSettings({ ...plain, overlay: "directory" })).toEqual({
       network: "sandbox",
       emptyDir: "node",
+      nvproxy: false,
       overlayDirectory: "/var/lib/bulkhead/gvisor",
     });
   });
@@ -56,9 +57,9 @@ describe("a profile of gVisor in runsc's words", () => {
   test("GPUs go through nvproxy, with the driver's version and what a container may ask for", () => {
     expect(flags({ nvproxy: {} })).toMatchObject({ nvproxy: "true" });
     expect(
-      flags({ nvproxy: { driverVersion: "570.86.15", capabilities: ["compute", "utility", "video"] } }),
+      flags({ nvproxy: { driverVersion: "580.126.20", capabilities: ["compute", "utility", "video"] } }),
     ).toMatchObject({
-      "nvproxy-driver-version": "570.86.15",
+      "nvproxy-driver-version": "580.126.20",
       "nvproxy-allowed-driver-capabilities": "compute,utility,video",
     });
   });

@@ -33,9 +33,13 @@ export const runscFlags = (
 export const runscSettings = (
   gvisor: Gvisor,
   overlayDirectory = overlays,
-): Pick<NonNullable<ShimHandlerConfig["runsc"]>, "network" | "emptyDir" | "overlayDirectory"> => ({
+): Pick<
+  NonNullable<ShimHandlerConfig["runsc"]>,
+  "network" | "emptyDir" | "nvproxy" | "overlayDirectory"
+> => ({
   network: gvisor.network,
   emptyDir: gvisor.emptyDir ?? "node",
+  nvproxy: gvisor.nvproxy !== undefined,
   ...(gvisor.overlay === "directory" ? { overlayDirectory } : {}),
 });
 

@@ -5,6 +5,8 @@ import type { Logger } from "pino";
 import type { Manifest } from "./bundle.ts";
 import type { HostFacts } from "./facts.ts";
 import { isVm, kvmProbe, type NodeOfProfile, programRoot, unsupported } from "./files.ts";
+import { noGpu } from "./gpu.ts";
+import type { Gvisor } from "./gvisor.ts";
 import type { Host } from "./host.ts";
 import { vmFacts } from "./kata/facts.ts";
 import type { VmFacts } from "./kata/node.ts";
@@ -13,6 +15,7 @@ import { shimPath } from "./shim.ts";
 
 /** Which walls this node can serve, by what was tried and found on it. */
 
+type Choice = ReturnType<typeof choosePlatform>;
 type WallsOptions = { host: Host; hostFacts: HostFacts; bundle: string; manifest: Manifest; log: Logger };
 
 export class Walls {
@@ -58,16 +61,22 @@ export class Walls {
     return [...this.#trials.values()].at(-1);
   }
 
-  /** gVisor's platform for a profile, tried with the program that is in place; `trouble`: why there is none. */
-  async platformOf(
-    profile: DesiredProfile,
-    due: boolean,
-    signal: AbortSignal,
-  ): Promise<ReturnType<typeof choosePlatform>> {
+  /**
+   * gVisor's platform for a profile, tried with the program that is in place; `trouble`: why there is none, or none of
+   * the GPUs that it wants.
+   */
+  async platformOf(profile: DesiredProfile, due: boolean, signal: AbortSignal): Promise<Choice> {
     const { gvisor } = profile.handler;
     if (gvisor === undefined) return { platform: "systrap" };
-    const { host, manifest, log } = this.#options;
+    const { host, manifest } = this.#options;
     const runsc = join(programRoot(profile, manifest.version), "bin/runsc");
+    const choice = await this.#choose(gvisor, runsc, due, signal);
+    const trouble = choice.trouble ?? (await noGpu(host, runsc, gvisor, signal));
+    return trouble === undefined ? choice : { ...choice, trouble };
+  }
+
+  async #choose(gvisor: Gvisor, runsc: string, due: boolean, signal: AbortSignal): Promise<Choice> {
+    const { host, log } = this.#options;
     const known = this.#trials.get(runsc);
     if (known !== undefined) {
       const choice = choosePlatform(gvisor.platform, known);

@@ -16,6 +16,9 @@ export type GvisorFacts = {
   emptyFile: string;
 };
 
+/** A node of NVIDIA's driver, by its place in the container, as gVisor takes it for one. */
+export const isGpu = ({ path }: { path: string }): boolean => path.startsWith("/dev/nvidia");
+
 /** gVisor's own places: nothing of the node shows in them, and it keeps them itself. */
 const gvisorsOwn = ["/proc", "/sys", "/dev"];
 

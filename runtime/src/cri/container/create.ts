@@ -29,6 +29,7 @@ import { apparmorChoice, requireApparmor } from "../../spec/apparmor.ts";
 import { capabilitiesOf } from "../../spec/capabilities.ts";
 import { withEdits } from "../../spec/cdi.ts";
 import { containerSpec } from "../../spec/container-spec.ts";
+import { isGpu } from "../../spec/gvisor.ts";
 import { logPathOf } from "../../spec/log-path.ts";
 import type { ResolvedMount } from "../../spec/mounts.ts";
 import { type PidChoice, podNamespaces } from "../../spec/namespaces.ts";
@@ -318,6 +319,15 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     ),
     plan.logPath === "" ? undefined : mkdir(dirname(plan.logPath), { recursive: true, mode: 0o755 }),
   ]);
+  const runsc = runscOf(pod);
+  const withGpus = runsc?.nvproxy !== false;
+  const askedFor = [...(security?.privileged ? [] : devices), ...cdi.flatMap((each) => each.devices)];
+  const gpu = withGpus ? undefined : askedFor.find(isGpu);
+  if (gpu !== undefined)
+    throw new RuntimeError(
+      "failed-precondition",
+      `Cannot give the container "${gpu.path}": handler "${pod.handler.name}" is gVisor that does not speak to NVIDIA's driver; use a profile with handler.gvisor.nvproxy`,
+    );
   const user = userOf(security, image.config.user, await readAccounts(rootfs));
   const volumes = await volumesOf(image, config, rootfs);
   const plain = containerSpec({
@@ -333,7 +343,7 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     image: image.config,
     user,
     mounts: [...volumes, ...mounts],
-    devices,
+    devices: withGpus ? devices : devices.filter((each) => !isGpu(each)),
     // Of the node's kernel: a sandbox has another, and gVisor refuses them.
     labels: isVm(pod) || runscOf(pod) ? undefined : labels,
     apparmor: plan.apparmor,
@@ -343,7 +353,6 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
     allowedAnnotations: pod.handler.allowedAnnotations,
     host: limitsOf(pod, host),
   });
-  const runsc = runscOf(pod);
   const hints =
     runsc?.emptyDir === "sandbox" ? await emptyDirHints(podDir(runtime, pod.id), config.mounts) : {};
   const edited = withEdits(plain, cdi, security?.privileged ?? false);
