@@ -11,6 +11,10 @@ export type ProfileMetrics = {
     is: {
       ready: boolean;
       states: Record<NodeState, number>;
+      /** The reason of its condition Progressing. */
+      progressing: string;
+      /** Nodes that are ready for less than minReadySeconds. */
+      soaking: number;
       pods: number;
       overhead?: RuntimeProfileStatus["overheadMemory"];
       tenancy?: Pick<Claims, "namespaces" | "outside"> & { enforced: boolean | undefined };
@@ -37,6 +41,18 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
     name: "bulkhead_profile_nodes",
     help: "Selected nodes by state: ready, updating, waiting, failed, unreachable",
     labelNames: ["profile", "state"] as const,
+    registers,
+  });
+  const progressing = new Gauge({
+    name: "bulkhead_profile_progressing",
+    help: "1 with the reason of the profile's condition Progressing",
+    labelNames: ["profile", "reason"] as const,
+    registers,
+  });
+  const soaking = new Gauge({
+    name: "bulkhead_profile_nodes_soaking",
+    help: "Nodes that are ready on the newest revision for less than minReadySeconds",
+    labelNames: ["profile"] as const,
     registers,
   });
   const pods = new Gauge({
@@ -79,12 +95,22 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
   const forgetOverhead = (profile: string) => {
     for (const kind of ["declared", "measured"]) overhead.remove({ profile, kind });
   };
+  const reasons = new Map<string, string>();
+  const forgetReason = (profile: string) => {
+    const reason = reasons.get(profile);
+    if (reason !== undefined) progressing.remove({ profile, reason });
+    reasons.delete(profile);
+  };
   const states: NodeState[] = ["ready", "updating", "waiting", "failed", "unreachable"];
   return {
     profile: (profile, is) => {
       ready.set({ profile }, is.ready ? 1 : 0);
       pods.set({ profile }, is.pods);
       for (const state of states) nodes.set({ profile, state }, is.states[state]);
+      forgetReason(profile);
+      progressing.set({ profile, reason: is.progressing }, 1);
+      reasons.set(profile, is.progressing);
+      soaking.set({ profile }, is.soaking);
       forgetOverhead(profile);
       if (is.overhead) {
         overhead.set({ profile, kind: "declared" }, amount(is.overhead.declared));
@@ -110,6 +136,8 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
     forget: (profile) => {
       ready.remove({ profile });
       pods.remove({ profile });
+      forgetReason(profile);
+      soaking.remove({ profile });
       forgetOverhead(profile);
       forgetTenancy(profile);
       for (const state of states) nodes.remove({ profile, state });

@@ -62,6 +62,8 @@ export type ProfilePlan = {
   /** The status differs from what is there. */
   statusChanged: boolean;
   states: Record<NodeState, number>;
+  /** Nodes that are ready for less than minReadySeconds, while others follow. */
+  soaking: number;
   /** Conditions that are worth an Event. */
   transitions: Condition[];
   /** Nodes that failed since the last status. */
@@ -134,6 +136,7 @@ export const planProfile = (
     status: summary.status,
     statusChanged: !sameJson(before, summary.status),
     states: summary.states,
+    soaking: "soaking" in rollout ? rollout.soaking : 0,
     transitions: transitions(before.conditions ?? [], summary.status.conditions ?? []),
     newlyFailed: (summary.status.failedNodes ?? []).filter(
       (node) => !known.has(`${node.name} ${node.reason}`),

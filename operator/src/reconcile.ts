@@ -134,11 +134,13 @@ export const reconcileProfile = async (
   for (const outside of newlyOutside(facts.profile.status?.tenancy, plan.status.tenancy)) {
     announceOutside(facts.profile, outside, context);
   }
-  const isTrue = (type: string) =>
-    plan.status.conditions?.some((c) => c.type === type && c.status === "True") ?? false;
+  const conditionOf = (type: string) => plan.status.conditions?.find((condition) => condition.type === type);
+  const isTrue = (type: string) => conditionOf(type)?.status === "True";
   context.metrics.profile(name, {
     ready: isTrue("Ready"),
     states: plan.states,
+    progressing: conditionOf("Progressing")?.reason ?? "",
+    soaking: plan.soaking,
     pods: facts.pods.total,
     ...(plan.status.overheadMemory ? { overhead: plan.status.overheadMemory } : {}),
     ...(plan.status.tenancy
