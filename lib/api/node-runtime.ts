@@ -41,6 +41,8 @@ export const ProfileStatus = z.object({
   phase: z.enum(profilePhases),
   /** The revision that serves now; "" while none does. */
   revision: z.string(),
+  /** Since when `revision` serves without a failure or a boot between; left out while new pods do not start by it. */
+  readySince: z.string().meta({ format: "date-time" }).optional(),
   /** The revision last tried, when it is another than `revision`. */
   attemptedRevision: z.string().optional(),
   /** CamelCase; stable, for machines. */
@@ -138,6 +140,18 @@ export type NodeRuntime = {
   spec: NodeRuntimeSpec;
   status?: NodeRuntimeStatus;
 };
+
+/**
+ * New pods of the profile start on the node: some revision serves there and its canary did not fail. While another
+ * revision is being installed, or was rolled back, the earlier one goes on serving.
+ */
+export const serves = (reported: ProfileStatus | undefined): boolean =>
+  reported !== undefined &&
+  reported.revision !== "" &&
+  reported.phase !== "Failed" &&
+  reported.phase !== "Removing" &&
+  // After a rollback the canary that failed was the other revision's.
+  (reported.phase === "RolledBack" || reported.canary?.passed !== false);
 
 /** What is broken of what served there before: the runtime in front of the kubelet, or a profile. */
 export const faultOf = ({

@@ -1,4 +1,4 @@
-import type { DesiredProfile, ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import { type DesiredProfile, type ProfileStatus, serves } from "@bulkhead/lib/api/node-runtime.ts";
 import type { RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { ControllerRevision, RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
 import type { TenancyFacts } from "./tenancy/facts.ts";
@@ -16,7 +16,7 @@ export type NodeFacts<T extends { revision: string } = DesiredProfile> = {
   reported?: ProfileStatus;
   /** When the agent last reported, in ms; undefined when it never did. */
   heartbeat?: number;
-  /** Since when the revision that it reports serves there, in ms, as far as this operator has seen. */
+  /** Since when the revision that it reports serves there, in ms: as this operator saw, or was told when it began. */
   readySince?: number;
   /** Its pods of the profile are asked away for that revision; `over` when none is left, or the deadline has passed. */
   drain?: { revision: string; since: number; over: boolean };
@@ -78,18 +78,6 @@ export const isFresh = (
   node: Pick<NodeFacts, "heartbeat">,
   { now, staleAfterMs }: Pick<ProfileFacts, "now" | "staleAfterMs">,
 ): boolean => node.heartbeat !== undefined && now - node.heartbeat < staleAfterMs;
-
-/**
- * New pods of the profile start on the node: some revision serves there and its canary did not fail. While another
- * revision is being installed, or was rolled back, the earlier one goes on serving.
- */
-export const serves = (reported: ProfileStatus | undefined): boolean =>
-  reported !== undefined &&
-  reported.revision !== "" &&
-  reported.phase !== "Failed" &&
-  reported.phase !== "Removing" &&
-  // After a rollback the canary that failed was the other revision's.
-  (reported.phase === "RolledBack" || reported.canary?.passed !== false);
 
 /** The node tried this revision and it did not work there. */
 export const failedOn = (reported: ProfileStatus | undefined, revision: string): boolean =>

@@ -155,6 +155,26 @@ describe("An agent's report touches", () => {
     expect(await after(200, next)).toBe(passed * 1000);
   });
 
+  test.each([
+    ["as its agent says", -3_600_000, -3_600_000],
+    ["from now on where its agent's clock is ahead", 3_600_000, 0],
+    ["from now on where its agent does not say it", undefined, 0],
+  ])(
+    "what serves already when an operator begins has done so %s; then its own clock counts",
+    async (_title, told, expected) => {
+      const more = told === undefined ? {} : { readySince: new Date(told).toISOString() };
+      says({ profiles: [reported("one", more)] });
+      const anew = createNodeIndex({ nodes, nodeRuntimes, leases, decisions, staleAfterMs: 180_000, clock });
+      const since = () => anew.nodesOf("one", {})[0]?.readySince;
+      expect(since()).toBe(expected);
+      await clock.advance(60_000);
+      const next = { revision: "ffffffffff", readySince: new Date(0).toISOString() };
+      says({ profiles: [reported("one", next)] });
+      anew.changed("a");
+      expect(since()).toBe(60_000);
+    },
+  );
+
   test("what was decided stands until it is written, and a report then touches nothing", () => {
     const next = desired("one", "ffffffffff");
     decisions.set("a", new Map([["one", next]]));

@@ -1,10 +1,10 @@
-import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
+import { type NodeRuntime, serves } from "@bulkhead/lib/api/node-runtime.ts";
 import type { Lease } from "@bulkhead/lib/kube/lease.ts";
 import type { KubeObject } from "@bulkhead/lib/kube/object.ts";
 import type { Store } from "@bulkhead/lib/kube/store.ts";
 import type { Clock } from "@bulkhead/lib/std/clock.ts";
-import { heardOf } from "@bulkhead/lib/view/sign-of-life.ts";
-import { type NodeFacts, sameToPlanning, serves } from "./facts.ts";
+import { heardOf, timeOf } from "@bulkhead/lib/view/sign-of-life.ts";
+import { type NodeFacts, sameToPlanning } from "./facts.ts";
 import type { Decisions } from "./plan.ts";
 
 /**
@@ -49,16 +49,21 @@ export const createNodeIndex = (from: {
 }): NodeIndex => {
   const views = new Map<string, View>();
 
-  /** Since when what serves now has done so without a silence: what an operator before this one saw, nobody knows. */
+  /**
+   * Since when what serves now has done so without a silence, by our own clock. What was before we looked the agent
+   * tells: a soak that an earlier operator began goes on.
+   */
   const readySince = (
     { reported, heartbeat = 0 }: Pick<NodeFacts, "reported" | "heartbeat">,
     before: NodeFacts | undefined,
   ): number | undefined => {
     if (!serves(reported)) return undefined;
+    const now = from.clock.now();
+    if (before === undefined) return Math.min(timeOf(reported?.readySince) ?? now, now);
     const lasts =
-      before?.reported?.revision === reported?.revision &&
-      heartbeat - (before?.heartbeat ?? 0) < from.staleAfterMs;
-    return (lasts ? before?.readySince : undefined) ?? from.clock.now();
+      before.reported?.revision === reported?.revision &&
+      heartbeat - (before.heartbeat ?? 0) < from.staleAfterMs;
+    return (lasts ? before.readySince : undefined) ?? now;
   };
 
   const look = (

@@ -247,6 +247,10 @@ describe("The operator", () => {
     const metrics = await (await fetch(`http://${operator.address}/metrics`)).text();
     expect(metrics).toContain('bulkhead_profile_ready{profile="sandboxed"} 1');
     expect(metrics).toContain('bulkhead_profile_nodes{profile="sandboxed",state="ready"} 2');
+    // Of the reasons that it had before none is left.
+    expect(metrics.match(/^bulkhead_profile_progressing\{.*/gm)).toEqual([
+      'bulkhead_profile_progressing{profile="sandboxed",reason="RolledOut"} 1',
+    ]);
     expect(metrics).toMatch(
       /controller_runtime_reconcile_total\{controller="runtimeprofile",result="requeue_after"\} [1-9]/,
     );
@@ -591,6 +595,35 @@ describe("The operator", () => {
     );
     await sleep(2_500);
     expect(got).not.toHaveProperty("node-b kvm");
+  });
+
+  test("goes on with a soak that an operator before it began, by what the agents say", async () => {
+    await createNode("node-a");
+    const longAgo = new Date(Date.now() - 7_200_000).toISOString();
+    startAgent("node-a", () => ({ readySince: longAgo }));
+    await createProfile("sandboxed", { rollout: { minReadySeconds: 3600 } });
+    // What it sees begin, it measures itself.
+    await eventually(
+      "a node that is ready",
+      () => profile("sandboxed"),
+      (is) => conditionOf(is, "Progressing")?.message.includes("1 ready for less than 3600 s") ?? false,
+    );
+    await eventually(
+      "the metrics of a soak",
+      async () => (await fetch(`http://${operator.address}/metrics`)).text(),
+      (text) =>
+        [
+          '_nodes_soaking{profile="sandboxed"} 1',
+          '_progressing{profile="sandboxed",reason="RollingOut"} 1',
+        ].every((line) => text?.includes(`bulkhead_profile${line}`)),
+    );
+    await operator.kill("SIGKILL");
+    operator = await startOperator("--no-leader-elect", "--stale-after", "6");
+    await eventually(
+      "rolled out",
+      () => profile("sandboxed"),
+      hasCondition("Progressing", "False", "RolledOut"),
+    );
   });
 
   test("keeps a profile's revisions, and takes every node back to the last good one when the policy says so", async () => {

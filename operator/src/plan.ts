@@ -1,11 +1,11 @@
 import { finalizer, labels } from "@bulkhead/lib/api/group.ts";
-import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import { type DesiredProfile, serves } from "@bulkhead/lib/api/node-runtime.ts";
 import type { Condition, RuntimeProfileStatus } from "@bulkhead/lib/api/runtime-profile.ts";
 import { transitions } from "@bulkhead/lib/kube/conditions.ts";
 import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
 import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
 import type { Drain } from "./drain.ts";
-import { isFresh, type ProfileFacts, serves } from "./facts.ts";
+import { isFresh, type ProfileFacts } from "./facts.ts";
 import { effectiveRevision, lastGood } from "./history.ts";
 import { declaredMemory } from "./overhead.ts";
 import { type Rollout, rollOut } from "./rollout.ts";

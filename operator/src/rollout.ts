@@ -1,6 +1,6 @@
-import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
+import { type DesiredProfile, serves } from "@bulkhead/lib/api/node-runtime.ts";
 import type { RuntimeProfileSpec } from "@bulkhead/lib/api/runtime-profile.ts";
-import { failedOn, isFresh, isHealthy, type NodeFacts, type ProfileFacts, serves } from "./facts.ts";
+import { failedOn, isFresh, isHealthy, type NodeFacts, type ProfileFacts } from "./facts.ts";
 
 /** How far a revision has come. */
 export type Stage =

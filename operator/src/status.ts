@@ -1,10 +1,11 @@
+import { serves } from "@bulkhead/lib/api/node-runtime.ts";
 import {
   type Condition,
   type RuntimeProfileStatus,
   runtimeClassName,
 } from "@bulkhead/lib/api/runtime-profile.ts";
 import { setCondition } from "@bulkhead/lib/kube/conditions.ts";
-import { failedOn, isFresh, isHealthy, type NodeFacts, type ProfileFacts, serves } from "./facts.ts";
+import { failedOn, isFresh, isHealthy, type NodeFacts, type ProfileFacts } from "./facts.ts";
 import { overheadMemory } from "./overhead.ts";
 import type { Rollout } from "./rollout.ts";
 import type { TenancyState } from "./tenancy/plan.ts";

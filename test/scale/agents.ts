@@ -56,6 +56,7 @@ const statusOf = ({ name, revision }: Entry, works: boolean): ProfileStatus => (
   name,
   phase: works ? "Ready" : "Failed",
   revision: works ? revision : "",
+  ...(works ? { readySince: new Date().toISOString() } : {}),
   ...(works ? {} : { attemptedRevision: revision }),
   reason: works ? "CanaryPassed" : "CanaryFailed",
   message: works ? "" : "simulated: kernel-differs: the kernel is the node's",

@@ -21,7 +21,7 @@ import { Registry } from "prom-client";
 import { type Desired, isThrough, type Report, socketPath } from "../protocol.ts";
 import { installerClient } from "./installer.ts";
 import { createSigns } from "./sign-of-life.ts";
-import { isNews, isSettled, newHappenings, noteOf, statusToWrite } from "./status.ts";
+import { isNews, isSettled, newHappenings, noteOf, statusToWrite, withReadySince } from "./status.ts";
 import { createStory } from "./story.ts";
 
 /**
@@ -156,7 +156,8 @@ async function main(signal: AbortSignal): Promise<void> {
     const now = Date.now();
     const before = last?.uid === uid ? last : undefined;
     const signed = before !== undefined && (await lease.renew(runtime, signal));
-    const status = statusToWrite(report.status, agentVersion, before, now, signed);
+    const said = withReadySince(report.status, (before?.status ?? runtime.status)?.profiles, now);
+    const status = statusToWrite(said, agentVersion, before, now, signed);
     const apply = async (): Promise<void> => {
       if (status === undefined) return;
       await client.applyStatus(
@@ -167,7 +168,7 @@ async function main(signal: AbortSignal): Promise<void> {
       last = { status, at: now, uid };
     };
     // Signs of life are no news.
-    if (happenings.length === 0 && !isNews(report.status, agentVersion, before)) return await apply();
+    if (happenings.length === 0 && !isNews(said, agentVersion, before)) return await apply();
     const { profiles = [], observedGeneration } = report.status;
     const attributes = {
       "bulkhead.generation": observedGeneration,

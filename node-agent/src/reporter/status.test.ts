@@ -1,5 +1,13 @@
 import { expect, test } from "vitest";
-import { detailsMs, heartbeatMs, isSettled, newHappenings, noteOf, statusToWrite } from "./status.ts";
+import {
+  detailsMs,
+  heartbeatMs,
+  isSettled,
+  newHappenings,
+  noteOf,
+  statusToWrite,
+  withReadySince,
+} from "./status.ts";
 
 const report = { kernel: "6.18", profiles: [] };
 const first = statusToWrite(report, "1", undefined, 0);
@@ -43,6 +51,24 @@ test("with a Lease, time alone writes nothing, latencies seldom, and news at onc
   // Without one the status is the sign of life, and latencies come with it.
   expect(written(heartbeatMs - 1, proven("2", 2), false)).toBe(false);
   expect(written(heartbeatMs, proven("2", 2), false)).toBe(true);
+});
+
+test("a profile has been ready since it serves that revision, whichever life of the agent said so first", () => {
+  const ready = proven("", 1).profiles[0]!;
+  const since = (now: number, before: object[] | undefined, more: object = {}) =>
+    withReadySince({ profiles: [{ ...ready, ...more }] }, before as never, now).profiles?.[0]?.readySince;
+  const [first, second] = ["1970-01-01T00:00:05Z", "1970-01-01T00:01:00Z"];
+  expect(since(5_900, undefined)).toBe(first);
+  const before = [{ ...ready, readySince: first }];
+  expect(since(60_000, before)).toBe(first);
+  // Its files are looked at and a canary runs after each start of the agent: it serves meanwhile.
+  expect(since(60_000, before, { phase: "Verifying" })).toBe(first);
+  expect(since(60_000, before, { revision: "b" })).toBe(second);
+  expect(since(60_000, before, { phase: "Failed" })).toBeUndefined();
+  expect(since(60_000, [{ ...ready, phase: "Failed", readySince: first }])).toBe(second);
+  // An agent of before wrote none.
+  expect(since(60_000, [ready])).toBe(second);
+  expect(withReadySince({}, before, 0)).toEqual({});
 });
 
 const happened = (seq: number) => ({

@@ -1,4 +1,9 @@
-import { faultOf, type NodeRuntimeStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import {
+  faultOf,
+  type NodeRuntimeStatus,
+  type ProfileStatus,
+  serves,
+} from "@bulkhead/lib/api/node-runtime.ts";
 import { type Happening, isThrough, type Report } from "../protocol.ts";
 
 /** From the installer's report to NodeRuntime.status. Pure. */
@@ -8,6 +13,27 @@ export const heartbeatMs = 30_000;
 
 /** How old what no plan asks for may get: when a canary passed last, and how fast. */
 export const detailsMs = 300_000;
+
+/** The report with since when each profile serves, by what was written last, be it by an agent before this one. */
+export const withReadySince = (
+  report: Report["status"],
+  before: readonly ProfileStatus[] | undefined,
+  now: number,
+): Report["status"] =>
+  report.profiles === undefined
+    ? report
+    : {
+        ...report,
+        profiles: report.profiles.map((profile) => {
+          if (!serves(profile)) return profile;
+          const was = before?.find(({ name }) => name === profile.name);
+          const lasts = serves(was) && was?.revision === profile.revision;
+          return { ...profile, readySince: (lasts ? was?.readySince : undefined) ?? timeText(now) };
+        }),
+      };
+
+/** As metav1.Time has it: whole seconds. */
+const timeText = (ms: number): string => new Date(ms).toISOString().replace(/\.\d+Z$/, "Z");
 
 /** Without what changes with every canary that passes again. */
 const gist = ({ heartbeat: _, ...status }: NodeRuntimeStatus): string =>
@@ -42,7 +68,7 @@ export function statusToWrite(
   signed = false,
 ): NodeRuntimeStatus | undefined {
   const status = { ...report, agentVersion };
-  const writing = { ...status, heartbeat: new Date(now).toISOString().replace(/\.\d+Z$/, "Z") };
+  const writing = { ...status, heartbeat: timeText(now) };
   if (last === undefined || isNews(report, agentVersion, last)) return writing;
   if (!signed) return isDue(last.at, heartbeatMs, now) ? writing : undefined;
   const { heartbeat: _, ...before } = last.status;

@@ -1,6 +1,5 @@
-import type { ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
 import { describe, expect, test } from "vitest";
-import { serves } from "./facts.ts";
+import { type ProfileStatus, serves } from "./node-runtime.ts";
 
 const canary = { passed: true, at: "", startSeconds: 1, kernel: "", assertions: [], failures: 0 };
 const reported: ProfileStatus = { name: "p", phase: "Ready", revision: "a", reason: "", message: "", canary };
