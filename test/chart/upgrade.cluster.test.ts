@@ -137,12 +137,12 @@ const agents = async (): Promise<Record<string, string>> => {
   const { items } = JSON.parse(await cluster.kubectl(get)) as { items: Pod[] };
   return Object.fromEntries(items.map(({ metadata, spec }) => [spec.nodeName, metadata.uid]));
 };
-/** As `kubectl bulkhead rollout status` has it. */
-const rolloutStatus = (...flags: string[]) => {
+const rollout = (...argv: string[]) => {
   const plugin = join(import.meta.dirname, "../../kubectl/src/main.ts");
-  const argv = [process.execPath, plugin, "--kubeconfig", cluster.kubeconfig, "rollout", "status"];
-  return outcome([...argv, "--timeout", "90", ...flags]);
+  return outcome([process.execPath, plugin, "--kubeconfig", cluster.kubeconfig, "rollout", ...argv]);
 };
+/** As `kubectl bulkhead rollout status` has it. */
+const rolloutStatus = (...flags: string[]) => rollout("status", "--timeout", "90", ...flags);
 
 test("A version that fails stops at its first node, and a rollback begins with that node", async () => {
   const digest = await pushFailing(cluster.registry, tag, directory);
@@ -238,6 +238,36 @@ test("Settings that the runtime does not take are told by their name, and change
   expect(code).toBe(1);
   expect(await read()).toEqual(good);
   await helm("rollback", "bulkhead", "--wait", "--timeout", "3m");
+  await agentsSettled(cluster, namespace, profiles, AbortSignal.timeout(30_000));
+});
+
+test("An agent that never comes stops the rollout after its deadline; the way back waits while it is paused", async () => {
+  const agentsBefore = await agents();
+  await helm(
+    ...["upgrade", "bulkhead", join(directory, "next"), "--reset-then-reuse-values"],
+    ...[
+      "--set",
+      `image.digests.nodeAgent=sha256:${"0".repeat(64)}`,
+      "--set",
+      "agent.rollout.deadlineSeconds=10",
+    ],
+  );
+  const { code, stderr } = await rolloutStatus();
+  expect(stderr).toMatch(/FailureThreshold: stopped: 1 nodes failed: node-\d: AgentNotReady: /);
+  expect(code).toBe(1);
+  const stopped = await agents();
+  const moved = Object.keys(stopped).filter((node) => stopped[node] !== agentsBefore[node]);
+  expect(moved).toHaveLength(1);
+
+  expect(await rollout("pause")).toMatchObject({ code: 0 });
+  await helm("rollback", "bulkhead");
+  // Time enough for a wave that nobody held: the operator is the same, and was not away.
+  await sleep(5_000);
+  expect(await agents()).toEqual(stopped);
+  expect((await rolloutStatus("--no-watch")).stdout).toContain("Paused");
+  expect(await rollout("resume")).toMatchObject({ code: 0 });
+  expect(await rolloutStatus()).toMatchObject({ code: 0, stdout: expect.stringContaining("RolledOut") });
+  expect(Object.keys(await agents()).sort()).toEqual(Object.keys(agentsBefore).sort());
   await agentsSettled(cluster, namespace, profiles, AbortSignal.timeout(30_000));
 });
 
