@@ -180,7 +180,11 @@ const leader = [
   "leases.coordination.k8s.io: list watch create",
   "pods: get delete",
 ];
-const uninstall = ["noderuntimes.bulkhead.dev: list", "runtimeprofiles.bulkhead.dev: list delete"];
+const uninstall = [
+  "noderuntimes.bulkhead.dev: list",
+  "pods: list",
+  "runtimeprofiles.bulkhead.dev: list delete",
+];
 
 /** Of `helm test`; Helm takes them away with it. */
 const tests = ["noderuntimes.bulkhead.dev: list", "runtimeprofiles.bulkhead.dev: list"];

@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import type { RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { applyProfiles, namespace, profileReady } from "../cluster/bulkhead.ts";
 import { pushImages } from "../cluster/push-images.ts";
@@ -129,6 +130,32 @@ describe("A live node that Bulkhead comes to", () => {
 });
 
 describe("Bulkhead leaves", () => {
+  test("not while pods use its profiles: helm uninstall names them, changes nothing, and can be tried again", async () => {
+    const uninstall = async () => {
+      const flags = ["--namespace", namespace, "--wait", "--timeout", "3m"];
+      const { code, stdout, stderr } = await outcome([tool("helm"), "uninstall", "bulkhead", ...flags], {
+        env: { KUBECONFIG: life.cluster.kubeconfig },
+      });
+      return { code, said: `${stdout}${stderr}` };
+    };
+    const profilesAre = async () => {
+      const { items } = await life.get<{ items: RuntimeProfile[] }>("rtp");
+      return items.map(({ metadata: { uid, generation, deletionTimestamp } }) => ({
+        ...{ uid, generation, deletionTimestamp },
+      }));
+    };
+    const stood = await profilesAre();
+    for (const _time of ["once", "again"]) {
+      const { code, said } = await uninstall();
+      expect(code).not.toBe(0);
+      for (const wall of walls)
+        expect(said).toMatch(new RegExp(`Nothing was changed: .*RuntimeClass .*"${wall}.*: coming/${wall}`));
+    }
+    expect(await profilesAre()).toEqual(stood);
+    for (const wall of walls) await profileReady(life.cluster, wall, undefined, 30);
+    await life.tryPod("still", walls[0]);
+  });
+
   test("no pod that uses the profile alone, and says which it waits for", async () => {
     await life.cluster.kubectl(["delete", "rtp", "sandboxed", "--wait=false"]);
     await eventually(async () =>

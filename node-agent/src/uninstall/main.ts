@@ -1,18 +1,19 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
 import { loadConfig } from "@bulkhead/lib/kube/config.ts";
 import type { KubeObject, Resource } from "@bulkhead/lib/kube/object.ts";
-import { nodeRuntimes, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
+import { nodeRuntimes, pods, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { Command } from "commander";
 import { pino } from "pino";
-import { stillThere, whatToDo } from "./remaining.ts";
+import { holds, markedAlready, stillThere, whatHolds, whatToDo } from "./remaining.ts";
 
 /**
  * Runs before the chart's objects go (Helm's pre-delete hook): deletes every RuntimeProfile, and waits until the
- * operator has let them go and every agent has made its node what it was. It has no right but these. Pods that
- * use a profile hold it up; after the deadline it fails and names them, and nothing of the chart is deleted.
+ * operator has let them go and every agent has made its node what it was. It has no right but these, and to list
+ * pods. A profile that was deleted is marked for good: so it looks first, and where pods use a profile, or a node is
+ * away, it fails with their names and changes nothing. What comes between is waited for until the deadline; then it
+ * fails, too. Either way nothing of the chart is deleted, and it can be tried again.
  */
 
 const program = new Command("bulkhead-uninstall")
@@ -25,10 +26,12 @@ const log = pino({ base: { program: "uninstall" } });
 const stop = new AbortController();
 for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => stop.abort(new Error(name)));
 
+/** Of all objects those to keep: a cluster has more pods than this program has memory. */
 async function all<T extends KubeObject>(
   client: Client,
   resource: Resource<T>,
   signal: AbortSignal,
+  keep: (item: T) => boolean = () => true,
 ): Promise<T[]> {
   const items: T[] = [];
   let page: string | undefined;
@@ -40,18 +43,29 @@ async function all<T extends KubeObject>(
         if (hasCode(error, "not-found")) return { items: [], resourceVersion: "" };
         throw error;
       });
-    items.push(...answer.items);
+    items.push(...answer.items.filter(keep));
     page = "continue" in answer ? answer.continue : undefined;
   } while (page !== undefined && page !== "");
   return items;
 }
+
+const few = (words: string[]): string =>
+  words.length <= 20 ? words.join("; ") : `${words.slice(0, 20).join("; ")} and ${words.length - 20} more`;
 
 async function main(signal: AbortSignal): Promise<void> {
   const client = createClient({
     config: await loadConfig(options.kubeconfig),
     userAgent: "bulkhead-uninstall",
   });
-  for (const profile of await all(client, runtimeProfiles, signal)) {
+  const profiles = await all(client, runtimeProfiles, signal);
+  const using = profiles.length === 0 ? [] : await all(client, pods, signal, holds(profiles));
+  const holding = whatHolds(profiles, using);
+  if (holding.length > 0)
+    throw new RuntimeError(
+      "failed-precondition",
+      `Nothing was changed${markedAlready(profiles)}: ${few(holding)}: ${whatToDo}`,
+    );
+  for (const profile of profiles) {
     await client.delete(runtimeProfiles, profile.metadata.name, { signal }).catch((error: unknown) => {
       if (!hasCode(error, "not-found")) throw error;
     });
@@ -60,14 +74,13 @@ async function main(signal: AbortSignal): Promise<void> {
   const deadline = Date.now() + Number(options.timeout) * 1000;
   for (let said = ""; ; ) {
     const profiles = await all(client, runtimeProfiles, signal);
-    const nodes: NodeRuntime[] = await all(client, nodeRuntimes, signal);
-    const left = stillThere(profiles, nodes);
+    const left = stillThere(profiles, await all(client, nodeRuntimes, signal));
     if (left.length === 0) break;
-    const words = left.slice(0, 20).join("; ");
+    const words = few(left);
     if (Date.now() > deadline) {
       throw new RuntimeError(
         "failed-precondition",
-        `Cannot take Bulkhead off the nodes: ${words}${whatToDo(nodes)}`,
+        `Cannot take Bulkhead off the nodes${markedAlready(profiles)}: ${words}: ${whatToDo}`,
       );
     }
     if (words !== said) log.info({ left }, "waiting");

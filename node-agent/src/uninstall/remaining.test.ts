@@ -1,7 +1,8 @@
 import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
 import type { Condition, RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
+import type { Pod } from "@bulkhead/lib/kube/resources.ts";
 import { describe, expect, test } from "vitest";
-import { stillThere, whatToDo } from "./remaining.ts";
+import { holds, markedAlready, stillThere, whatHolds } from "./remaining.ts";
 
 const condition = (type: string, status: "True" | "False", message = ""): Condition => ({
   ...{ type, status, reason: "R", message },
@@ -59,8 +60,48 @@ describe("Bulkhead is not gone while", () => {
   });
 });
 
-test("Whoever waits for nodes is told what to do about one that is away", () => {
-  expect(whatToDo([node(busy)])).toContain("delete its Node");
-  // Pods hold it up, and are named already.
-  expect(whatToDo([node(heard)])).toBe("");
+const named = (name: string, more: object = {}) =>
+  ({ metadata: { name }, spec: { runtimeClass: {} }, ...more }) as object as RuntimeProfile;
+const pod = (name: string, runtimeClassName: string, more: object = {}): Pod => ({
+  metadata: { name, namespace: "ns" },
+  spec: { runtimeClassName },
+  ...more,
+});
+
+describe("Before anything is deleted,", () => {
+  const profiles = [named("a"), named("b", { spec: { runtimeClass: { name: "other" } } })];
+  const using = (...pods: Pod[]) => whatHolds(profiles, pods.filter(holds(profiles)));
+
+  test("pods that use a profile's class are named, by class", () => {
+    expect(using(pod("two", "a"), pod("one", "a"), pod("x", "other"), pod("y", "b"), pod("z", ""))).toEqual([
+      '2 pods use RuntimeClass "a": ns/one, ns/two',
+      '1 pod uses RuntimeClass "other": ns/x',
+    ]);
+    const many = Array.from({ length: 12 }, (_, at) => pod(`p-${at}`, "a"));
+    expect(using(...many)[0]).toMatch(/^12 pods .* and 2 more$/);
+  });
+
+  test("what ended, or is on its way out, holds nothing up, nor do pods of a class that is another's", () => {
+    const going = { metadata: { name: "going", deletionTimestamp: "2026-01-01T00:00:00Z" } };
+    expect(using(pod("ended", "a", { status: { phase: "Succeeded" } }), pod("", "a", going))).toEqual([]);
+    const condition = { type: "RuntimeClassReady", status: "False", reason: "ForeignRuntimeClass" };
+    expect(holds([named("a", { status: { conditions: [condition] } })])(pod("one", "a"))).toBe(false);
+  });
+
+  test("a node that is away is named once, whichever profiles it has", () => {
+    const failedNodes = [
+      { name: "n1", reason: "AgentSilent", message: "last heard long ago" },
+      { name: "n2", reason: "CanaryFailed", message: "" },
+    ];
+    const both = [named("a", { status: { failedNodes } }), named("b", { status: { failedNodes } })];
+    expect(whatHolds(both, [])).toEqual(['node "n1" is away: last heard long ago']);
+  });
+
+  test("what an earlier try marked is told", () => {
+    expect(markedAlready(profiles)).toBe("");
+    const marked = { metadata: { name: "gone", deletionTimestamp: "2026-01-01T00:00:00Z" } };
+    expect(markedAlready([...profiles, named("gone", marked)])).toMatch(
+      /nobody can take back: gone; each goes/,
+    );
+  });
 });

@@ -1,5 +1,46 @@
 import type { NodeRuntime } from "@bulkhead/lib/api/node-runtime.ts";
-import type { RuntimeProfile } from "@bulkhead/lib/api/runtime-profile.ts";
+import { type RuntimeProfile, runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
+import { keyOf } from "@bulkhead/lib/kube/object.ts";
+import { hasEnded, type Pod } from "@bulkhead/lib/kube/resources.ts";
+
+const isForeign = ({ status }: RuntimeProfile): boolean =>
+  status?.conditions?.some(({ reason }) => reason === "ForeignRuntimeClass") ?? false;
+
+/** Whether the pod keeps one of the profiles from going: it uses its class, and neither ended nor is on its way out. */
+export const holds = (profiles: readonly RuntimeProfile[]): ((pod: Pod) => boolean) => {
+  const classes = new Set(profiles.filter((profile) => !isForeign(profile)).map(runtimeClassName));
+  return (pod) =>
+    classes.has(pod.spec?.runtimeClassName ?? "") &&
+    pod.metadata.deletionTimestamp === undefined &&
+    !hasEnded(pod);
+};
+
+/** Why a deletion that began now would not come to its end, in words; empty when nothing is known against it. Pure. */
+export const whatHolds = (profiles: readonly RuntimeProfile[], pods: readonly Pod[]): string[] => [
+  ...[...Map.groupBy(pods, ({ spec }) => spec?.runtimeClassName ?? "")].map(([name, users]) => {
+    const names = users.map(keyOf).sort();
+    const more = names.length > 10 ? ` and ${names.length - 10} more` : "";
+    const use = names.length === 1 ? "pod uses" : "pods use";
+    return `${names.length} ${use} RuntimeClass "${name}": ${names.slice(0, 10).join(", ")}${more}`;
+  }),
+  ...new Set(
+    profiles.flatMap(({ status }) =>
+      (status?.failedNodes ?? [])
+        .filter(({ reason }) => reason === "AgentSilent")
+        .map(({ name, message }) => `node "${name}" is away: ${message}`),
+    ),
+  ),
+];
+
+/** That a try before this one cannot be taken back: empty where none was. */
+export const markedAlready = (profiles: readonly RuntimeProfile[]): string => {
+  const names = profiles
+    .filter(({ metadata }) => metadata.deletionTimestamp !== undefined)
+    .map(({ metadata }) => metadata.name);
+  return names.length === 0
+    ? ""
+    : ` (marked for deletion already, which nobody can take back: ${names.join(", ")}; each goes with its last pod)`;
+};
 
 /** What keeps Bulkhead from being gone, in words; empty when every node is what it was. Pure. */
 export function stillThere(profiles: RuntimeProfile[], nodes: NodeRuntime[]): string[] {
@@ -30,8 +71,6 @@ export function stillThere(profiles: RuntimeProfile[], nodes: NodeRuntime[]): st
   ];
 }
 
-/** For whoever reads that it failed; empty where no node is waited for. */
-export const whatToDo = (nodes: NodeRuntime[]): string =>
-  stillThere([], nodes).length === 0
-    ? ""
-    : " (a node that is away: start it and uninstall again; one that is gone for good: delete its Node)";
+/** For whoever reads that it failed. */
+export const whatToDo =
+  "end the pods and uninstall again; a node that is away: start it, or, where it is gone for good, delete its Node";
