@@ -243,6 +243,7 @@ export const serve = async (
     starting: new SingleFlight<string>(),
     locks: new Locks(),
     activity: new Activity(),
+    silentPods: new Set(),
     exits,
     events,
     sampler: new Sampler(),

@@ -1,10 +1,12 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { mkdir, mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
+import { processesIn } from "../../runtime/src/handler/shim/processes.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
 import { inCache, tool } from "../tools/cache.ts";
@@ -226,6 +228,45 @@ test("pods whose handler cannot be set up at a start run on, and are taken up wi
   await clean();
   await rm(join(daemon.handlersDir, "late.yaml"));
 });
+
+/** The processes of a pod's shim. */
+const shimsOf = (pod: string): number[] =>
+  processesIn(join(daemon.state, "pods", pod, "sandbox", pod))
+    .map(({ pid }) => pid)
+    .filter((pid) => readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("containerd-shim"));
+
+test("a pod whose shim hangs when the daemon starts stays, over kill -9 too, and is taken up with its exit codes when it answers", async () => {
+  const { pod, container } = await running("until [ -e /end ]; do sleep 0.1; done; exit 7", "gvisor");
+  const shims = shimsOf(pod);
+  expect(shims.length).toBeGreaterThan(0);
+  await daemon.crictl("exec", container, "sh", "-c", "(sleep 2; touch /end) >/dev/null 2>&1 &");
+  for (const pid of shims) process.kill(pid, "SIGSTOP");
+  try {
+    for (let starts = 0; starts < 2; starts++) {
+      await daemon.end("SIGKILL");
+      await daemon.start();
+      expect((await daemon.crictl("pods", "-q", "--no-trunc", "--state", "Ready")).trim()).toBe(pod);
+      expect((await statusOf(container)).state).toBe("CONTAINER_RUNNING");
+      const { stderr } = await daemon.tryCrictl("exec", "-s", container, "true");
+      expect(stderr).toMatch(/DeadlineExceeded.*shim has not answered since the daemon's start/);
+    }
+  } finally {
+    for (const pid of shims) process.kill(pid, "SIGCONT");
+  }
+  await expect.poll(async () => (await statusOf(container)).exitCode, { timeout: 120_000 }).toBe(7);
+  await clean();
+}, 240_000);
+
+test("a pod whose shim hangs when the daemon starts can be removed", async () => {
+  const { pod, container } = await running("sleep 1000", "gvisor");
+  const shims = shimsOf(pod);
+  await daemon.end("SIGKILL");
+  for (const pid of shims) process.kill(pid, "SIGSTOP");
+  await daemon.start();
+  expect((await statusOf(container)).state).toBe("CONTAINER_RUNNING");
+  await daemon.crictl("--timeout", "120s", "rmp", "-f", pod);
+  await clean();
+}, 240_000);
 
 test("a creation that could not be rolled back says what failed first, and the next try clears it away", async () => {
   const broken = join(scratch, "broken");

@@ -45,6 +45,8 @@ export type Runtime = {
   locks: Locks;
   /** CreateContainer and StartContainer under way, by pod. */
   activity: Activity;
+  /** Pods that could not be taken up yet, for what holds them lives and does not answer. */
+  silentPods: Set<string>;
   exits: Exits;
   events: Events;
   sampler: Sampler;

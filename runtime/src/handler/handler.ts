@@ -84,9 +84,16 @@ export interface Handler {
 
   /**
    * After a restart of the daemon: take up watching what the records say, and report for each container what it
-   * is now. Exits that happened meanwhile are reported here with their real code and time.
+   * is now. Exits that happened meanwhile are reported here with their real code and time. While what holds the pod
+   * lives and does not answer this fails as `deadline-exceeded` or `unavailable`, calls on the pod fail too, and it can
+   * be tried again; with `end` what holds it is ended instead.
    */
-  recover(pod: SandboxRef, containers: ContainerRef[], signal: AbortSignal): Promise<Recovered>;
+  recover(
+    pod: SandboxRef,
+    containers: ContainerRef[],
+    signal: AbortSignal,
+    end?: boolean,
+  ): Promise<Recovered>;
 }
 
 /** What a handler tells the CRI layer on its own: exits come exactly once per container, after `create` returned. */

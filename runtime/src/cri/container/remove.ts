@@ -4,6 +4,7 @@ import { create } from "@bufbuild/protobuf";
 import { RemoveContainerResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { notify } from "../notify.ts";
 import { cleanup, containerDir, containerRef, type Runtime, type RuntimeMethods } from "../runtime.ts";
+import { endSilentPodOf } from "../take-up.ts";
 import { killContainer } from "./kill.ts";
 import { forgetRestore } from "./restore.ts";
 
@@ -12,7 +13,10 @@ export const removeContainer =
   (runtime: Runtime): RuntimeMethods["removeContainer"] =>
   async (request, signal) => {
     const container = runtime.containers.find(request.containerId);
-    if (container) await removeContainerById(runtime, container.id, signal);
+    if (container) {
+      await endSilentPodOf(runtime, container.id, signal);
+      await removeContainerById(runtime, container.id, signal);
+    }
     return create(RemoveContainerResponseSchema);
   };
 

@@ -3,6 +3,7 @@ import { create } from "@bufbuild/protobuf";
 import { StopContainerResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode } from "@bulkhead/lib/std/errors.ts";
 import { containerRef, findContainer, type Runtime, type RuntimeMethods } from "../runtime.ts";
+import { endSilentPodOf } from "../take-up.ts";
 import { killContainer } from "./kill.ts";
 
 /** setTimeout's longest wait; a longer grace period is none. */
@@ -20,6 +21,7 @@ export const stopContainer =
       const grace = Math.min(Number(request.timeout) * 1000, maxGrace);
       if (grace > 0 && (await endsAlone(runtime, id, grace, signal)))
         return create(StopContainerResponseSchema);
+      await endSilentPodOf(runtime, id, signal);
       await killContainer(runtime, id, signal);
     }
     return create(StopContainerResponseSchema);

@@ -4,6 +4,7 @@ import { type Pod, stopped, stopping } from "../../pod/state.ts";
 import { killContainer } from "../container/kill.ts";
 import { notify } from "../notify.ts";
 import type { Runtime, RuntimeMethods } from "../runtime.ts";
+import { endSilent } from "../take-up.ts";
 import { releasePod } from "./release.ts";
 
 /** StopPodSandbox: kills the containers and gives back network and namespaces. Succeeds for a pod that is gone. */
@@ -24,6 +25,7 @@ export const stopPod = async (runtime: Runtime, pod: Pod, signal: AbortSignal): 
   const seconds = pod.handler.deadlines.stop;
   const deadline = AbortSignal.any([signal, AbortSignal.timeout(seconds * 1000)]);
   await runtime.activity.idle(pod.id, deadline);
+  await endSilent(runtime, pod.id);
   await Promise.all(
     runtime.containers
       .list()

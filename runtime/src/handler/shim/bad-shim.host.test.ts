@@ -1,7 +1,8 @@
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { connectSocket } from "@bulkhead/lib/ttrpc/socket.ts";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import type { ContainerRef, Handler, SandboxRef } from "../handler.ts";
 import { connectShim } from "./connection.ts";
 import type { Fault } from "./fake-shim.ts";
@@ -46,6 +47,8 @@ const openDaemon = async (faults: Fault[], env: Record<string, string> = {}) => 
     handler,
     launch,
     runPod,
+    /** As the daemon that comes after this one was killed. */
+    again: () => host.openHandler(config),
     bundle: `${launch.stateDir}/${launch.id}`,
     [Symbol.asyncDispose]: () => opened[Symbol.asyncDispose](),
   };
@@ -254,3 +257,78 @@ test.each<[string, Fault[], Record<string, string>]>([
   expect(host.exits.get(ref.id)).toMatchObject([{ code: 137 }]);
   await removeAll(handler, pod, [ref]);
 });
+
+/** A pod with a container that ends with 5 when `end` is called, whose shim hangs when its daemon is gone. */
+const hang = async () => {
+  await using daemon = await openDaemon([]);
+  const pod = await daemon.runPod();
+  const file = `${host.dir}/${pod.id}.end`;
+  const ref = await run(daemon.handler, pod, [
+    "sh",
+    "-c",
+    `until [ -e ${file} ]; do sleep 0.1; done; exit 5`,
+  ]);
+  const shim = processesIn(daemon.bundle)[0]?.pid ?? 0;
+  process.kill(shim, "SIGSTOP");
+  return { ...daemon, pod, ref, shim, end: () => writeFileSync(file, "") };
+};
+
+test("a shim that lives and does not answer at the daemon's start costs nothing: it is asked again, and no code is made up", async () => {
+  const { again, pod, ref, shim, end } = await hang();
+  const silent = { code: "deadline-exceeded" };
+  for (const isLong of [false, true]) {
+    // As it is in the end: nobody takes connections, and the queue is full.
+    if (isLong) await fillQueue(String(pod.state.address));
+    await using daemon = await again();
+    const { handler } = daemon;
+    for (let tries = 0; tries < 2; tries++)
+      await expect(handler.recover(pod, [ref], signal())).rejects.toMatchObject(silent);
+    const said = `Cannot reach pod ${pod.id}: its shim has not answered since the daemon's start`;
+    const exec = { process: host.base, tty: false };
+    await expect(handler.exec(ref, exec, signal())).rejects.toThrow(said);
+    await expect(handler.stats(ref, signal())).rejects.toMatchObject(silent);
+    // Of one that has ended, as kubelet asks for them: not worth the others.
+    await expect(handler.remove(ref, signal())).rejects.toMatchObject(silent);
+    await expect(handler.stopSandbox(pod, signal())).rejects.toMatchObject(silent);
+  }
+  expect(alive(shim)).toBe(true);
+  expect(alive(pidOf(ref))).toBe(true);
+  end();
+  await using daemon = await again();
+  const { handler } = daemon;
+  await expect(handler.recover(pod, [ref], signal())).rejects.toMatchObject(silent);
+  process.kill(shim, "SIGCONT");
+  // Its queue may be full for a moment yet.
+  const { sandboxAlive, containers } = await vi.waitFor(() => handler.recover(pod, [ref], signal()), 50_000);
+  expect(sandboxAlive).toBe(true);
+  const now = containers.get(ref.id);
+  expect(now?.state === "exited" ? now.exit : await host.exitOf(ref.id)).toMatchObject({ code: 5 });
+  expect(host.sandboxExits).not.toContain(pod.id);
+  await removeAll(handler, pod, [ref]);
+});
+
+test("a pod whose shim lives and does not answer is ended when it is to be: shim, containers and all", async () => {
+  const { again, pod, ref, shim } = await hang();
+  const pid = pidOf(ref);
+  await using daemon = await again();
+  const { handler } = daemon;
+  await expect(handler.recover(pod, [ref], signal())).rejects.toMatchObject({ code: "deadline-exceeded" });
+  await fillQueue(String(pod.state.address));
+  const { sandboxAlive, containers } = await handler.recover(pod, [ref], signal(), true);
+  expect(sandboxAlive).toBe(false);
+  expect(containers.get(ref.id)).toMatchObject({ state: "exited", exit: { code: 137 } });
+  expect(alive(shim)).toBe(false);
+  expect(alive(pid)).toBe(false);
+  await removeAll(handler, pod, [ref]);
+});
+
+/** Connects until the server's queue takes no more. */
+const fillQueue = async (address: string): Promise<void> => {
+  await using stack = new AsyncDisposableStack();
+  for (;;) {
+    const socket = await connectSocket(address, signal()).catch(() => undefined);
+    if (socket === undefined) return;
+    socket.on("error", () => {});
+    stack.defer(() => void socket.destroy());
+  }
+};

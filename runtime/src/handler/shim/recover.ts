@@ -16,14 +16,26 @@ import { holdOpen, stdioPaths } from "./stdio.ts";
 /** What a container is after a restart of the daemon. */
 type Found = Exit | "created" | "running" | "unknown";
 
-/** Takes a pod and its containers up again after a restart of the daemon, or finds out how they ended. */
-export async function recoverPod(
+/**
+ * Takes a pod and its containers up again after a restart of the daemon, or finds out how they ended. A shim that lives
+ * and does not answer is left as it is ({@link Shims.takeUp}), or, with `end`, ended.
+ */
+export const recoverPod = (
   shims: Shims,
   ref: SandboxRef,
   containers: ContainerRef[],
   signal: AbortSignal,
-): Promise<Recovered> {
-  const pod = await shims.podToEnd(ref, signal);
+  end = false,
+): Promise<Recovered> =>
+  shims.takeUp(ref, end, signal, (pod) => recoverWith(shims, ref, pod, containers, signal));
+
+const recoverWith = async (
+  shims: Shims,
+  ref: SandboxRef,
+  pod: ShimPod | undefined,
+  containers: ContainerRef[],
+  signal: AbortSignal,
+): Promise<Recovered> => {
   if (!pod) await shims.endMachine(ref.id, ref.stateDir);
   const found: Recovered["containers"] = new Map();
   for (const container of containers) {
@@ -41,7 +53,7 @@ export async function recoverPod(
   const sandboxAlive = await holderRuns(shims, pod, signal);
   if (sandboxAlive) void pod.watchHolder();
   return { sandboxAlive, containers: found };
-}
+};
 
 /** What the shim says of a container that this daemon did not see. */
 const exitOf = async (

@@ -113,7 +113,7 @@ export async function createShimHandler(
         ? await dialGuest(deps.linux.addresses(netns, "eth0"), port, signal)
         : await deps.network.dial(netns, port, signal);
     },
-    recover: (ref, containers, signal) => recoverPod(shims, ref, containers, signal),
+    recover: (ref, containers, signal, end) => recoverPod(shims, ref, containers, signal, end),
     [Symbol.asyncDispose]: () => shims.release(),
   };
 }

@@ -73,6 +73,26 @@ export const shimStateOf = (pod: SandboxRef): ShimState | undefined =>
 export const containerStateOf = (container: ContainerRef): ContainerState =>
   stateOf(ContainerState, container.state, readState(container.stateDir, files.container)) ?? {};
 
+const shimOf = (ref: SandboxRef): ProcessState | undefined => shimStateOf(ref)?.shim;
+
+/** True when the pod's shim is known, and no more. */
+const isDead = (ref: SandboxRef): boolean => {
+  const shim = shimOf(ref);
+  return shim !== undefined && !isAlive({ pid: shim.pid, startTime: BigInt(shim.startTime) });
+};
+
+const silent = ({ id }: SandboxRef, what: string): RuntimeError =>
+  new RuntimeError("deadline-exceeded", `Cannot reach pod ${id}: its shim ${what}`);
+
+const unlessGone = async (reached: Promise<ShimPod>): Promise<ShimPod | undefined> => {
+  try {
+    return await reached;
+  } catch (error) {
+    if (hasCode(error, "unavailable") || hasCode(error, "not-found")) return undefined;
+    throw error;
+  }
+};
+
 /** The shims of one handler that this daemon is connected to, and what is done with each of them alike. */
 export class Shims {
   readonly config: ShimHandlerConfig;
@@ -88,6 +108,8 @@ export class Shims {
   /** How long a connection may take until the shim has answered on it. */
   readonly connectMs: number;
   readonly #pods = new Map<string, ShimPod>();
+  /** Pods whose shim did not answer when they were to be taken up: until it has, nothing else is asked of it. */
+  readonly #silent = new Set<string>();
   readonly #layout: CgroupLayout = readLayout();
 
   constructor(config: ShimHandlerConfig, deps: ShimHandlerDeps) {
@@ -164,6 +186,11 @@ export class Shims {
 
   /** The pod's shim, connected to anew when it has to be; `unavailable` when it is gone. */
   async podOf(ref: SandboxRef, signal: AbortSignal, ms = this.connectMs): Promise<ShimPod> {
+    if (this.#silent.has(ref.id)) throw silent(ref, "has not answered since the daemon's start");
+    return await this.#reach(ref, signal, ms);
+  }
+
+  async #reach(ref: SandboxRef, signal: AbortSignal, ms: number): Promise<ShimPod> {
     const known = this.#pods.get(ref.id);
     if (known?.alive) return known;
     const state = shimStateOf(ref);
@@ -173,32 +200,76 @@ export class Shims {
   }
 
   /** undefined when the shim is gone. */
-  async podIfAlive(ref: SandboxRef, signal: AbortSignal, ms = this.connectMs): Promise<ShimPod | undefined> {
-    try {
-      return await this.podOf(ref, signal, ms);
-    } catch (error) {
-      if (hasCode(error, "unavailable") || hasCode(error, "not-found")) return undefined;
-      throw error;
-    }
+  async podIfAlive(ref: SandboxRef, signal: AbortSignal): Promise<ShimPod | undefined> {
+    return await unlessGone(this.podOf(ref, signal));
   }
 
   /**
-   * The same for what is to be ended, or found out about: a shim that takes the connection and does not answer is
-   * killed, for what nobody can control must not run on.
+   * The same for what is to be ended: a shim that takes the connection and does not answer is killed, for what nobody
+   * can control must not run on.
    */
   async podToEnd(ref: SandboxRef, signal: AbortSignal): Promise<ShimPod | undefined> {
-    const { shim } = shimStateOf(ref) ?? {};
-    // What a dead shim forked may hold its socket: a connection to nobody.
-    const dead = shim !== undefined && !isAlive({ pid: shim.pid, startTime: BigInt(shim.startTime) });
-    const patience = dead ? connectMs / 5 : Math.max(patienceMs, this.connectMs);
+    if (this.#silent.has(ref.id)) return await this.podIfAlive(ref, signal);
+    return await this.#toEnd(ref, signal);
+  }
+
+  async #toEnd(ref: SandboxRef, signal: AbortSignal, ms = this.#patience(ref)): Promise<ShimPod | undefined> {
     try {
-      return await this.podIfAlive(ref, signal, Math.min(patience, this.stopMs / 2));
+      return await unlessGone(this.#reach(ref, signal, ms));
     } catch (error) {
       if (signal.aborted || !hasCode(error, "deadline-exceeded")) throw error;
       this.failed(error, `The shim of pod ${ref.id} does not answer and is killed`);
       this.killShim(ref, shimStateOf(ref));
       return undefined;
     }
+  }
+
+  /**
+   * Takes a pod up after a restart of the daemon: `work` is given its shim, undefined when that is gone. While its
+   * process lives and does not answer this fails as `deadline-exceeded` or `unavailable`, all calls on the pod do, and
+   * it can be tried again; with `end` it is killed instead.
+   */
+  async takeUp<T>(
+    ref: SandboxRef,
+    end: boolean,
+    signal: AbortSignal,
+    work: (pod: ShimPod | undefined) => Promise<T>,
+  ): Promise<T> {
+    if (end) this.#silent.delete(ref.id);
+    // Not for long: the daemon's start waits for it and another try costs nothing, or one has waited before.
+    const ms = Math.min(this.connectMs, this.stopMs / 2);
+    try {
+      const pod = isDead(ref)
+        ? await this.#toEnd(ref, signal)
+        : await (end ? this.#toEnd(ref, signal, ms) : this.#toKeep(ref, signal, ms));
+      // Nor one that takes no connection.
+      if (end && !pod) this.killShim(ref, shimStateOf(ref));
+      const done = await work(pod);
+      this.#silent.delete(ref.id);
+      return done;
+    } catch (error) {
+      // The next try begins anew, as another daemon would.
+      if (this.#pods.get(ref.id)?.alive === false) await this.gone(ref.id);
+      await this.forget(ref.id);
+      const isSilent = signal.aborted || hasCode(error, "deadline-exceeded") || hasCode(error, "unavailable");
+      if (end || !isSilent) throw error;
+      this.#silent.add(ref.id);
+      throw error instanceof RuntimeError ? error : silent(ref, `took too long: ${messageOf(error)}`);
+    }
+  }
+
+  async #toKeep(ref: SandboxRef, signal: AbortSignal, ms: number): Promise<ShimPod | undefined> {
+    const pod = await unlessGone(this.#reach(ref, signal, ms));
+    // The queue of a socket is full when its shim has hung for long.
+    if (!pod && shimOf(ref) && !isDead(ref)) throw silent(ref, "lives and takes no connection");
+    return pod;
+  }
+
+  /** How long a shim may take to answer before it counts as one that does not. */
+  #patience(ref: SandboxRef): number {
+    // What a dead shim forked may hold its socket: a connection to nobody.
+    const patience = isDead(ref) ? connectMs / 5 : Math.max(patienceMs, this.connectMs);
+    return Math.min(patience, this.stopMs / 2);
   }
 
   /** Ends a shim that cannot be talked to any more. Its death is then reported like any other. */
