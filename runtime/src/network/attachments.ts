@@ -4,7 +4,11 @@ import { replaceFile } from "@bulkhead/lib/std/replace-file.ts";
 import * as z from "zod";
 import type { NetworkPod } from "./network.ts";
 
-/** What DEL is told of a pod; its namespace and its directory do not outlive a boot. */
+/**
+ * What DEL is told of a pod; its namespace and its directory do not outlive a boot. `config` is the network that ADD was
+ * begun with, `raw` its result; `addresses` are those that an ADD without a result left on the interface, as the first
+ * DEL found them.
+ */
 const Attachment = z.object({
   pod: z.object({
     ...{ id: z.string(), name: z.string(), namespace: z.string(), uid: z.string(), cgroupParent: z.string() },
@@ -21,6 +25,7 @@ const Attachment = z.object({
   }),
   config: z.unknown(),
   raw: z.unknown().optional(),
+  addresses: z.array(z.string()).optional(),
 });
 type Attachment = z.infer<typeof Attachment>;
 
@@ -31,12 +36,20 @@ type Attachment = z.infer<typeof Attachment>;
 export const createAttachments = (dir: string) => ({
   async note(
     { netns: _, dir: __, dns: ___, ...pod }: NetworkPod,
-    config: unknown,
-    raw?: unknown,
+    told: Omit<Attachment, "pod">,
   ): Promise<void> {
-    const attachment: Attachment = { pod, config, ...(raw === undefined ? {} : { raw }) };
+    const attachment: Attachment = { ...told, pod };
     await mkdir(dir, { recursive: true, mode: 0o700 });
     await replaceFile(join(dir, `${pod.id}.json`), JSON.stringify(attachment));
+  },
+
+  /** undefined when ADD never began, or nothing can be told of it. */
+  async of(id: string): Promise<Attachment | undefined> {
+    try {
+      return Attachment.parse(JSON.parse(await readFile(join(dir, `${id}.json`), "utf8")));
+    } catch {
+      return undefined;
+    }
   },
 
   forget: (id: string): Promise<void> => rm(join(dir, `${id}.json`), { force: true }),

@@ -253,6 +253,31 @@ describe("attach() and detach()", () => {
     expect(ipam()).toEqual([]);
   });
 
+  test("detach() of a pod that an earlier version attached gives the address back", async () => {
+    configure([bridge()]);
+    const pod = await makePod();
+    await network().attach(pod, never);
+    const noted = join(root, "attachments", `${pod.id}.json`);
+    // It had the same in the pod's directory, and at first only there.
+    const { config, raw } = JSON.parse(readFileSync(noted, "utf8")) as { config: unknown; raw: unknown };
+    writeFileSync(join(pod.dir, "cni.json"), JSON.stringify({ config, raw }));
+    rmSync(noted);
+    await network().detach(pod, undefined, never);
+    expect(ipam()).toEqual([]);
+    expect(rules()).not.toContain(pod.id);
+    expect(readdirSync(pod.dir)).toEqual(["ns"]);
+  });
+
+  test("what a pod is attached to is written down once", async () => {
+    configure([bridge()]);
+    const pod = await makePod();
+    const result = await network().attach(pod, never);
+    expect(readdirSync(pod.dir)).toEqual(["ns"]);
+    expect(readdirSync(join(root, "attachments"))).toContain(`${pod.id}.json`);
+    await network().detach(pod, result, never);
+    expect(ipam()).toEqual([]);
+  });
+
   test("an ADD that failed half-way is undone with the configuration it had", async () => {
     plugin(
       "refuse",

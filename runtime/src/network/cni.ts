@@ -2,7 +2,6 @@ import { readFile, rm } from "node:fs/promises";
 import { Socket } from "node:net";
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { replaceFile } from "@bulkhead/lib/std/replace-file.ts";
 import * as z from "zod";
 import type { Linux } from "../linux/linux.ts";
 import { createAttachments } from "./attachments.ts";
@@ -42,10 +41,7 @@ export type CniOptions = {
 const PLUGIN_TIMEOUT_MS = 60_000;
 /** kubelet asks for the status every few seconds; its answer may be this old. */
 const STATUS_MS = 10_000;
-/**
- * File in the pod's directory: the network that ADD was begun with and its result; the addresses that an ADD without
- * a result left on the interface, as the first DEL found them.
- */
+/** File in the directory of a pod that an earlier version attached: what attachments have now. */
 const KEPT = "cni.json";
 
 const Kept = z.object({
@@ -124,6 +120,29 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
     if (failures.length > 0) throw failures[0];
   };
 
+  /**
+   * Addresses that the plugins of this pod made things for. An ADD that was cut short told none: what it left on the
+   * interface is written down before the first DEL, which takes the interface away and may be cut short as well.
+   */
+  const cidrsToUndo = async (pod: NetworkPod, netns: string, kept: Kept): Promise<string[]> => {
+    if (kept.raw !== undefined) return cidrsOf(keptResult(kept.raw));
+    if (kept.addresses !== undefined) return kept.addresses;
+    // Those of an ADD that outlived its daemon would still be at work.
+    await endPlugins(pod.id);
+    const addresses = linux.addresses(netns, POD_INTERFACE).filter((cidr) => !cidr.startsWith("fe80:"));
+    // A disk that takes nothing now keeps nothing else from being given back.
+    if (addresses.length > 0) await attachments.note(pod, { ...kept, addresses }).catch(() => {});
+    return addresses;
+  };
+
+  /** What was written down of an attachment; of a pod of an earlier version, in its own directory, too. */
+  const keptOf = async (pod: NetworkPod): Promise<Kept | undefined> => {
+    const noted = await attachments.of(pod.id);
+    const text = await readFile(join(pod.dir, KEPT), "utf8").catch(() => undefined);
+    if (text === undefined) return noted;
+    return { ...Kept.parse(JSON.parse(text)), ...noted };
+  };
+
   return {
     async notReady() {
       const loaded = await config();
@@ -139,8 +158,7 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
         throw new RuntimeError("unavailable", `Cannot attach pod to a network: ${loaded.missing}`);
       const { network } = loaded;
       // Before the first plugin runs: an ADD that fails half-way is undone with the configuration it had.
-      await keep(pod, { config: network });
-      await attachments.note(pod, network);
+      await attachments.note(pod, { config: network });
       linux.linkUp(pod.netns, "lo");
       let raw: ReturnType<typeof parseResult> | undefined;
       for (const plugin of network.plugins) {
@@ -162,8 +180,7 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
           "unavailable",
           `Cannot attach pod to network "${network.name}": its plugins gave no address`,
         );
-      await keep(pod, { config: network, raw });
-      await attachments.note(pod, network, raw);
+      await attachments.note(pod, { config: network, raw });
       return { ips, raw, config: network };
     },
 
@@ -173,7 +190,7 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
       if (kept === undefined) return;
       const network = parseNetwork(kept.config);
       const netns = pod.netns !== "" && isPinned(pod.netns, linux) ? pod.netns : "";
-      if (netns !== "") restoreInterface(netns, await cidrsToUndo(pod, netns, kept, linux), linux);
+      if (netns !== "") restoreInterface(netns, await cidrsToUndo(pod, netns, kept), linux);
       await del(network, { ...pod, netns }, kept.raw, signal);
       // A disk that is read-only now keeps it, and the next boot asks for the same once more.
       await attachments.forget(pod.id).catch(() => {});
@@ -218,25 +235,6 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
 };
 
 /**
- * Addresses that the plugins of this pod made things for. An ADD that was cut short told none: what it left on the
- * interface is written down before the first DEL, which takes the interface away and may be cut short as well.
- */
-const cidrsToUndo = async (
-  pod: NetworkPod,
-  netns: string,
-  kept: Kept,
-  linux: Pick<Linux, "addresses">,
-): Promise<string[]> => {
-  if (kept.raw !== undefined) return cidrsOf(keptResult(kept.raw));
-  if (kept.addresses !== undefined) return kept.addresses;
-  // Those of an ADD that outlived its daemon would still be at work.
-  await endPlugins(pod.id);
-  const addresses = linux.addresses(netns, POD_INTERFACE).filter((cidr) => !cidr.startsWith("fe80:"));
-  if (addresses.length > 0) await keep(pod, { ...kept, addresses });
-  return addresses;
-};
-
-/**
  * Puts back the addresses that ADD gave and that are no longer on the pod's interface, on an empty bridge of its name
  * when that is gone. Plugins find by them what to undo (bridge and ptp: their masquerade rules), but a DEL that was cut
  * short has removed the interface, gVisor takes the addresses into its own stack, and a pod with NET_ADMIN may do what
@@ -253,20 +251,6 @@ const restoreInterface = (
   } catch {
     // DEL is to be run whatever the interface is like.
   }
-};
-
-const keep = async (pod: NetworkPod, kept: Kept): Promise<void> => {
-  await replaceFile(join(pod.dir, KEPT), JSON.stringify(kept));
-};
-
-const keptOf = async (pod: NetworkPod): Promise<Kept | undefined> => {
-  let text: string;
-  try {
-    text = await readFile(join(pod.dir, KEPT), "utf8");
-  } catch {
-    return undefined;
-  }
-  return Kept.parse(JSON.parse(text));
 };
 
 const reasonOf = (error: unknown): string =>
