@@ -3,7 +3,6 @@ import { statSync } from "node:fs";
 import { chmod, mkdir } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import type { Config } from "@bulkhead/lib/api/runtime-config.ts";
 import { type CriServices, connectCri } from "@bulkhead/lib/cri/client.ts";
@@ -18,6 +17,7 @@ import { openContainers } from "./container/store.ts";
 import { userNamespaceTrouble } from "./container/user-namespace-probe.ts";
 import { streamingBackend } from "./cri/container/streaming-backend.ts";
 import { Events } from "./cri/events.ts";
+import { createFormer } from "./cri/former.ts";
 import { notify } from "./cri/notify.ts";
 import { observer } from "./cri/observe.ts";
 import { recover } from "./cri/recover.ts";
@@ -141,7 +141,14 @@ export const serve = async (
       inUse: () => containers.list().map(({ imageId }) => imageId),
     }),
   );
-  const network = createNetwork({ ...config.cni, attachments: join(config.root, "attachments") }, linux);
+  const network = createNetwork(
+    {
+      ...config.cni,
+      attachments: join(config.root, "attachments"),
+      left: join(config.state, "left-networks"),
+    },
+    linux,
+  );
   const exits = new Exits();
   const events = new Events();
   const told = { events, pods, containers, images };
@@ -244,6 +251,7 @@ export const serve = async (
     locks: new Locks(),
     activity: new Activity(),
     silentPods: new Set(),
+    former: createFormer({ network, pods, log }, stop),
     exits,
     events,
     sampler: new Sampler(),
@@ -256,7 +264,7 @@ export const serve = async (
     config: { verbose: () => config },
   };
   await recover(runtime, stop);
-  await releaseFormer(runtime, stop);
+  await runtime.former.release();
 
   const services = fronted(criServices(runtime), runtime, config, stack);
   let ready = true;
@@ -281,33 +289,6 @@ export const serve = async (
   ready = false;
   log.info("shutting down; containers go on");
   await server.close(AbortSignal.timeout(closeMs));
-};
-
-/** How long the first pods of a boot wait for addresses of those before it, and pauses until what is left is tried again. */
-const [formerMs, formerPauses] = [15_000, [30_000, 600_000]] as const;
-
-/** Plugins are told of pods that ended with an earlier boot: before new ones come, as far as they answer in time. */
-const releaseFormer = async (
-  { network, pods, log }: Pick<Runtime, "network" | "pods" | "log">,
-  stop: AbortSignal,
-): Promise<void> => {
-  const release = (): Promise<number> =>
-    network
-      .detachFormer(pods.recorded(), AbortSignal.any([stop, AbortSignal.timeout(formerMs)]))
-      .catch((err) => {
-        log.warn({ err }, "attachments cannot be read");
-        return 0;
-      });
-  let left = await release();
-  void (async () => {
-    const [first, longest] = formerPauses;
-    for (let pause: number = first; left > 0; pause = Math.min(2 * pause, longest)) {
-      log.warn({ pods: left }, "plugins do not take back what pods of an earlier boot had");
-      await sleep(pause, undefined, { ref: false, signal: stop }).catch(() => {});
-      if (stop.aborted) return;
-      left = await release();
-    }
-  })();
 };
 
 /** The pods that run in gVisor, the agent's canaries aside. */

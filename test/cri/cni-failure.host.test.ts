@@ -89,19 +89,38 @@ test("a plugin that hangs at ADD is given up when the caller is, and the address
   await runAndRemove();
 });
 
-test("a pod that cannot be rolled back stays, not ready, until its plugin lets it go", async () => {
+/** What is written down for DELs to come. */
+const attachments = () => readdir(join(daemon.root, "attachments"));
+
+test("a pod whose ADD and DEL fail can be removed, and its plugins are told again until they have let it go", async () => {
   await order({ ADD: "fail", DEL: "fail" });
   const { code, stderr } = await daemon.tryCrictl("runp", podFile);
   expect(code).not.toBe(0);
   expect(stderr).toContain("ADD fails by order");
   const [parked = ""] = await pods("--state", "NotReady");
   expect(parked).not.toBe("");
-  const stop = await daemon.tryCrictl("stopp", parked);
+  await daemon.crictl("stopp", parked);
+  await daemon.crictl("rmp", parked);
+  await nothingLeft();
+  expect(await attachments()).toEqual([`${parked}.json`]);
+  // At a start, too.
+  await daemon.end("SIGKILL");
+  await daemon.start();
+  expect(await attachments()).toEqual([`${parked}.json`]);
+  await order({});
+  await expect.poll(attachments, { timeout: 120_000 }).toEqual([]);
+  await runAndRemove();
+}, 240_000);
+
+test("a pod that was attached waits for its DEL", async () => {
+  const pod = (await daemon.crictl("runp", podFile)).trim();
+  await order({ DEL: "fail" });
+  const stop = await daemon.tryCrictl("stopp", pod);
   expect(stop.code).not.toBe(0);
   expect(stop.stderr).toContain("DEL fails by order");
   await order({});
-  await daemon.crictl("stopp", parked);
-  await daemon.crictl("rmp", parked);
+  await daemon.crictl("stopp", pod);
+  await daemon.crictl("rmp", pod);
   await nothingLeft();
   await runAndRemove();
 });

@@ -21,6 +21,7 @@ import type { Snapshotter } from "../snapshot/snapshotter.ts";
 import type { HostFacts } from "../spec/host.ts";
 import type { StreamingServer } from "../streaming/streaming.ts";
 import type { Events } from "./events.ts";
+import type { Former } from "./former.ts";
 import type { Sampler } from "./sampler.ts";
 
 /** Everything an RPC may need. One value, made in serve.ts; each function below takes what it uses of it. */
@@ -47,6 +48,7 @@ export type Runtime = {
   activity: Activity;
   /** Pods that could not be taken up yet, for what holds them lives and does not answer. */
   silentPods: Set<string>;
+  former: Former;
   exits: Exits;
   events: Events;
   sampler: Sampler;

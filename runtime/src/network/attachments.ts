@@ -52,6 +52,8 @@ export const createAttachments = (dir: string) => ({
     }
   },
 
+  count: async (): Promise<number> => (await readdir(dir).catch(() => [])).length,
+
   forget: (id: string): Promise<void> => rm(join(dir, `${id}.json`), { force: true }),
 
   /** Of pods that are not among `known`. What is no whole record is removed: nothing can be told of it. */

@@ -34,7 +34,10 @@ const open: NetworkPod[] = [];
 
 const network = () =>
   createNetwork(
-    { binDirs: [binDir, plugins], confDir, attachments: join(root, "attachments"), pluginTimeoutMs: 20_000 },
+    {
+      ...{ binDirs: [binDir, plugins], confDir, pluginTimeoutMs: 20_000 },
+      ...{ attachments: join(root, "attachments"), left: join(root, "left") },
+    },
     linux,
   );
 
@@ -223,6 +226,38 @@ describe("attach() and detach()", () => {
       expect(rules()).not.toContain(pod.id);
     }
     expect(ipam()).toEqual([]);
+  });
+
+  test("a DEL that fails after an ADD that failed is left, with the namespace, and nothing is lost by it", async () => {
+    const broken = join(root, "broken");
+    plugin("half", `[ ! -e ${broken} ] || exit 1; [ "$CNI_COMMAND" = DEL ] || exit 1; exit 0`);
+    // bridge's own DEL fails as well: what it made is all there.
+    plugin(
+      "all",
+      `[ "$CNI_COMMAND" != DEL ] || [ ! -e ${broken} ] || exit 1; exec ${join(plugins, "bridge")}`,
+    );
+    configure([{ ...bridge(), type: "all" }, { type: "half" }]);
+    writeFileSync(broken, "");
+    const pod = await makePod();
+    await expect(network().attach(pod, never)).rejects.toThrow(/"half"/);
+    await expect(network().detach(pod, undefined, never)).rejects.toThrow(/"half"/);
+    let left: unknown;
+    await network().detach(pod, undefined, never, (error) => {
+      left = error;
+    });
+    expect(left).toMatchObject({ message: expect.stringMatching(/"half"/) });
+    // The pod goes.
+    await network().removeNamespaces(join(pod.dir, "ns"));
+    rmSync(pod.dir, { recursive: true });
+    expect(await network().detachFormer(new Set(), never)).toBe(1);
+    expect(ipam()).toHaveLength(2);
+    expect(rules()).toContain(pod.id);
+    rmSync(broken);
+    expect(await network().detachFormer(new Set(), never)).toBe(0);
+    expect(ipam()).toEqual([]);
+    expect(rules()).not.toContain(pod.id);
+    expect(readdirSync(join(root, "attachments"))).toEqual([]);
+    expect(existsSync(join(root, "left"))).toBe(false);
   });
 
   test("detach() ends the ADD of a daemon that was killed meanwhile", async () => {

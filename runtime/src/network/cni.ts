@@ -1,9 +1,9 @@
-import { readFile, rm } from "node:fs/promises";
+import { mkdir, readFile, rm, rmdir, writeFile } from "node:fs/promises";
 import { Socket } from "node:net";
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
-import type { Linux } from "../linux/linux.ts";
+import { type Linux, MountFlags } from "../linux/linux.ts";
 import { createAttachments } from "./attachments.ts";
 import { createConfig } from "./config.ts";
 import { endPlugins } from "./leftover-plugins.ts";
@@ -34,6 +34,8 @@ export type CniOptions = {
   confDir: string;
   /** Folder on disk that outlives a boot, for what must be told to plugins after one. */
   attachments: string;
+  /** Folder on tmpfs for network namespaces of pods that are gone, which plugins are still to be told of. */
+  left: string;
   /** A plugin that takes longer is killed. */
   pluginTimeoutMs?: number;
 };
@@ -41,6 +43,8 @@ export type CniOptions = {
 const PLUGIN_TIMEOUT_MS = 60_000;
 /** kubelet asks for the status every few seconds; its answer may be this old. */
 const STATUS_MS = 10_000;
+/** With more attachments on disk than a node has pods, none is left for later: a pod waits for its DEL instead. */
+const MOST_ATTACHMENTS = 1000;
 /** File in the directory of a pod that an earlier version attached: what attachments have now. */
 const KEPT = "cni.json";
 
@@ -53,7 +57,15 @@ type Kept = z.infer<typeof Kept>;
 
 type NetworkLinux = Pick<
   Linux,
-  "statfs" | "pinNamespaces" | "umount" | "linkUp" | "addAddress" | "addresses" | "addBridge" | "dialIn"
+  | "statfs"
+  | "pinNamespaces"
+  | "mount"
+  | "umount"
+  | "linkUp"
+  | "addAddress"
+  | "addresses"
+  | "addBridge"
+  | "dialIn"
 >;
 
 /** Attaches pods by executing CNI plugins, any plugins, as the CNI specification 1.1 says. */
@@ -120,6 +132,25 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
     if (failures.length > 0) throw failures[0];
   };
 
+  /** Its namespace stays too: plugins find by it what to undo. */
+  const leave = async ({ id, netns }: NetworkPod): Promise<void> => {
+    const file = join(leftOf(id), "net");
+    if (netns === "" || !isPinned(netns, linux) || isPinned(file, linux)) return;
+    await mkdir(leftOf(id), { recursive: true, mode: 0o700 });
+    await writeFile(file, "", { mode: 0o600 });
+    await linux.mount(netns, file, "", MountFlags.BIND, "");
+  };
+  const leftOf = (id: string): string => join(options.left, id);
+
+  /** DEL, by what was written down, in the pod's namespace where that is left. */
+  const giveBack = async (pod: NetworkPod, kept: Kept, signal: AbortSignal): Promise<void> => {
+    const netns = pod.netns !== "" && isPinned(pod.netns, linux) ? pod.netns : "";
+    if (netns !== "") restoreInterface(netns, await cidrsToUndo(pod, netns, kept), linux);
+    await del(parseNetwork(kept.config), { ...pod, netns }, kept.raw, signal);
+    await removeNamespaces(leftOf(pod.id), linux);
+    await rmdir(options.left).catch(() => {});
+  };
+
   /**
    * Addresses that the plugins of this pod made things for. An ADD that was cut short told none: what it left on the
    * interface is written down before the first DEL, which takes the interface away and may be cut short as well.
@@ -184,14 +215,19 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
       return { ips, raw, config: network };
     },
 
-    async detach(pod, result, signal) {
+    async detach(pod, result, signal, onLeft) {
       const kept: Kept | undefined = result ?? (await keptOf(pod));
       // Without either, ADD never began.
       if (kept === undefined) return;
-      const network = parseNetwork(kept.config);
-      const netns = pod.netns !== "" && isPinned(pod.netns, linux) ? pod.netns : "";
-      if (netns !== "") restoreInterface(netns, await cidrsToUndo(pod, netns, kept), linux);
-      await del(network, { ...pod, netns }, kept.raw, signal);
+      try {
+        await giveBack(pod, kept, signal);
+      } catch (error) {
+        const mayWait = onLeft !== undefined && kept.raw === undefined;
+        if (!mayWait || (await attachments.count()) > MOST_ATTACHMENTS) throw error;
+        await leave(pod);
+        onLeft(error);
+        return;
+      }
       // A disk that is read-only now keeps it, and the next boot asks for the same once more.
       await attachments.forget(pod.id).catch(() => {});
       await rm(join(pod.dir, KEPT), { force: true });
@@ -199,10 +235,10 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
 
     async detachFormer(known, signal) {
       let left = 0;
-      for (const { pod, config, raw } of await attachments.former(known)) {
+      for (const { pod, ...kept } of await attachments.former(known)) {
         try {
           signal.throwIfAborted();
-          await del(parseNetwork(config), pod, raw, signal);
+          await giveBack({ ...pod, netns: join(leftOf(pod.id), "net") }, kept, signal);
           await attachments.forget(pod.id);
         } catch {
           left++;

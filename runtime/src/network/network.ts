@@ -11,11 +11,19 @@ export interface Network {
   removeNamespaces(dir: string): Promise<void>;
   /** CNI ADD of every plugin of the list. */
   attach(pod: NetworkPod, signal: AbortSignal): Promise<NetworkResult>;
-  /** CNI DEL; works when ADD failed half-way and when the namespace is gone (empty CNI_NETNS). */
-  detach(pod: NetworkPod, result: NetworkResult | undefined, signal: AbortSignal): Promise<void>;
+  /**
+   * CNI DEL; works when ADD failed half-way and when the namespace is gone (empty CNI_NETNS). With `onLeft`, a DEL that
+   * fails for a pod of which no ADD has told a result is told there instead, and left to {@link detachFormer}.
+   */
+  detach(
+    pod: NetworkPod,
+    result: NetworkResult | undefined,
+    signal: AbortSignal,
+    onLeft?: (error: unknown) => void,
+  ): Promise<void>;
   /**
    * DEL for every pod that was attached and is not among `known`: of an earlier boot, after which plugins still keep
-   * their addresses. Returns how many are left, for a later try.
+   * their addresses, and those that were left. Returns how many are left, for a later try.
    */
   detachFormer(known: ReadonlySet<string>, signal: AbortSignal): Promise<number>;
   /** A connection made inside the namespace; "" means the host's. 127.0.0.1 first, then [::1]. */

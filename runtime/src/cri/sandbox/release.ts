@@ -10,16 +10,22 @@ type Needs = Pick<Runtime, "pods" | "handlers" | "network" | "linux" | "stateDir
 /**
  * Gives back what a pod's record says it holds, but for the handler's own things, which containers still need
  * (see {@link removePod}). One way down for a failed start, StopPodSandbox, and what a crash left: each part is
- * struck off the record when it is gone, so that the next attempt goes on from there.
+ * struck off the record when it is gone, so that the next attempt goes on from there. With `onLeft` the network of a pod
+ * that never had one holds nothing up (see Network.detach).
  */
-export const releasePod = async (runtime: Needs, id: string, signal: AbortSignal): Promise<void> => {
+export const releasePod = async (
+  runtime: Needs,
+  id: string,
+  signal: AbortSignal,
+  onLeft?: (error: unknown) => void,
+): Promise<void> => {
   const pod = runtime.pods.get(id);
   if (pod === undefined || pod.state === "stopped") return;
   if (pod.held.sandbox)
     await runtime.handlers.running(pod.handler).stopSandbox(sandboxRef(runtime, pod), signal);
   const network = pod.held.network;
   if (network) {
-    await runtime.network.detach(networkPod(runtime, pod), network.result, signal);
+    await runtime.network.detach(networkPod(runtime, pod), network.result, signal, onLeft);
     runtime.pods.learn(id, (each) => hold(each, { network: undefined }));
   }
   const dir = podDir(runtime, id);

@@ -32,7 +32,13 @@ export const stopPod = async (runtime: Runtime, pod: Pod, signal: AbortSignal): 
       .filter((container) => container.podId === pod.id)
       .map((container) => killContainer(runtime, container.id, deadline)),
   );
-  await releasePod(runtime, pod.id, AbortSignal.timeout((seconds + 60) * 1000));
+  let isLeft = false;
+  await releasePod(runtime, pod.id, AbortSignal.timeout((seconds + 60) * 1000), (err) => {
+    runtime.log.warn({ pod: pod.id, err }, "CNI DEL after an ADD that failed is tried again later");
+    isLeft = true;
+  });
+  if (isLeft) runtime.former.again();
+  else runtime.former.hurry();
   runtime.pods.learn(pod.id, stopped);
   notify(runtime, "stopped", pod.id, pod.id);
 };
