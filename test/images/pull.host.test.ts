@@ -608,6 +608,45 @@ describe("After a restart", () => {
     expect(await keptBlobs()).toEqual(blobs);
   });
 
+  test("layers whose record nobody can read go when no other image and no container needs them", async () => {
+    const [shared, own, odd] = ["shared", "own", "odd"].map((name) => gzipLayer(text("x", name))) as [
+      Layer,
+      Layer,
+      Layer,
+    ];
+    const pull = async (name: string, ...layers: Layer[]) => {
+      await pushImage(registry.url, built(`case/${name}:1`, layers));
+      return await images.pull({ ref: `${registry.host}/case/${name}:1` }, never);
+    };
+    const good = await pull("readable", shared);
+    const torn = await pull("torn", shared, own);
+    const dead = await pull("dead", odd);
+    const fileOf = ({ id }: { id: string }) => `${id.replace(":", "-")}.json`;
+    const target = join(root, "in-use");
+    await mkdir(target);
+    await snapshotter.mountContainer("user", torn.layers, target);
+    await images[Symbol.asyncDispose]();
+    await writeFile(join(root, "images", "images", fileOf(torn)), "{");
+    // A directory is what can be neither read nor parsed.
+    await rm(join(root, "images", "images", fileOf(dead)));
+    await mkdir(join(root, "images", "images", fileOf(dead)));
+
+    images = await open({ keepMs: 300 });
+    expect(images.list().map(({ id }) => id)).toEqual([good.id]);
+    const there = () => [good, torn, dead].map(({ layers }) => layers.map((id) => snapshotter.has(id)));
+    await vi.waitUntil(() => !snapshotter.has(dead.layers[0]!), { timeout: 20_000 });
+    expect(there()).toEqual([[true], [true, true], [false]]);
+    expect((await readdir(join(root, "images", "aside"))).sort()).toEqual([torn, dead].map(fileOf).sort());
+    expect(await readFile(join(target, "x"), "utf8")).toBe("own");
+
+    await snapshotter.unmount(target);
+    await snapshotter.removeContainer("user");
+    await vi.waitUntil(() => !snapshotter.has(torn.layers[1]!), { timeout: 20_000 });
+    expect(there()).toEqual([[true], [true, false], [false]]);
+    expect(await readInside(good.layers, "x")).toBe("shared");
+    expect((await pull("torn", shared, own)).layers).toEqual(torn.layers);
+  });
+
   test("what a pull had half done is cleared away", async () => {
     const bottom = gzipLayer(text("x", "bottom"));
     const top = { ...gzipLayer(text("x", "top")), diffId: digestOf(Buffer.from("no")) };

@@ -1,4 +1,4 @@
-import { mkdir, readdir, readFile, rm } from "node:fs/promises";
+import { mkdir, readdir, readFile, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { firstFailure, hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { span } from "@bulkhead/lib/tracing/span.ts";
@@ -21,7 +21,7 @@ import { readKeys, ruleFor, SignatureError, type SignatureRule, verifySignature 
 import { SingleFlight } from "./single-flight.ts";
 
 export type ImagesOptions = {
-  /** Folder of the store; blobs/, images/, staging/ and refs.json are in it. */
+  /** Folder of the store; blobs/, images/, staging/ and refs.json are in it, and records that nobody can read in aside/. */
   root: string;
   snapshotter: Snapshotter;
   /** Host of a registry → URLs asked before it: { "registry.k8s.io": ["http://10.0.0.1:5000"] }. */
@@ -68,6 +68,8 @@ export type PullMetrics = {
   ended(result: "pulled" | "failed", seconds: number): void;
 };
 
+/** What ends a read for want of descriptors or memory says nothing of the file. */
+const shortages: ReadonlySet<string> = new Set(["EMFILE", "ENFILE", "ENOMEM"]);
 const minute = 60_000;
 /** How often the log says how far a pull is. */
 const progressMs = 10_000;
@@ -98,6 +100,10 @@ class Store implements ImageStore {
   /** Images that could go, and when they may: half pulled ones wait for the next try, stuck ones for the next sweep. */
   readonly #kept = new Map<string, number>();
   readonly #keepMs: number;
+  /** Names of records that could not be read at the start: looked at once more before their layers are nobody's. */
+  readonly #unread = new Set<string>();
+  /** When layers that no record names may go; undefined when there are none. */
+  #unclaimedUntil: number | undefined;
   /** Everything that changes records, refs or removes layers goes through here, one at a time. */
   readonly #changes = new Semaphore(1);
   readonly #stage: BlobStage;
@@ -142,28 +148,8 @@ class Store implements ImageStore {
     for (const folder of ["", "staging", "images", "blobs", "blobs/sha256", "blobs/sha512"]) {
       await mkdir(this.#path(folder), { recursive: true, mode: 0o700 });
     }
-    let isSure = true;
-    for (const name of await readdir(this.#path("images"))) {
-      const file = this.#path("images", name);
-      const text = await readFile(file, "utf8").catch((error: unknown) => {
-        log.warn({ file, err: messageOf(error) }, "image record cannot be read");
-        return undefined;
-      });
-      if (text === undefined) {
-        isSure = false;
-        continue;
-      }
-      try {
-        if (!name.endsWith(".json")) throw new Error("left over from a write");
-        const record = imageRecord.parse(JSON.parse(text));
-        const whole = record.layers.every(({ chainId }) => snapshotter.has(chainId));
-        if (!whole && record.state === "present") log.warn({ image: record.id }, "image has lost a layer");
-        this.#records.set(record.id, whole ? record : { ...record, state: "partial" });
-      } catch (error) {
-        log.warn({ file, err: messageOf(error) }, "image record dropped");
-        await rm(file, { force: true });
-      }
-    }
+    for (const name of await readdir(this.#path("images")))
+      if ((await this.#readRecord(name)) !== undefined) this.#unread.add(name);
     await this.#loadRefs();
     // Of a write of the names that a kill ended.
     for (const name of await readdir(this.#path("")))
@@ -171,13 +157,97 @@ class Store implements ImageStore {
     const wanted = new Set([...this.#records.values()].flatMap((record) => record.blobs));
     for (const algorithm of ["sha256", "sha512"]) {
       for (const hex of await readdir(this.#path("blobs", algorithm))) {
-        if (isSure && !wanted.has(`${algorithm}:${hex}`))
+        if (this.#unread.size === 0 && !wanted.has(`${algorithm}:${hex}`))
           await rm(this.#path("blobs", algorithm, hex), { force: true });
       }
     }
     // An earlier life left these: the pull may come again, and containers are not known yet.
     for (const { id, state } of this.#records.values()) if (state !== "present") this.#keep(id);
+    if (this.#unread.size > 0 || snapshotter.unclaimed(this.#claimed()).length > 0) this.#claimLater();
     log.info({ images: this.list().length }, "images loaded");
+  }
+
+  /** Takes a record up, or sets it aside when it is none. Says why it cannot be read. */
+  async #readRecord(name: string): Promise<NodeJS.ErrnoException | undefined> {
+    const { log, snapshotter } = this.#options;
+    const file = this.#path("images", name);
+    if (!name.endsWith(".json")) {
+      log.warn({ file }, "removed: left over from a write");
+      await rm(file, { force: true });
+      return undefined;
+    }
+    let text: string;
+    try {
+      text = await readFile(file, "utf8");
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+      log.warn({ file, err: messageOf(error) }, "image record cannot be read");
+      return error as NodeJS.ErrnoException;
+    }
+    try {
+      const record = imageRecord.parse(JSON.parse(text));
+      // Pulled anew meanwhile.
+      if (this.#records.has(record.id)) return undefined;
+      const whole = record.layers.every(({ chainId }) => snapshotter.has(chainId));
+      if (!whole && record.state === "present") log.warn({ image: record.id }, "image has lost a layer");
+      this.#records.set(record.id, whole ? record : { ...record, state: "partial" });
+    } catch (error) {
+      await this.#setAside(name, messageOf(error));
+    }
+    return undefined;
+  }
+
+  async #setAside(name: string, reason: string): Promise<void> {
+    const aside = this.#path("aside", name);
+    await mkdir(this.#path("aside"), { recursive: true, mode: 0o700 });
+    await rm(aside, { recursive: true, force: true });
+    await rename(this.#path("images", name), aside);
+    this.#options.log.warn(
+      { file: aside, reason },
+      "image record set aside: its image is to be pulled again",
+    );
+  }
+
+  /** Layers that a record names, or a pull under way. */
+  #claimed(): Set<string> {
+    const named = [...this.#records.values()].flatMap(({ layers }) => layers.map(({ chainId }) => chainId));
+    return new Set([...named, ...this.#heldLayers.keys()]);
+  }
+
+  #claimLater(): void {
+    this.#unclaimedUntil = performance.now() + this.#keepMs;
+    this.#collectLater();
+  }
+
+  /**
+   * Removes layers that no record names: of records that were set aside. What could not be read at the start is looked
+   * at once more first, for a disk may have had a bad moment. What containers stand on waits until they are gone.
+   */
+  async #removeUnclaimed(): Promise<void> {
+    if (this.#unclaimedUntil === undefined || this.#unclaimedUntil > performance.now()) return;
+    this.#unclaimedUntil = undefined;
+    const { snapshotter, log } = this.#options;
+    try {
+      for (const name of this.#unread) {
+        const problem = await this.#readRecord(name);
+        if (shortages.has(problem?.code ?? "")) throw problem;
+        if (problem !== undefined) await this.#setAside(name, problem.message);
+        this.#unread.delete(name);
+        // Names of what is there after all.
+        if (problem === undefined) await this.#loadRefs();
+      }
+    } catch (error) {
+      log.warn({ err: messageOf(error) }, "layers of no image stay for now");
+      return this.#claimLater();
+    }
+    for (const layer of snapshotter.unclaimed(this.#claimed()))
+      try {
+        await snapshotter.removeLayer(layer);
+        log.info({ layer }, "layer of no image removed");
+      } catch (error) {
+        log.debug({ layer, err: messageOf(error) }, "layer of no image stays for now");
+        this.#claimLater();
+      }
   }
 
   async #loadRefs(): Promise<void> {
@@ -257,9 +327,13 @@ class Store implements ImageStore {
 
   #collectLater(): void {
     clearTimeout(this.#collecting);
-    if (this.#kept.size === 0) return;
+    const due = [
+      ...this.#kept.values(),
+      ...(this.#unclaimedUntil === undefined ? [] : [this.#unclaimedUntil]),
+    ];
+    if (due.length === 0) return;
     // A timer may come a little early.
-    const wait = Math.min(...this.#kept.values()) - performance.now() + 10;
+    const wait = Math.min(...due) - performance.now() + 10;
     this.#collecting = setTimeout(() => void this.#tryCollect(), wait);
     this.#collecting.unref();
   }
@@ -428,6 +502,7 @@ class Store implements ImageStore {
   }
 
   async #sweep(): Promise<void> {
+    await this.#removeUnclaimed();
     for (const [id, until] of this.#kept) if (until <= performance.now()) this.#kept.delete(id);
     const used = this.#options.inUse?.() ?? [];
     const images = new Set([...this.#heldImages.keys(), ...used, ...this.#kept.keys()]);

@@ -94,6 +94,8 @@ export const overlay = async (
   const workers = createFileWorkers();
   let serial = 0;
   let volatile = true;
+  /** False when a record could not be read: what seems to be nobody's may be what a running container stands on. */
+  let isSure = true;
 
   for (const dir of ["l", "m", "layers", "containers", "staging", "trash"])
     await mkdir(at(dir), { recursive: true, mode: 0o700 });
@@ -124,8 +126,7 @@ export const overlay = async (
   const discardLater = (path: string, trash?: string): void => void discard(path, trash).catch(() => {});
 
   const open = async (): Promise<void> => {
-    // What cannot be read now (a disk that fails, no descriptors) may be what a running container stands on.
-    let isSure = true;
+    // As when a disk fails, or there are no descriptors.
     const unreadable = (): "unreadable" => {
       isSure = false;
       return "unreadable";
@@ -419,6 +420,12 @@ export const overlay = async (
     },
 
     has: (id) => layers.has(id),
+
+    unclaimed(claimed) {
+      if (!isSure) return [];
+      const depth = (id: string): number => chainIds(id).length;
+      return [...layers.keys()].filter((id) => !claimed.has(id)).sort((a, b) => depth(b) - depth(a));
+    },
 
     async removeLayer(id) {
       const layer = layers.get(id);

@@ -21,6 +21,8 @@ export interface Snapshotter {
     after?: Promise<unknown>,
   ): Promise<LayerUsage>;
   has(id: string): boolean;
+  /** Layers that are not among `claimed`, topmost first; none while it is not sure what stands on what. */
+  unclaimed(claimed: ReadonlySet<string>): string[];
   /** Removes a layer that nothing stands on. */
   removeLayer(id: string): Promise<void>;
   /**
