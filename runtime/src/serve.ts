@@ -259,7 +259,7 @@ export const serve = async (
     metrics,
     log,
     defaultApparmor: host.apparmor && noApparmor === undefined ? defaultApparmor : undefined,
-    namespaceMaker: programs.reaper,
+    reaper: programs.reaper,
     noUserNamespaces,
     config: { verbose: () => config },
   };

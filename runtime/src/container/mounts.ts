@@ -19,6 +19,8 @@ type Needs = {
   /** A directory for the n-th image volume, to be mounted on; noted in the record by the caller. */
   imageMountDir: (index: number) => Promise<string>;
   linux: Pick<Linux, "canIdMap">;
+  /** Path of bulkhead-exec-reaper. */
+  looker: string;
   /** The pod's user namespace, and whose root files of images belong to there. */
   owners: Owners | undefined;
   /** The SELinux label of the container's files. */
@@ -51,7 +53,7 @@ export const resolveMounts = async (
       const propagation = propagations[mount.propagation];
       const source = mount.image?.image
         ? await imageSource(mount, index, needs)
-        : await hostSource(mount.hostPath, signal);
+        : await hostSource(mount.hostPath, needs.looker, signal);
       if (mount.selinuxRelabel && !mount.image?.image) await needs.relabel(source);
       checkPropagation(table, source, propagation);
       const ids = idsOf(mount, source, needs);

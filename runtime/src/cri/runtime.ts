@@ -57,8 +57,8 @@ export type Runtime = {
   log: Logger;
   /** The AppArmor profile of containers that ask for no other; undefined where there is none. */
   defaultApparmor: string | undefined;
-  /** Path of bulkhead-exec-reaper, which also makes user namespaces. */
-  namespaceMaker: string;
+  /** Path of bulkhead-exec-reaper, which also makes user namespaces and looks for mount sources. */
+  reaper: string;
   /** Why this node's pods cannot have user namespaces; undefined when they can. */
   noUserNamespaces: string | undefined;
   config: { verbose: () => Record<string, unknown> };

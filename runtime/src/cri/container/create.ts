@@ -294,6 +294,7 @@ const make = async (runtime: Runtime, plan: Plan, signal: AbortSignal) => {
           return dir;
         },
         linux: runtime.linux,
+        looker: runtime.reaper,
         owners,
         label: labels?.mount,
         relabel,

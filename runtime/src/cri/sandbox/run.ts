@@ -162,7 +162,7 @@ const build = async (
           which,
           hostname,
           ids,
-          { program: runtime.namespaceMaker, linux },
+          { program: runtime.reaper, linux },
           signal,
         ),
   );

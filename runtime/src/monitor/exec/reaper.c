@@ -14,6 +14,11 @@
  * `mapped?`, waits for a byte (its ids are mapped then), makes the namespaces KINDS (of the letters n, i and u: net,
  * ipc, uts), which that user namespace owns, reports `ready`, and holds all of them until descriptor 3 is closed.
  *
+ *   bulkhead-exec-reaper -w PATH
+ *
+ * prints where PATH leads, with links followed and missing directories made: the file system may not answer, and a
+ * process that waits for it takes no thread of the daemon. It ends with the daemon.
+ *
  *   DIRECTORY/bulkhead-restore ARG... start ID
  *
  * (a link to it by this name) is gVisor's runtime to its shim, which cannot ask for a restore: it runs DIRECTORY/runsc,
@@ -36,6 +41,7 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -142,6 +148,27 @@ static int hold_namespaces(const char *kinds, const char *hostname) {
   return 0;
 }
 
+static int make_directories(char *path) {
+  for (char *slash = path + 1;; *slash++ = '/') {
+    slash = strchrnul(slash, '/');
+    int last = *slash == '\0';
+    *slash = '\0';
+    if (mkdir(path, 0755) < 0 && errno != EEXIST) return -1;
+    if (last) return 0;
+  }
+}
+
+static int where(char *path) {
+  char found[PATH_MAX];
+  prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+  if (realpath(path, found) == NULL &&
+      (errno != ENOENT || make_directories(path) < 0 || realpath(path, found) == NULL)) {
+    perror(NULL);
+    return 1;
+  }
+  return fputs(found, stdout) < 0 || fflush(stdout) != 0;
+}
+
 static int start_or_restore(int argc, char **argv, int directory) {
   char program[PATH_MAX], image[PATH_MAX];
   if (snprintf(program, sizeof program, "%.*srunsc", directory, argv[0]) >= (int)sizeof program ||
@@ -173,6 +200,7 @@ int main(int argc, char **argv) {
     fcntl(REPORT, F_SETFD, FD_CLOEXEC);
     return hold_namespaces(argv[2], argv[3]);
   }
+  if (argc == 3 && strcmp(argv[1], "-w") == 0) return where(argv[2]);
   const char *socket_path = NULL;
   int listener = -1, terminal = -1, at = 1;
   if (argc > 2 && strcmp(argv[1], "-t") == 0) {
