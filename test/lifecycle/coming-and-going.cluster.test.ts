@@ -129,15 +129,17 @@ describe("A live node that Bulkhead comes to", () => {
   });
 });
 
+/** What helm says, which may refuse. */
+const tryUninstall = async () => {
+  const flags = ["--namespace", namespace, "--wait", "--timeout", "3m"];
+  const { code, stdout, stderr } = await outcome([tool("helm"), "uninstall", "bulkhead", ...flags], {
+    env: { KUBECONFIG: life.cluster.kubeconfig },
+  });
+  return { code, said: `${stdout}${stderr}` };
+};
+
 describe("Bulkhead leaves", () => {
   test("not while pods use its profiles: helm uninstall names them, changes nothing, and can be tried again", async () => {
-    const uninstall = async () => {
-      const flags = ["--namespace", namespace, "--wait", "--timeout", "3m"];
-      const { code, stdout, stderr } = await outcome([tool("helm"), "uninstall", "bulkhead", ...flags], {
-        env: { KUBECONFIG: life.cluster.kubeconfig },
-      });
-      return { code, said: `${stdout}${stderr}` };
-    };
     const profilesAre = async () => {
       const { items } = await life.get<{ items: RuntimeProfile[] }>("rtp");
       return items.map(({ metadata: { uid, generation, deletionTimestamp } }) => ({
@@ -146,7 +148,7 @@ describe("Bulkhead leaves", () => {
     };
     const stood = await profilesAre();
     for (const _time of ["once", "again"]) {
-      const { code, said } = await uninstall();
+      const { code, said } = await tryUninstall();
       expect(code).not.toBe(0);
       for (const wall of walls)
         expect(said).toMatch(new RegExp(`Nothing was changed: .*RuntimeClass .*"${wall}.*: coming/${wall}`));
@@ -164,6 +166,12 @@ describe("Bulkhead leaves", () => {
         message: expect.stringContaining("coming/sandboxed"),
       }),
     );
+    // What is marked cannot be unmarked: that is said, and the others are left as they are.
+    const { code, said } = await tryUninstall();
+    expect(code).not.toBe(0);
+    expect(said).toMatch(/Nothing was changed \(marked for deletion already, .*: sandboxed; each goes/);
+    const { metadata } = await life.get<RuntimeProfile>("rtp", "standard");
+    expect(metadata.deletionTimestamp).toBeUndefined();
     await life.counts("sandboxed");
     expect(await life.cluster.kubectl(["get", "runtimeclass", "sandboxed", "-o", "name"])).toContain(
       "sandboxed",
