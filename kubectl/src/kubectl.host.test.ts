@@ -26,15 +26,21 @@ let server: ApiServer;
 let client: Client;
 let directory: string;
 
-const kubectl = (...args: string[]) =>
-  outcome([tool("kubectl"), ...args], {
-    env: {
-      KUBECONFIG: server.kubeconfig,
-      PATH: [directory, join(process.execPath, ".."), process.env.PATH].join(delimiter),
-    },
-  });
+const env = () => ({
+  KUBECONFIG: server.kubeconfig,
+  PATH: [directory, join(process.execPath, ".."), process.env.PATH].join(delimiter),
+});
+const kubectl = (...args: string[]) => outcome([tool("kubectl"), ...args], { env: env() });
 /** kubectl without the plugin; fails where it does. */
 const admin = (...args: string[]) => run([tool("kubectl"), "--kubeconfig", server.kubeconfig, ...args]);
+/** What the plugin writes, to a terminal (util-linux' script) or into a pipe. */
+const shown = async (terminal: boolean, words: string, more: Record<string, string>): Promise<string> => {
+  const command = `${tool("kubectl")} bulkhead ${words}`;
+  const argv = terminal ? ["script", "-qec", command, "/dev/null"] : ["sh", "-c", command];
+  const { code, stdout } = await outcome(argv, { env: { ...env(), ...more } });
+  expect(code).toBe(0);
+  return stdout;
+};
 const bulkhead = (...args: string[]) => kubectl("bulkhead", ...args);
 
 const at = new Date(Math.floor(Date.now() / 1000) * 1000 - 10_000);
@@ -165,6 +171,22 @@ describe("With a profile on a node", () => {
     expect(load((await bulkhead("status", "-o", "yaml")).stdout)).toEqual([
       { ...json[0], ageMs: expect.any(Number) },
     ]);
+  });
+
+  test.each([
+    ["on a terminal", true, "status", {}],
+    ["through a pipe where they are asked for", false, "status --color always", {}],
+  ])("colours come %s", async (_where, terminal, words, more) => {
+    expect(await shown(terminal, words, more)).toContain("\u001b[32m");
+  });
+  test.each([
+    ["with NO_COLOR", "status", { NO_COLOR: "1" }],
+    ["where none are wanted", "status --color never", {}],
+    ["for machines", "status -o json", {}],
+  ])("no colours come to a terminal %s", async (_where, words, more) => {
+    const text = await shown(true, words, more);
+    expect(text).toContain("AllNodesReady");
+    expect(text).not.toContain("\u001b");
   });
 
   test("status of one profile tells its nodes", async () => {

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { labels } from "@bulkhead/lib/api/group.ts";
 import { AgentRollout } from "@bulkhead/lib/view/agents.ts";
-import { loadAll } from "js-yaml";
+import { load, loadAll } from "js-yaml";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { inCache } from "../tools/cache.ts";
 import { kubernetesVersions } from "../tools/kubernetes.ts";
@@ -46,6 +46,33 @@ const clusterWide = [
   "ValidatingAdmissionPolicy",
   "ValidatingAdmissionPolicyBinding",
 ];
+
+test("values.yaml, its schema and the tests' other values name the same keys", async () => {
+  type Schema = { properties?: Record<string, Schema> };
+  const read = (file: string) => readFile(join(chart, file), "utf8");
+  const schema = JSON.parse(await read("values.schema.json")) as Schema;
+  /** Paths of all keys that the schema knows by name. */
+  const keys = (values: object, known: Schema, path = ""): string[] =>
+    Object.entries(values).flatMap(([key, value]) => {
+      const here = `${path}${key}`;
+      const below = known.properties?.[key];
+      if (below === undefined) return [`${here}, which the schema does not know`];
+      return below.properties ? [here, ...keys(value as object, below, `${here}.`)] : [here];
+    });
+  const inSchema = ({ properties = {} }: Schema, path = ""): string[] =>
+    Object.entries(properties).flatMap(([key, below]) => [
+      `${path}${key}`,
+      ...inSchema(below, `${path}${key}.`),
+    ]);
+  const defaults = keys(load(await read("values.yaml")) as object, schema).sort();
+  // Helm's own.
+  expect(
+    inSchema(schema)
+      .filter((key) => key !== "global")
+      .sort(),
+  ).toEqual(defaults);
+  expect(keys(all, schema).sort()).toEqual(defaults);
+});
 
 test("helm lint finds nothing, strictly", async () => {
   const { code, stdout } = await helm("lint", "--strict", chart);
