@@ -51,21 +51,51 @@ done
 printf %s "unix://$socket"
 `;
 
+/** A shim that finds the runtime beside it. */
+const besideRunc = `#!/bin/sh
+bin=$(dirname "$(readlink -f "$0")")
+PATH=$bin:$PATH exec "$bin/copied-shim" "$@"
+`;
+
 /** Pushes gVisor as an artifact; resolves to its reference by digest. */
-export async function clampedGvisor(registry: string): Promise<string> {
+export const clampedGvisor = (registry: string): Promise<string> =>
+  push(registry, "clamped", {
+    "runsc-real": { from: tool("runsc") },
+    runsc: clampedRuntime("runsc-real"),
+    "runsc-shim": { from: tool("containerd-shim-runsc-v1") },
+    "containerd-shim-runsc-v1": shim,
+  });
+
+/**
+ * The same of runc, and of the copy of a containerd shim for it, whose runtime type is io.containerd.copied.v2 and that
+ * nothing of Bulkhead's knows.
+ */
+export const clampedRunc = (registry: string, copied: string): Promise<string> =>
+  push(registry, "copied", {
+    "runc-real": { from: tool("runc") },
+    runc: clampedRuntime("runc-real"),
+    "copied-shim": { from: copied },
+    "containerd-shim-copied-v2": besideRunc,
+  });
+
+/** Pushes programs, each a copy or a script, as an artifact. */
+async function push(
+  registry: string,
+  name: string,
+  programs: Record<string, string | { from: string }>,
+): Promise<string> {
   const tree = await mkdtemp(join(tmpdir(), "bh-clamped-"));
   try {
     const bin = join(tree, "bin");
     await mkdir(bin);
-    await copyFile(tool("runsc"), join(bin, "runsc-real"));
-    await writeFile(join(bin, "runsc"), clampedRuntime("runsc-real"));
-    await chmod(join(bin, "runsc"), 0o755);
-    await copyFile(tool("containerd-shim-runsc-v1"), join(bin, "runsc-shim"));
-    await writeFile(join(bin, "containerd-shim-runsc-v1"), shim);
-    await chmod(join(bin, "containerd-shim-runsc-v1"), 0o755);
-    const program = join(import.meta.dirname, "../../images/artifact.ts");
-    const flags = ["--registry", registry, "--name", "artifacts/clamped", "--insecure"];
-    return (await run([process.execPath, program, tree, ...flags])).trim();
+    for (const [program, what] of Object.entries(programs)) {
+      const path = join(bin, program);
+      await (typeof what === "string" ? writeFile(path, what) : copyFile(what.from, path));
+      await chmod(path, 0o755);
+    }
+    const builder = join(import.meta.dirname, "../../images/artifact.ts");
+    const flags = ["--registry", registry, "--name", `artifacts/${name}`, "--insecure"];
+    return (await run([process.execPath, builder, tree, ...flags])).trim();
   } finally {
     await rm(tree, { recursive: true, force: true });
   }

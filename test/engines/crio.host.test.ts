@@ -127,7 +127,7 @@ describe.skipIf(!there)(`CRI-O${skipped}`, { timeout: 180_000 }, () => {
     await settled(node, "sandboxed", { phase: "Ready", canary: { passed: true } });
     await settled(node, "walled", { phase: "Ready" });
     await runsAsBefore(node, before);
-    await podBehindGvisor(node, "sandboxed", { streams: true });
+    await podBehindGvisor(node, "sandboxed");
   });
 
   frontedTests(() => node, { name: "cri-o", unit: "crio" });

@@ -2,16 +2,24 @@ import { existsSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { eventually } from "../lifecycle/life.ts";
 import { inCache, tool } from "../tools/cache.ts";
+import { debianProgram } from "../tools/debian.ts";
 import { dockerHome } from "../tools/docker.ts";
-import { clampedGvisor, clampedRuntime } from "./clamped.ts";
+import { chosenVersions } from "../tools/kubernetes.ts";
+import { podBehind } from "./behind.ts";
+import { clampedGvisor, clampedRunc, clampedRuntime } from "./clamped.ts";
 import { podBehindGvisor } from "./gvisor.ts";
 import { type EngineNode, startEngineNode } from "./node.ts";
-import { gvisor, leave, pidOf, podRuns, runsAsBefore, settled, statusOf } from "./profiles.ts";
+import { gvisor, leave, pidOf, podRuns, profile, runsAsBefore, settled, statusOf } from "./profiles.ts";
 
 /** Debian 13's docker.io behind cri-dockerd, with a kubelet of its own (docs/engines.md). */
 
 let node: EngineNode;
-let artifact: string;
+let artifacts: { gvisor: string; runc: string };
+/** From 1.36 a kubelet goes on to the engine's address itself, and cri-dockerd's has no scheme (docs/engines.md). */
+const kubelet =
+  Number(chosenVersions().kubelet.split(".")[1]) < 36
+    ? {}
+    : { featureGates: { ExtendWebSocketsToKubelet: false } };
 const socket = "/run/cri-dockerd.sock";
 const daemonJson = "/etc/docker/daemon.json";
 const there = existsSync(inCache("bin", "cri-dockerd")) && existsSync(dockerHome());
@@ -53,6 +61,7 @@ beforeAll(async () => {
     name: "bulkhead-engine",
     socket,
     api: true,
+    kubelet,
     trees: [dockerHome()],
     debs: [
       ["containerd", "usr/bin/containerd"],
@@ -61,7 +70,7 @@ beforeAll(async () => {
     files: (registry) => ({
       [daemonJson]: config(registry),
       "/opt/clamped/runc": clampedRuntime("runc-real"),
-      "/etc/crictl.yaml": `runtime-endpoint: unix://${socket}\ntimeout: 60\n`,
+      "/etc/crictl.yaml": `runtime-endpoint: unix://${socket}\n`,
       "/etc/systemd/system/docker.service": unit,
       "/etc/systemd/system/cri-docker.service": criUnit(registry),
       "/etc/systemd/system/containerd.service": "[Service]\nType=oneshot\nExecStart=/bin/true\n",
@@ -71,7 +80,13 @@ beforeAll(async () => {
     programs: { "/opt/clamped/runc-real": tool("runc"), "/usr/local/bin/cri-dockerd": tool("cri-dockerd") },
   });
   await podRuns(node);
-  artifact = await clampedGvisor(node.registry);
+  artifacts = {
+    gvisor: await clampedGvisor(node.registry),
+    runc: await clampedRunc(
+      node.registry,
+      await debianProgram("containerd", "usr/bin/containerd-shim-runc-v2"),
+    ),
+  };
   await node.startInstaller();
 });
 afterAll(() => node?.[Symbol.asyncDispose]());
@@ -83,8 +98,14 @@ const skipped = there ? "" : " (skipped: ./dev setup makes cri-dockerd and fetch
 describe.skipIf(!there)(`Docker${skipped}`, { timeout: 240_000 }, () => {
   test("serves gVisor after a SIGHUP; nothing is restarted, and daemon.json keeps what was there", async () => {
     const before = { pod: await podRuns(node), docker: await pidOf(node, "docker") };
-    const own = gvisor("own-network", "bbbbbbbbbb", artifact);
-    await node.want([gvisor("sandboxed", "aaaaaaaaaa", artifact, "host"), own]);
+    await node.want([
+      gvisor("sandboxed", "aaaaaaaaaa", artifacts.gvisor, { network: "host" }),
+      gvisor("own-network", "bbbbbbbbbb", artifacts.gvisor),
+      profile("flagged", "cccccccccc", {
+        handler: { runc: { flags: ["--debug"] } },
+        artifact: { image: artifacts.runc },
+      }),
+    ]);
     await eventually(async () => expect(await runtimes()).toContain("sandboxed"), 60);
     // It keeps for a minute what Docker said of its runtimes. Bulkhead waits for that; the test has no time to.
     await node.exec(["systemctl", "restart", "cri-docker"]);
@@ -92,6 +113,7 @@ describe.skipIf(!there)(`Docker${skipped}`, { timeout: 240_000 }, () => {
       phase: "Ready",
       canary: { passed: true, assertions: expect.arrayContaining(["kernel-differs"]) },
     });
+    await settled(node, "flagged", { phase: "Ready", canary: { passed: true } });
     expect(await statusOf(node, "own-network")).toMatchObject({ phase: "Failed", reason: "NotSupported" });
     expect((await node.report()).status.engine).toMatchObject({ name: "docker", fronted: false });
     expect(JSON.parse(await node.exec(["cat", daemonJson]))).toMatchObject({
@@ -102,9 +124,11 @@ describe.skipIf(!there)(`Docker${skipped}`, { timeout: 240_000 }, () => {
     expect(await pidOf(node, "docker")).toBe(before.docker);
   });
 
-  test("starts a pod of its class behind that kernel, and a container without a pod", async () => {
-    // cri-dockerd answers with an address without http://, and the kubelet takes it for one of TLS.
-    await podBehindGvisor(node, "sandboxed", { streams: false });
+  test("starts a pod of its class behind that kernel, one by runc with flags, and a container without a pod", async () => {
+    await podBehindGvisor(node, "sandboxed");
+    await podBehind(node, "flagged", async ({ exec }) =>
+      expect(await exec("cat", "/proc/1/comm")).toBe("sleep\n"),
+    );
     const image = `${node.registry}/bulkhead/test:1`;
     const version = (...options: string[]) =>
       node.exec(["docker", "run", "--rm", "--network=none", ...options, image, "cat", "/proc/version"]);

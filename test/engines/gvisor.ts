@@ -2,15 +2,8 @@ import { expect } from "vitest";
 import { first, inNamespace, podOf } from "../pods/kube.ts";
 import type { EngineNode } from "./node.ts";
 
-/**
- * A RuntimeClass, and from kubectl to a pod of it behind gVisor's kernel: log, exec, network, a container beside.
- * `streams`: kubectl can exec through the engine.
- */
-export async function podBehindGvisor(
-  node: EngineNode,
-  handler: string,
-  { streams }: { streams: boolean },
-): Promise<void> {
+/** A RuntimeClass, and from kubectl to a pod of it behind gVisor's kernel: log, exec, network, a container beside. */
+export async function podBehindGvisor(node: EngineNode, handler: string): Promise<void> {
   const { apply, kubectl, ...ns } = inNamespace(node, "default");
   await apply({ apiVersion: "node.k8s.io/v1", kind: "RuntimeClass", metadata: { name: handler }, handler });
   const image = `${node.registry}/bulkhead/test:1`;
@@ -21,12 +14,8 @@ export async function podBehindGvisor(
     podOf("walled", handler, image, {}, { nodeName: "node-1", containers: [main, beside] }),
   );
   expect(await kubectl(["logs", "walled", "-c", "main"])).toMatch(/gVisor.*here I am\n$/s);
-  const exec = async (container: string, ...argv: string[]): Promise<string> => {
-    if (streams) return await kubectl(["exec", "walled", "-c", container, "--", ...argv]);
-    const label = ["--label", "io.kubernetes.pod.name=walled", "--name", container];
-    const id = (await node.exec(["crictl", "ps", "-q", "--no-trunc", ...label])).trim();
-    return await node.exec(["crictl", "exec", "-s", id, ...argv]);
-  };
+  const exec = (container: string, ...argv: string[]): Promise<string> =>
+    kubectl(["exec", "walled", "-c", container, "--", ...argv]);
   expect(await exec("main", "dmesg")).toContain("gVisor");
   const url = `http://${pod.status.podIP}:8080/passwd`;
   const fetched = "fetch(process.argv[1]).then((r) => r.text()).then(console.log)";

@@ -54,6 +54,8 @@ export type EngineNodeOptions = {
   socket?: string;
   /** An API server, so that pods may have a RuntimeClass. */
   api?: boolean;
+  /** Fields of the kubelet's configuration. */
+  kubelet?: object;
 };
 
 /** Runs a kubelet, alone where there is no API server. */
@@ -101,6 +103,7 @@ export async function startEngineNode(options: EngineNodeOptions): Promise<Engin
             authentication: { anonymous: { enabled: true }, webhook: { enabled: false } },
             authorization: { mode: "AlwaysAllow" },
             ...(options.socket === undefined ? {} : { containerRuntimeEndpoint: `unix://${options.socket}` }),
+            ...options.kubelet,
           },
         },
       ],

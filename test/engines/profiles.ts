@@ -22,10 +22,10 @@ export const gvisor = (
   name: string,
   revision: string,
   image: string,
-  network: "sandbox" | "host" = "sandbox",
+  options: { network?: "host"; overlay?: "directory" } = {},
 ): Profile =>
   profile(name, revision, {
-    handler: { gvisor: { platform: "systrap", network, overlay: "memory" } },
+    handler: { gvisor: { platform: "systrap", network: "sandbox", overlay: "memory", ...options } },
     artifact: { image },
   });
 
@@ -33,7 +33,10 @@ export const statusOf = async (node: EngineNode, name: string) =>
   (await node.report()).status.profiles?.find((each) => each.name === name);
 
 export const settled = (node: EngineNode, name: string, want: object, seconds = 90): Promise<void> =>
-  eventually(async () => expect(await statusOf(node, name)).toMatchObject(want), seconds);
+  eventually(async () => {
+    const status = await statusOf(node, name);
+    expect(status, status?.message).toMatchObject(want);
+  }, seconds);
 
 export const pidOf = async (node: EngineNode, unit: string): Promise<string> =>
   (await node.exec(["systemctl", "show", "-P", "MainPID", unit])).trim();
