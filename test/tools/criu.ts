@@ -1,5 +1,6 @@
 import { chmod, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { architectures, here } from "../../images/parts.ts";
 import { inCache } from "./cache.ts";
 import { fetchTrixie } from "./trixie.ts";
 
@@ -21,11 +22,12 @@ const packages = [
   ...["libidn2-0", "libunistring5", "libtasn1-6", "libhogweed6t64", "libnettle8t64", "libgmp10", "libffi8"],
 ];
 
-const libraries = "usr/lib/x86_64-linux-gnu";
+const { triplet, loader } = architectures[here];
+const libraries = `usr/lib/${triplet}`;
 /** Runs it with its own libraries, wherever its directory lies. */
 const script = `#!/bin/sh
 home=$(dirname "$(readlink -f "$0")")
-exec "$home/usr/lib64/ld-linux-x86-64.so.2" --library-path "$home/${libraries}" "$home/usr/sbin/criu" "$@"
+exec "$home/${libraries}/${loader}" --library-path "$home/${libraries}" "$home/usr/sbin/criu" "$@"
 `;
 
 /** A directory to put into PATH, with the program `criu` in it. */

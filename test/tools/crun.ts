@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { architectures, here } from "../../images/parts.ts";
 import { inCache } from "./cache.ts";
 import { run } from "./run.ts";
 import { fetchTrixie } from "./trixie.ts";
@@ -19,8 +20,9 @@ export const fetchCrun = (signal?: AbortSignal): Promise<void> =>
     home,
     packages,
     async (tree) => {
-      const libraries = join(home, "usr/lib/x86_64-linux-gnu");
-      const interpreter = join(home, "usr/lib64/ld-linux-x86-64.so.2");
+      const { triplet, loader } = architectures[here];
+      const libraries = join(home, "usr/lib", triplet);
+      const interpreter = join(libraries, loader);
       const set = ["--set-interpreter", interpreter, "--force-rpath", "--set-rpath", libraries];
       await run(["patchelf", ...set, join(tree, "usr/bin/crun")], { signal });
     },

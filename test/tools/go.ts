@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { chmod, cp, link, mkdir, mkdtemp, readdir, readFile, rename, rm, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { arm64Cc, arm64Libraries, arm64Root } from "./arm64.ts";
 import { inCache } from "./cache.ts";
 import { debianProgram } from "./debian.ts";
 import type { GoBuild } from "./plan.ts";
@@ -67,7 +68,7 @@ const compile = async (build: GoBuild, cwd: string, to: string, signal?: AbortSi
           ...["-trimpath", "-ldflags", `-s -w ${build.ldflags ?? ""}`.trim()],
           ...["-o", join(scratch, basename(to)), build.package],
         ],
-        { cwd, signal, env: { ...flags, CGO_ENABLED: build.cgo === true ? "1" : "0" } },
+        { cwd, signal, env: { ...flags, CGO_ENABLED: build.cgo === true ? "1" : "0", ...forOther(build) } },
       );
     await rename(scratch, dirname(to)).catch((error: unknown) => {
       if (!existsSync(to)) throw error;
@@ -75,6 +76,19 @@ const compile = async (build: GoBuild, cwd: string, to: string, signal?: AbortSi
   } finally {
     await rm(scratch, { recursive: true, force: true });
   }
+};
+
+/** What Go needs to build for another architecture than this machine's. */
+const forOther = ({ arch, cgo }: GoBuild): Record<string, string> => {
+  if (arch === undefined) return {};
+  if (cgo !== true) return { GOARCH: arch };
+  const root = arm64Root();
+  return {
+    GOARCH: arch,
+    CC: arm64Cc,
+    PKG_CONFIG_LIBDIR: join(root, arm64Libraries, "pkgconfig"),
+    PKG_CONFIG_SYSROOT_DIR: root,
+  };
 };
 
 /** A program in C that a Go module has beside its Go, as the module's own Makefile makes it. */

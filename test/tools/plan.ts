@@ -21,6 +21,7 @@ export type Step = {
       programs: readonly ("etcd" | "docker-registry" | "prometheus" | "tinyproxy" | "containerd-1.6")[];
     }
   | { do: "rootfs" }
+  | { do: "arm64" }
 );
 
 /** One program of a Go module that test/tools pins. */
@@ -28,6 +29,8 @@ export type GoBuild = {
   /** Its name in the cache's bin. */
   output: string;
   package: string;
+  /** For this architecture instead of the machine's. */
+  arch?: "arm64";
   /** `go test -c` instead of `go build`. */
   test?: boolean;
   cgo?: boolean;
@@ -101,8 +104,8 @@ const kubeBuild = (version: KubernetesVersion): GoBuild => ({
 });
 const cni = "github.com/containernetworking/plugins/plugins";
 
-/** Every step there is, longest first: what runs first decides how long all takes. */
-export const steps: readonly Step[] = [
+/** For this machine, longest first: what runs first decides how long all takes. */
+const native: readonly Step[] = [
   { id: "packages", do: "apt", after: [], packages: Object.keys(packages) },
   {
     id: "kubernetes",
@@ -130,7 +133,7 @@ export const steps: readonly Step[] = [
     ],
   },
   // Large, and of the tests inside virtual machines alone.
-  { id: "emulator", do: "apt", after: ["packages"], packages: ["qemu-system-x86"] },
+  { id: "emulator", do: "apt", after: ["packages"], packages: ["qemu-system-x86", "kmod"] },
   { id: "kubectl", do: "kubectl", after: ["packages"] },
   { id: "criu", do: "criu", after: ["packages"] },
   {
@@ -304,6 +307,35 @@ export const steps: readonly Step[] = [
   },
 ];
 
+/** The same for arm64, as far as its images and the machine that `./dev vm-arm64` emulates need it. */
+const arm64: readonly Step[] = [
+  {
+    id: "arm64-compiler",
+    do: "apt",
+    after: ["packages"],
+    packages: ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+  },
+  { id: "arm64-root", do: "arm64", after: ["packages"] },
+  ...native.flatMap((step): Step[] => {
+    if (step.do !== "go" || !["gvisor", "runc", "crictl", "cni"].includes(step.id)) return [];
+    const builds = step.builds.map(
+      (build): GoBuild => ({ ...build, output: `arm64/${build.output}`, arch: "arm64" }),
+    );
+    return [{ ...step, id: `arm64-${step.id}`, after: ["arm64-compiler", "arm64-root"], builds }];
+  }),
+];
+
+/** Its machine's own. */
+const arm64Emulator: Step = {
+  id: "arm64-emulator",
+  do: "apt",
+  after: ["arm64-compiler"],
+  packages: ["qemu-system-arm", "kmod"],
+};
+
+/** Every step there is. */
+export const steps: readonly Step[] = [...native, ...arm64, arm64Emulator];
+
 const cluster = [
   "packages",
   "kubernetes",
@@ -330,7 +362,10 @@ export const needs = {
   unit: [],
   host: [...cluster, "gvisor", "critest", "otlp", "criu"],
   vm: [...cluster, "gvisor", "emulator", "criu"],
-  all: steps.map(({ id }) => id),
+  /** Images for arm64. */
+  arm64: ["packages", ...arm64.map(({ id }) => id)],
+  "vm-arm64": ["packages", "programs", ...arm64.map(({ id }) => id), arm64Emulator.id],
+  all: native.map(({ id }) => id),
 } as const satisfies Record<string, readonly string[]>;
 
 /** What is needed for, as {@link needs} names it. */

@@ -1,6 +1,7 @@
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { nodeRootfs } from "../cluster/rootfs.ts";
 import { installPackages } from "./apt.ts";
+import { fetchArm64 } from "./arm64.ts";
 import { buildCrate } from "./cargo.ts";
 import { fetchCriu } from "./criu.ts";
 import { fetchCrun } from "./crun.ts";
@@ -39,6 +40,7 @@ const executors: Executors = {
       await debianProgram(debianPrograms[name].pkg, debianPrograms[name].path, signal);
   },
   rootfs: (_step, signal) => nodeRootfs(signal),
+  arm64: (_step, signal) => fetchArm64(signal),
 };
 
 /** So many steps run side by side: a download beside a compiler, or a linker beside a compiler. */
