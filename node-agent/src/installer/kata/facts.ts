@@ -22,7 +22,7 @@ export async function vmFacts(host: Host, probe: string): Promise<VmFacts> {
     opens("/dev/vhost-vsock"),
     opens("/dev/vhost-net"),
     missing(host),
-    isGuest(),
+    isGuest(host),
   ]);
   const arch: Architecture = process.arch === "arm64" ? "arm64" : "amd64";
   // A path of the node may lead through its own symbolic links: /opt/kata is one where it came by an installer.
@@ -42,10 +42,14 @@ export async function bootGuest(probe: string, device: string): Promise<VmFacts[
   }
 }
 
-/** Whether the node is a virtual machine itself: x86 processors say so, as a flag that no real one has. */
-async function isGuest(): Promise<boolean> {
-  const text = await readFile("/proc/cpuinfo", "utf8").catch(() => "");
-  return /^flags\s*:.* hypervisor( |$)/m.test(text);
+/** Whether the node is a virtual machine itself, as its systemd knows processors, firmware and device trees. */
+async function isGuest(host: Host): Promise<boolean> {
+  const argv = ["systemd-detect-virt", "--vm", "--quiet"];
+  const none = new AbortController();
+  return host.run(argv, { signal: none.signal, timeoutMs: 5_000 }).then(
+    ({ code }) => code === 0,
+    () => false,
+  );
 }
 
 async function missing(host: Host): Promise<string[]> {
