@@ -65,7 +65,7 @@ const cache = join(values.cache, "images");
 
 /** A file of an image: content from a file, a text, or a link. */
 type Source =
-  | { from: string; mode?: number; elf?: { rpath: string; loader: string } }
+  | { from: string; mode?: number; elf?: { libraries: string; loader: string } }
   | { text: string; mode?: number }
   | { link: string };
 type Files = Record<string, Source>;
@@ -110,7 +110,9 @@ async function materialize(files: Files, directory: string): Promise<void> {
       if (source.elf !== undefined) {
         await chmod(to, 0o755);
         const loader = `${home}/lib/${source.elf.loader}`;
-        await run("patchelf", ["--set-interpreter", loader, "--set-rpath", source.elf.rpath, to]);
+        // RPATH, not RUNPATH: it counts for what its libraries need, too.
+        const set = ["--set-interpreter", loader, "--force-rpath", "--set-rpath", source.elf.libraries];
+        await run("patchelf", [...set, to]);
       }
     }
     if (!("link" in source)) await chmod(to, source.mode ?? 0o644);
@@ -425,7 +427,11 @@ async function baseOf(parts: Parts): Promise<Base> {
   const libraries = await librariesOf([node, conmon, crun], parts);
   const authorities = "/etc/ssl/certs/ca-certificates.crt";
   return layerOf("base", {
-    "bundle/bin/node": { from: node, mode: 0o755, elf: { rpath: "$ORIGIN/../lib", loader: parts.loader } },
+    "bundle/bin/node": {
+      from: node,
+      mode: 0o755,
+      elf: { libraries: "$ORIGIN/../lib", loader: parts.loader },
+    },
     ...Object.fromEntries(
       [...libraries].map(([name, from]) => [`bundle/lib/${name}`, { from, mode: 0o755 }] as const),
     ),
@@ -469,10 +475,10 @@ async function agentOf(
     return path;
   };
   const walls = await layerOf("walls", {
-    "bundle/bin/conmon": { from: parts.conmon, mode: 0o755, elf: { rpath: "$ORIGIN/../lib", loader } },
+    "bundle/bin/conmon": { from: parts.conmon, mode: 0o755, elf: { libraries: "$ORIGIN/../lib", loader } },
     "bundle/bin/runc": { from: own("runc"), mode: 0o755 },
     // It goes on as a sealed copy of itself in memory, which has no directory to look beside.
-    "bundle/bin/crun": { from: parts.crun, mode: 0o755, elf: { rpath: `${home}/lib`, loader } },
+    "bundle/bin/crun": { from: parts.crun, mode: 0o755, elf: { libraries: `${home}/lib`, loader } },
     "bundle/bin/runsc": { from: own("runsc"), mode: 0o755 },
     "bundle/bin/containerd-shim-runsc-v1": { from: own("containerd-shim-runsc-v1"), mode: 0o755 },
     ...(await canaryOf(parts)),

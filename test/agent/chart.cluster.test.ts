@@ -5,7 +5,7 @@ import { bulkheadCluster, namespace } from "../cluster/bulkhead.ts";
 import { type Cluster, until } from "../cluster/cluster.ts";
 import { tool } from "../tools/cache.ts";
 import { outcome } from "../tools/run.ts";
-import { podsOf } from "./agent.ts";
+import { execIn, podsOf } from "./agent.ts";
 
 /** What the API server says of the chart's manifests, and of the operator's way to lead. */
 
@@ -31,6 +31,14 @@ const withoutItsKinds = { ...all, metrics: { ...all.metrics, prometheusOperator:
 test("helm test finds that the operator works", async () => {
   const said = await cluster.helm(["test", "bulkhead", "--namespace", namespace, "--timeout", "2m"]);
   expect(said).toMatch(/Phase:\s+Succeeded/);
+});
+
+test("programs of the bundle bring all of their libraries: nothing else is in the image", async () => {
+  const [pod] = await podsOf(cluster, "node-agent");
+  for (const name of ["conmon", "crun"])
+    expect(await execIn(cluster, pod!, "installer", `/bundle/bin/${name}`, "--version")).toContain(
+      `${name} version`,
+    );
 });
 
 describe("The API server", () => {
