@@ -228,17 +228,20 @@ export function checkOf(
 export const isVm = ({ handler }: Pick<DesiredProfile, "handler">): boolean =>
   handler.kata !== undefined || handler.firecracker !== undefined;
 
+/** The wall that a profile's canary must find. `chosen`: the platform that `auto` of gVisor came to. */
 export const wallOf = (
   profile: Pick<DesiredProfile, "handler" | "revision">,
+  chosen?: Platform,
 ): { wall: Wall; mark?: Mark } => {
   if (profile.handler.shim) return { wall: profile.handler.shim.wall };
   if (isVm(profile)) return { wall: "vm", mark: { parameter: revisionParameter(profile.revision) } };
   const { gvisor } = profile.handler;
   if (gvisor === undefined) return { wall: "namespaces" };
-  const { network, platform } = gvisor;
+  const { network } = gvisor;
+  const platform = gvisor.platform === "auto" ? chosen : gvisor.platform;
   return {
     wall: "kernel",
-    mark: { engine: "gvisor", network, ...(platform === "auto" ? {} : { platform }) },
+    mark: { engine: "gvisor", network, ...(platform === undefined ? {} : { platform }) },
   };
 };
 

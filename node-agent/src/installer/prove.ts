@@ -48,7 +48,7 @@ const canaryDeadlinesOf = ({ handler }: DesiredProfile): CanaryDeadlines | undef
  * the engine behind `at`. Throws a {@link ProbeError} when it fails.
  */
 export async function prove(
-  { host, hostFacts, metrics, log }: Installer,
+  { host, hostFacts, metrics, walls, log }: Installer,
   profile: DesiredProfile,
   signal: AbortSignal,
   at?: { socket: string } & Elsewhere,
@@ -83,7 +83,7 @@ export async function prove(
       signal.throwIfAborted();
       throw failed(`The canary of "${name}" failed: ${messageOf(error)}`);
     });
-    const { wall, mark } = wallOf(profile);
+    const { wall, mark } = wallOf(profile, walls.chosen(profile));
     const verdict = judge(wall, result.view, hostFacts.view, mark, result.outside);
     const seen = {
       startSeconds: Math.round(result.startSeconds * 1000) / 1000,

@@ -6,7 +6,7 @@ import type { Manifest } from "./bundle.ts";
 import type { HostFacts } from "./facts.ts";
 import { isVm, kvmProbe, type NodeOfProfile, programRoot, unsupported } from "./files.ts";
 import { noGpu } from "./gpu.ts";
-import type { Gvisor } from "./gvisor.ts";
+import type { Gvisor, Platform } from "./gvisor.ts";
 import type { Host } from "./host.ts";
 import { vmFacts } from "./kata/facts.ts";
 import type { VmFacts } from "./kata/node.ts";
@@ -23,6 +23,9 @@ export class Walls {
   #vm: VmFacts;
   /** Of gVisor's platforms, by path of the runsc that tried them, the latest last. */
   readonly #trials = new Map<string, Trial[]>();
+
+  /** gVisor's platform, by profile. */
+  readonly #chosen = new Map<string, Platform>();
 
   constructor(options: WallsOptions) {
     this.#options = options;
@@ -61,6 +64,11 @@ export class Walls {
     return [...this.#trials.values()].at(-1);
   }
 
+  /** What {@link platformOf} last said of a profile of gVisor: its files have it, whatever is found for others since. */
+  chosen({ name }: DesiredProfile): Platform | undefined {
+    return this.#chosen.get(name);
+  }
+
   /**
    * gVisor's platform for a profile, tried with the program that is in place; `trouble`: why there is none, or none of
    * the GPUs that it wants.
@@ -71,6 +79,7 @@ export class Walls {
     const { host, manifest } = this.#options;
     const runsc = join(programRoot(profile, manifest.version), "bin/runsc");
     const choice = await this.#choose(gvisor, runsc, due, signal);
+    this.#chosen.set(profile.name, choice.platform);
     const trouble = choice.trouble ?? (await noGpu(host, runsc, gvisor, signal));
     return trouble === undefined ? choice : { ...choice, trouble };
   }
