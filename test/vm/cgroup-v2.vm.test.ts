@@ -1,14 +1,15 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { paths } from "@bulkhead/lib/api/paths.ts";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ensureTestImages } from "../images/build.ts";
 import { startRegistry } from "../images/registry.ts";
 import { type Machine, startMachine } from "./machine.ts";
 
 /**
- * The runtime on a kernel with cgroup v2 alone and AppArmor, under systemd, as users' nodes are; this machine's own
- * kernel has the v1 controllers, and no AppArmor. What is asserted is what the kernel's files say.
+ * The runtime on a kernel with cgroup v2 alone, AppArmor and KVM, under systemd, as users' nodes are; this machine's own
+ * kernel has the v1 controllers, no AppArmor, and a KVM that boots nothing. What is asserted is what the kernel's files say.
  */
 
 const image = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
@@ -26,8 +27,8 @@ beforeAll(async () => {
 });
 afterAll(() => undo.disposeAsync());
 
-const json = async <T>(script: string): Promise<T> =>
-  JSON.parse((await machine.sh(script)).replace(/^time=.*\n/gm, "")) as T;
+const json = async <T>(script: string, deadlineMs?: number): Promise<T> =>
+  JSON.parse((await machine.sh(script, deadlineMs)).replace(/^time=.*\n/gm, "")) as T;
 const file = (path: string): Promise<string> => machine.sh(`cat '${path}'`).then((text) => text.trim());
 /** A last line of a command that says an id. */
 const idOf = (output: string): string => output.trim().split("\n").at(-1) ?? "";
@@ -314,6 +315,50 @@ describe("With the systemd driver", () => {
       );
       expect(absent.output).toMatch(/AppArmor profile .*absent.*: it is not loaded on this node/);
       await remove(pod);
+    });
+  });
+
+  describe("Where KVM boots guests", () => {
+    /** A shell looking for a name would find itself. */
+    const runscProcesses = "grep -lE '^runsc-' /proc/[0-9]*/cmdline | cut -d/ -f3";
+    beforeAll(async () => {
+      await machine.sh("modprobe kvm_amd");
+    });
+
+    test("the agent finds that it does, takes gVisor's kvm for auto, and its canary stands behind it", async () => {
+      const program = "/usr/local/bin/node /opt/bulkhead/test/main.mjs";
+      const argv = ["/usr/local/bin/busybox", "/opt/bulkhead/bin/bulkhead-kvm-probe", "/usr/local/bin/runsc"];
+      const found = await json<{ verdict: { assertions: string[] } }>(
+        `${program} ${argv.join(" ")} ${paths.socket} gvisor-kvm kvm`,
+        420_000,
+      );
+      expect(found).toMatchObject({
+        kvm: { runs: true },
+        trials: [
+          { name: "systrap", works: true },
+          { name: "kvm", works: true },
+          { name: "ptrace", works: true },
+        ],
+        auto: { platform: "kvm" },
+        verdict: { broken: [] },
+        kernelLog: expect.stringContaining("gVisor"),
+      });
+      expect(found.verdict.assertions).toContain("platform-as-profiled");
+    }, 430_000);
+
+    test("a pod on gVisor's kvm runs in a virtual machine of the kernel's: its kernel, its log, exec, its end", async () => {
+      const script = 'trap "echo ended; exit 7" TERM; echo started; while :; do sleep 0.1; done';
+      const command = ["sh", "-c", script];
+      const { pod, id } = await running({}, { handler: "gvisor-kvm", command });
+      expect(await exec(id, "cat /proc/version")).toContain("-gvisor");
+      const files = await machine.sh(`for each in $(${runscProcesses}); do ls -l /proc/$each/fd; done`);
+      expect(files).toContain("anon_inode:kvm-vcpu");
+      await machine.sh(`crictl stop -t 60 ${id} >/dev/null`);
+      expect(await machine.sh(`crictl logs ${id} 2>/dev/null`)).toBe("started\nended\n");
+      const { status } = await json<{ status: object }>(`crictl inspect -o json ${id} 2>/dev/null`);
+      expect(status).toMatchObject({ state: "CONTAINER_EXITED", exitCode: 7 });
+      await remove(pod);
+      expect(await machine.sh(runscProcesses)).toBe("");
     });
   });
 

@@ -1,5 +1,6 @@
 import { copyFile, mkdir, realpath, rm, symlink, writeFile } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { canaryImage } from "@bulkhead/lib/api/group.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { bundle, workersOf } from "../../images/bundle.ts";
 import { nodeRootfs } from "../cluster/rootfs.ts";
@@ -13,6 +14,7 @@ export const hostAddress = "10.0.2.2";
 /** The guest's shell listens here: a script comes in, what it says goes out. */
 export const shellPort = 7000;
 
+const busybox = "/bin/busybox";
 const repository = join(import.meta.dirname, "../..");
 
 /** Pinned programs of the guest, by their place in it. */
@@ -25,6 +27,12 @@ const programs: Record<string, string> = {
   "cni/loopback": "opt/cni/bin/loopback",
   "cni/host-local": "opt/cni/bin/host-local",
   "cni/portmap": "opt/cni/bin/portmap",
+};
+
+/** Programs of ours that are compiled, in opt/bulkhead/bin. */
+const compiled = {
+  "bulkhead-exec-reaper": "runtime/src/monitor/exec/reaper.c",
+  "bulkhead-kvm-probe": "node-agent/src/installer/kata/kvm-probe.c",
 };
 
 const units = {
@@ -64,7 +72,11 @@ WantedBy=multi-user.target
 const runtimeConfig = (registry: string): object => {
   const mirror = [`http://${hostAddress}:${registry.split(":").at(-1)}`];
   return {
-    registries: { mirrors: { "registry.k8s.io": mirror, "gcr.io": mirror, "k8s.gcr.io": mirror } },
+    registries: {
+      mirrors: Object.fromEntries(
+        ["registry.k8s.io", "gcr.io", "k8s.gcr.io", dirname(canaryImage)].map((host) => [host, mirror]),
+      ),
+    },
     conmon: "/usr/local/bin/conmon",
     runtimes: [{ name: "runc", kind: "oci", binary: "/usr/local/bin/runc", restoreCheckpoints: true }],
     log: { level: "info", format: "text" },
@@ -90,15 +102,17 @@ const network = {
   ],
 };
 
-const gvisorHandler = {
+/** Handlers of gVisor by name, each with its platform. */
+const gvisorHandlers = { gvisor: "systrap", "gvisor-kvm": "kvm" };
+const gvisorHandler = (name: string): object => ({
   kind: "shim",
-  name: "gvisor",
+  name,
   binary: "/usr/local/bin/containerd-shim-runsc-v1",
   optionsTypeUrl: "io.containerd.runsc.v1.options",
-  configPath: "/etc/bulkhead/runsc.toml",
+  configPath: `/etc/bulkhead/runsc/${name}.toml`,
   wall: "kernel",
   runsc: { binary: "/usr/local/bin/runsc", root: "/run/bulkhead/runsc" },
-};
+});
 
 /**
  * Writes the guest's root disk to `file`: the root filesystem of the test nodes with systemd, the runtime as it is
@@ -133,11 +147,13 @@ export const writeDisk = async (
   await put("etc/fstab", "");
   // JSON is YAML.
   await put("etc/bulkhead/runtime.yaml", JSON.stringify(runtimeConfig(registry)));
-  await put("etc/bulkhead/handlers.d/gvisor.yaml", JSON.stringify(gvisorHandler));
-  await put(
-    "etc/bulkhead/runsc.toml",
-    'binary_name = "/usr/local/bin/runsc"\nroot = "/run/bulkhead/runsc"\n\n[runsc_config]\n  platform = "systrap"\n',
-  );
+  for (const [name, platform] of Object.entries(gvisorHandlers)) {
+    await put(`etc/bulkhead/handlers.d/${name}.yaml`, JSON.stringify(gvisorHandler(name)));
+    await put(
+      `etc/bulkhead/runsc/${name}.toml`,
+      `binary_name = "/usr/local/bin/runsc"\nroot = "/run/bulkhead/runsc"\n\n[runsc_config]\n  platform = "${platform}"\n`,
+    );
+  }
   await put("etc/cni/net.d/10-pods.conflist", JSON.stringify(network));
   // Two seconds, crictl's own deadline, are not enough under emulation.
   await put("etc/crictl.yaml", `runtime-endpoint: unix://${paths.socket}\ntimeout: 120\n`);
@@ -150,6 +166,8 @@ export const writeDisk = async (
     string,
   ];
   await copy(process.execPath, "usr/local/bin/node");
+  // With it the agent enters its node's namespaces.
+  await copy(busybox, "usr/local/bin/busybox");
   await copy(conmon, "usr/local/bin/conmon");
   // AppArmor is on in Debian's kernel.
   await copy(parser, "usr/sbin/apparmor_parser");
@@ -170,12 +188,16 @@ export const writeDisk = async (
       signal,
     });
   }
+  await bundle({ main: "test/vm/main.ts" }, join(upper, "opt/bulkhead/test"));
   await put("opt/bulkhead/package.json", JSON.stringify({ version: "0.0.0-vm", type: "module" }));
   await mkdir(join(upper, "opt/bulkhead/bin"), { recursive: true });
-  const reaper = join(repository, "runtime/src/monitor/exec/reaper.c");
-  await run(["cc", "-Os", "-static", "-o", join(upper, "opt/bulkhead/bin/bulkhead-exec-reaper"), reaper], {
-    signal,
-  });
+  for (const [name, source] of Object.entries(compiled))
+    await run(
+      ["cc", "-Os", "-static", "-o", join(upper, "opt/bulkhead/bin", name), join(repository, source)],
+      {
+        signal,
+      },
+    );
 
   await mkdir(join(upper, "usr/lib/modules"), { recursive: true });
   await run(["cp", "-r", kernel.modules, join(upper, "usr/lib/modules")], { signal });
@@ -222,9 +244,7 @@ export const writeInitrd = async (
   const tree = join(scratch, "initrd");
   for (const dir of ["bin", "dev", "proc", "root", "modules"])
     await mkdir(join(tree, dir), { recursive: true });
-  await copyFile("/usr/bin/busybox", join(tree, "bin/busybox")).catch(() =>
-    copyFile("/bin/busybox", join(tree, "bin/busybox")),
-  );
+  await copyFile(busybox, join(tree, "bin/busybox"));
   for (const name of ["sh", "mount", "umount", "insmod", "sleep", "switch_root", "["])
     await symlink("busybox", join(tree, "bin", name));
   const modules = await modulePaths(kernel);
