@@ -34,10 +34,10 @@ const kubectl = (...args: string[]) => outcome([tool("kubectl"), ...args], { env
 /** kubectl without the plugin; fails where it does. */
 const admin = (...args: string[]) => run([tool("kubectl"), "--kubeconfig", server.kubeconfig, ...args]);
 /** What the plugin writes, to a terminal (util-linux' script) or into a pipe. */
-const shown = async (terminal: boolean, words: string, more: Record<string, string>): Promise<string> => {
-  const command = `${tool("kubectl")} bulkhead ${words}`;
+const shown = async (terminal: boolean, words: string, noColor = "-u NO_COLOR"): Promise<string> => {
+  const command = `env ${noColor} ${tool("kubectl")} bulkhead ${words}`;
   const argv = terminal ? ["script", "-qec", command, "/dev/null"] : ["sh", "-c", command];
-  const { code, stdout } = await outcome(argv, { env: { ...env(), ...more } });
+  const { code, stdout } = await outcome(argv, { env: env() });
   expect(code).toBe(0);
   return stdout;
 };
@@ -174,17 +174,17 @@ describe("With a profile on a node", () => {
   });
 
   test.each([
-    ["on a terminal", true, "status", {}],
-    ["through a pipe where they are asked for", false, "status --color always", {}],
-  ])("colours come %s", async (_where, terminal, words, more) => {
-    expect(await shown(terminal, words, more)).toContain("\u001b[32m");
+    ["on a terminal", true, "status"],
+    ["through a pipe where they are asked for", false, "status --color always"],
+  ])("colours come %s", async (_where, terminal, words) => {
+    expect(await shown(terminal, words)).toContain("\u001b[32m");
   });
   test.each([
-    ["with NO_COLOR", "status", { NO_COLOR: "1" }],
-    ["where none are wanted", "status --color never", {}],
-    ["for machines", "status -o json", {}],
-  ])("no colours come to a terminal %s", async (_where, words, more) => {
-    const text = await shown(true, words, more);
+    ["with NO_COLOR", "status", "NO_COLOR=1"],
+    ["where none are wanted", "status --color never", undefined],
+    ["for machines", "status -o json", undefined],
+  ])("no colours come to a terminal %s", async (_where, words, noColor) => {
+    const text = await shown(true, words, noColor);
     expect(text).toContain("AllNodesReady");
     expect(text).not.toContain("\u001b");
   });
