@@ -28,7 +28,7 @@ function fake(
   };
   const cri = { runtime } as unknown as CriClient;
   const take = (comes: string[], goes: string[] = []) =>
-    tookUp(cri, { comes, goes }, hup, AbortSignal.timeout(20_000));
+    tookUp(cri, { comes, goes }, hup, AbortSignal.timeout(20_000), { reloadMs: 500, followMs: 100 });
   return { take, asked, shows: () => shown };
 }
 

@@ -14,10 +14,8 @@ import { offered } from "./offered.ts";
  * the handler up for, and refuses right after that, before anything is made.
  */
 
-/** A reload takes as long as the runtimes of all handlers need to say what they can do. */
-const reloadMs = 10_000;
-/** What shows the new table has read it; what starts pods may follow. */
-const followMs = 2000;
+/** How long the engine may take in all; and from showing the new table, which it then asks each runtime about. */
+const usual = { reloadMs: 15_000, followMs: 5000 };
 
 /**
  * Sends SIGHUP by `hup`. Undefined when pods are started by what the engine read then; otherwise why they are not, as
@@ -28,6 +26,7 @@ export async function tookUp(
   { comes, goes }: Pick<Asked, "comes" | "goes">,
   hup: () => Promise<void>,
   signal: AbortSignal,
+  { reloadMs, followMs } = usual,
 ): Promise<string | undefined> {
   /** Undefined when pods can have all of `there` and none of `gone`. */
   const wrong = async (there: string[], gone: string[]): Promise<string | undefined> => {
