@@ -1,4 +1,5 @@
 import { expect } from "vitest";
+import { eventually } from "../lifecycle/life.ts";
 import { first, inNamespace, podOf } from "../pods/kube.ts";
 import type { EngineNode } from "./node.ts";
 
@@ -27,4 +28,26 @@ export async function podBehind(
   });
   await ns.remove(`by-${handler}`);
   await kubectl(["delete", "runtimeclass", handler]);
+}
+
+/** Pods behind the copy of a shim, and behind gVisor whose overlay is in files of the node. */
+export async function podsBehind(node: EngineNode): Promise<void> {
+  const count = async (script: string): Promise<number> =>
+    Number((await node.try(["sh", "-c", script])).stdout);
+  const shims = "pgrep -fc [b]in/copied-shim";
+  await eventually(async () => expect(await count(shims)).toBe(0), 30);
+  await podBehind(node, "copied", async ({ exec }) => {
+    expect(await exec("cat", "/proc/1/comm")).toBe("sleep\n");
+    expect(await count(shims)).toBeGreaterThan(0);
+  });
+  await eventually(async () => expect(await count(shims)).toBe(0), 30);
+  await podBehind(node, "overlaid", async ({ exec }) => {
+    expect(await exec("sh", "-c", "echo kept >/written; cat /written; dmesg | head -1")).toMatch(
+      /^kept\n.*gVisor/,
+    );
+    // The file is deleted as it is made: whoever has it open writes to it.
+    expect(await count("ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c /var/lib/bulkhead-overlays/")).not.toBe(
+      0,
+    );
+  });
 }

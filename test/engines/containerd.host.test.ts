@@ -1,8 +1,13 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { eventually } from "../lifecycle/life.ts";
 import { difference, nodeListing } from "../lifecycle/listing.ts";
+import { tool } from "../tools/cache.ts";
+import { podsBehind } from "./behind.ts";
+import { clampedGvisor, clampedRunc } from "./clamped.ts";
 import { type EngineNode, startEngineNode } from "./node.ts";
 import {
+  copied,
+  gvisor,
   leave,
   pidOf,
   podRuns,
@@ -10,18 +15,23 @@ import {
   runsAsBefore,
   settled,
   statusOf,
-  withoutKubepods,
+  withoutOthers,
 } from "./profiles.ts";
 
 /** The node's own containerd 2.4 serves profiles with `engine: node` (docs/engines.md). */
 
 let node: EngineNode;
 let listing: string[];
+let artifacts: { gvisor: string; runc: string };
 const dropin = "/etc/containerd/conf.d/zz-bulkhead.toml";
 
 beforeAll(async () => {
-  node = await startEngineNode({ name: "bulkhead-engine", files: () => ({}) });
+  node = await startEngineNode({ name: "bulkhead-engine", files: () => ({}), api: true });
   await podRuns(node);
+  artifacts = {
+    gvisor: await clampedGvisor(node.registry),
+    runc: await clampedRunc(node.registry, tool("containerd-shim-runc-v2")),
+  };
   listing = await nodeListing(node);
   await node.startInstaller();
 });
@@ -86,6 +96,24 @@ describe("containerd", { timeout: 180_000 }, () => {
     await runsAsBefore(node, before);
   });
 
+  test("serves any shim, and gVisor with its overlay in files: pods of each; flags of runc it cannot", async () => {
+    const before = await podRuns(node);
+    await node.want([
+      profile("walled", "aaaaaaaaab"),
+      copied("copied", "bbbbbbbbbb", artifacts.runc),
+      gvisor("overlaid", "dddddddddd", artifacts.gvisor, { overlay: "directory" }),
+      profile("flagged", "eeeeeeeeee", { handler: { runc: { flags: ["--debug"] } } }),
+    ]);
+    for (const name of ["copied", "overlaid"])
+      await settled(node, name, { phase: "Ready", canary: { passed: true } });
+    await settled(node, "flagged", { phase: "Failed", reason: "NotSupported" });
+    await podsBehind(node);
+    await runsAsBefore(node, before);
+    await node.want([profile("walled", "aaaaaaaaab")]);
+    await eventually(async () => expect(await node.exec(["cat", dropin])).not.toContain("overlaid"), 60);
+    await settled(node, "walled", { phase: "Ready" });
+  });
+
   test("gets a lost drop-in back", async () => {
     await node.exec(["rm", dropin]);
     await eventually(async () => expect((await node.try(["cat", dropin])).stdout).toContain("walled"), 40);
@@ -99,7 +127,7 @@ describe("containerd", { timeout: 180_000 }, () => {
     await runsAsBefore(node, before);
     await eventually(
       async () =>
-        expect(difference(withoutKubepods(listing), withoutKubepods(await nodeListing(node)))).toEqual([]),
+        expect(difference(withoutOthers(listing), withoutOthers(await nodeListing(node)))).toEqual([]),
       30,
     );
   });

@@ -7,16 +7,7 @@ import { clampedGvisor } from "./clamped.ts";
 import { frontedTests } from "./fronted.ts";
 import { podBehindGvisor } from "./gvisor.ts";
 import { type EngineNode, startEngineNode } from "./node.ts";
-import {
-  gvisor,
-  leave,
-  pidOf,
-  podRuns,
-  profile,
-  runsAsBefore,
-  settled,
-  withoutKubepods,
-} from "./profiles.ts";
+import { gvisor, leave, pidOf, podRuns, profile, runsAsBefore, settled, withoutOthers } from "./profiles.ts";
 
 /** CRI-O with a kubelet of its own takes up a handler and loses it again (docs/engines.md). */
 
@@ -59,10 +50,7 @@ runtime_root = "/run/runc"
 
 /** CRI-O keeps what it knows of images and names, pods' logs, and the cgroup of pods that name none. */
 const own = /(^| )\.\/((var\/(lib|cache|log)|run)\/(containers|crio)|[^/]+\/crio)(\/| |$)/;
-/** gVisor keeps its empty network namespace, and the lines of shell before it their sockets. */
-const gvisors = /null-netns|\.\/run\/clamped/;
-const without = (lines: string[]): string[] =>
-  withoutKubepods(lines).filter((line) => !own.test(line) && !gvisors.test(line));
+const without = (lines: string[]): string[] => withoutOthers(lines).filter((line) => !own.test(line));
 
 const unit = `[Service]
 # The machine under the nodes knows controllers that are mounted nowhere, and CRI-O would use them.

@@ -29,6 +29,20 @@ export const gvisor = (
     artifact: { image },
   });
 
+/** A shim that nothing of Bulkhead's knows, from an artifact (test/engines/clamped.ts). */
+export const copied = (name: string, revision: string, image: string): Profile =>
+  profile(name, revision, {
+    handler: {
+      shim: {
+        runtimeType: "io.containerd.copied.v2",
+        wall: "namespaces",
+        sandboxApi: false,
+        deadlines: { create: 120, start: 120, stop: 30 },
+      },
+    },
+    artifact: { image },
+  });
+
 export const statusOf = async (node: EngineNode, name: string) =>
   (await node.report()).status.profiles?.find((each) => each.name === name);
 
@@ -62,10 +76,15 @@ export const runsAsBefore = (node: EngineNode, before: string): Promise<void> =>
 
 /**
  * What is left out of a node's listing: groups that the kubelet makes and removes with the pods of a class, and the log
- * directories of pods that are gone, which it removes once a minute.
+ * directories of pods that are gone, which it removes once a minute; gVisor's empty network namespace, the sockets of the
+ * lines of shell before it, and crun's directory.
  */
-export const withoutKubepods = (lines: string[]): string[] =>
-  lines.filter((line) => !/^cgroup \.\/[^/]+\/kubepods\/|\.\/var\/log\/pods\//.test(line));
+export const withoutOthers = (lines: string[]): string[] =>
+  lines.filter(
+    (line) =>
+      !/^cgroup \.\/[^/]+\/kubepods\/|\.\/var\/log\/pods\//.test(line) &&
+      !/null-netns|\.\/run\/(clamped|crun)\b/.test(line),
+  );
 
 /** All profiles go, and with them everything of Bulkhead's. */
 export const leave = async (node: EngineNode): Promise<void> => {

@@ -115,7 +115,13 @@ const shims = {
   vm: { runtimeType: "io.containerd.kata.v2", optionsType: "io.containerd.kata.v2.options" },
 } as const;
 
-type Told = { section: Table; version: [major: number, minor: number]; snapshotter: string | undefined };
+type Told = {
+  section: Table;
+  version: [major: number, minor: number];
+  /** It reads a shim's runtime_path and starts the shim that it finds by the runtime's type all the same. */
+  ignoresPath: boolean;
+  snapshotter: string | undefined;
+};
 
 function runtimeOf(handler: EngineHandler, told: Told): Table {
   const { kind, program, config } = handler;
@@ -136,9 +142,12 @@ function runtimeOf(handler: EngineHandler, told: Told): Table {
       handler,
       "the options of runc's shim are containerd's own, and handler.shim.options are given",
     );
+  const shim = handler.shim ?? program;
+  if (runcs && told.ignoresPath)
+    refuseKind("containerd", handler, "runc's shim by its path needs containerd 1.6.21 or 1.7.1");
   return {
-    runtime_type: runtimeType,
-    runtime_path: handler.shim ?? program,
+    // A path is a type, too; not for runc's shim, whose options go by the type's name.
+    ...(told.ignoresPath ? { runtime_type: shim } : { runtime_type: runtimeType, runtime_path: shim }),
     ...(handler.annotations.length === 0 ? {} : { pod_annotations: handler.annotations }),
     // Otherwise Kata plugs every disk of the node into the machine of a privileged pod.
     ...(kind === "vm" ? { privileged_without_host_devices: true } : {}),
@@ -225,7 +234,7 @@ function plan(engine: Engine, handlers: EngineHandler[], record: EngineRecord | 
   const rendered = k0s || isRancher(main) || snapTemplate(main) !== undefined;
   const isOurs = (name: string, entry: Table): boolean =>
     (rendered && record?.handlers.includes(name) === true) ||
-    [entry.runtime_path, tableOf(entry.options).BinaryName].some(
+    [entry.runtime_type, entry.runtime_path, tableOf(entry.options).BinaryName].some(
       (path) => typeof path === "string" && path.startsWith(`${paths.opt}/`),
     );
   for (const { name } of handlers) {
@@ -236,7 +245,12 @@ function plan(engine: Engine, handlers: EngineHandler[], record: EngineRecord | 
     });
     if (taken !== undefined) refuseTaken(name, taken[0]);
   }
-  const told: Told = { section, version: [major, minor], snapshotter: snapshotterOf(order) };
+  const told: Told = {
+    section,
+    version: [major, minor],
+    ignoresPath: /^v?1\.(6\.(1?[0-9]|20)|7\.0)(?![0-9])/.test(engine.version),
+    snapshotter: snapshotterOf(order),
+  };
   const runtimes = Object.fromEntries(handlers.map((handler) => [handler.name, runtimeOf(handler, told)]));
   const ours = { containerd: { runtimes } };
   const own = tableOf(tableOf(section.containerd).runtimes);

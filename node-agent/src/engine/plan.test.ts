@@ -106,6 +106,12 @@ describe("what an engine has no way to serve is refused with the reason:", () =>
     ],
     ["disks by a containerd before 1.7", old, { ...kata, disks: true }, /needs containerd 1\.7/],
     ["the sandbox API by such a one", old, { ...shim, sandboxApi: true }, /sandboxApi needs containerd 1\.7/],
+    [
+      "runc's shim by its path by one that ignores that",
+      old,
+      { ...shim, runtimeType: "io.containerd.runc.v2" },
+      /needs containerd 1\.6\.21/,
+    ],
     ["the sandbox API by CRI-O", { kind: "crio" }, { ...shim, sandboxApi: true }, /has no sandbox API/],
     [
       "options of runc's shim",
@@ -125,6 +131,21 @@ describe("what an engine has no way to serve is refused with the reason:", () =>
   ])("%s", (_, of, told, message) => {
     expect(() => plan(engine({ [main]: "version = 2\n" }, of), [told])).toThrow(message);
     expect(() => plan(engine({ [main]: "version = 2\n" }, of), [told])).toThrow(/use engine: bulkhead/);
+  });
+
+  test.each([
+    ["1.6.0", true],
+    ["1.6.20~ds1", true],
+    ["1.6.21", false],
+    ["v1.7.0", true],
+    ["1.7.0-rc.1", true],
+    ["1.7.1", false],
+    ["1.7.27", false],
+    ["2.0.1", false],
+  ])("containerd %s is told of a shim by its path in the place of its type: %s", (version, instead) => {
+    const told = Object.values(plan(engine({}, { version }), [shim]).own).join();
+    expect(told.includes('runtime_type = "/usr/local/bin/containerd-shim-x-v1"')).toBe(instead);
+    expect(told.includes("runtime_path")).toBe(!instead);
   });
 
   const configured = (name: string, key: string): string =>
