@@ -3,17 +3,29 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { eventually } from "../lifecycle/life.ts";
 import { difference, nodeListing } from "../lifecycle/listing.ts";
 import { inCache, tool } from "../tools/cache.ts";
-import { clampedGvisor } from "./clamped.ts";
+import { debianProgram } from "../tools/debian.ts";
+import { podsBehind } from "./behind.ts";
+import { clampedGvisor, clampedRunc } from "./clamped.ts";
 import { frontedTests } from "./fronted.ts";
 import { podBehindGvisor } from "./gvisor.ts";
 import { type EngineNode, startEngineNode } from "./node.ts";
-import { gvisor, leave, pidOf, podRuns, profile, runsAsBefore, settled, withoutOthers } from "./profiles.ts";
+import {
+  copied,
+  gvisor,
+  leave,
+  pidOf,
+  podRuns,
+  profile,
+  runsAsBefore,
+  settled,
+  withoutOthers,
+} from "./profiles.ts";
 
 /** CRI-O with a kubelet of its own takes up a handler and loses it again (docs/engines.md). */
 
 let node: EngineNode;
 let listing: string[];
-let artifact: string;
+let artifacts: { gvisor: string; runc: string };
 const socket = "/run/crio/crio.sock";
 const dropin = "/etc/crio/crio.conf.d/99-bulkhead.conf";
 const programs = ["crio", "pinns"].map((name) => inCache("bin", name));
@@ -77,7 +89,7 @@ beforeAll(async () => {
     files: (registry) => ({
       "/etc/crio/crio.conf": config(registry),
       "/etc/crio/policy.json": '{ "default": [{ "type": "insecureAcceptAnything" }] }\n',
-      "/etc/crictl.yaml": `runtime-endpoint: unix://${socket}\ntimeout: 60\n`,
+      "/etc/crictl.yaml": `runtime-endpoint: unix://${socket}\n`,
       "/etc/systemd/system/crio.service": unit,
       "/etc/systemd/system/containerd.service": "[Service]\nType=oneshot\nExecStart=/bin/true\n",
       "/etc/systemd/system/kubelet.service.d/crio.conf": "[Unit]\nWants=crio.service\nAfter=crio.service\n",
@@ -85,7 +97,14 @@ beforeAll(async () => {
     programs: { "/usr/local/bin/crio": tool("crio"), "/usr/local/bin/pinns": tool("pinns") },
   });
   await podRuns(node);
-  artifact = await clampedGvisor(node.registry);
+  artifacts = {
+    gvisor: await clampedGvisor(node.registry),
+    // One that answers with an address alone, as CRI-O's client of shims wants it.
+    runc: await clampedRunc(
+      node.registry,
+      await debianProgram("containerd", "usr/bin/containerd-shim-runc-v2"),
+    ),
+  };
   listing = await nodeListing(node);
   await node.startInstaller();
 });
@@ -111,11 +130,26 @@ describe.skipIf(!there)(`CRI-O${skipped}`, { timeout: 180_000 }, () => {
 
   test("serves gVisor by its shim: a pod's log, exec, network and second container are behind its kernel", async () => {
     const before = await podRuns(node);
-    await node.want([profile("walled", "aaaaaaaaaa"), gvisor("sandboxed", "bbbbbbbbbb", artifact)]);
+    await node.want([profile("walled", "aaaaaaaaaa"), gvisor("sandboxed", "bbbbbbbbbb", artifacts.gvisor)]);
     await settled(node, "sandboxed", { phase: "Ready", canary: { passed: true } });
     await settled(node, "walled", { phase: "Ready" });
     await runsAsBefore(node, before);
     await podBehindGvisor(node, "sandboxed");
+  });
+
+  test("serves any shim, and gVisor with its overlay in files: pods of each; flags of runc it cannot", async () => {
+    const before = await podRuns(node);
+    await node.want([
+      profile("walled", "aaaaaaaaaa"),
+      copied("copied", "bbbbbbbbbb", artifacts.runc),
+      gvisor("overlaid", "dddddddddd", artifacts.gvisor, { overlay: "directory" }),
+      profile("flagged", "eeeeeeeeee", { handler: { runc: { flags: ["--debug"] } } }),
+    ]);
+    for (const name of ["copied", "overlaid"])
+      await settled(node, name, { phase: "Ready", canary: { passed: true } });
+    await settled(node, "flagged", { phase: "Failed", reason: "NotSupported" });
+    await podsBehind(node);
+    await runsAsBefore(node, before);
   });
 
   frontedTests(() => node, { name: "cri-o", unit: "crio" });

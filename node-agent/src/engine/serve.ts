@@ -114,19 +114,19 @@ export class NodeEngine {
     }
     if (profiles.length === 0) await this.#forgetImage(engine, signal);
     let undo = false;
-    await Promise.all(
-      attempts
-        .filter(({ profile }) => performance.now() >= (this.#due.get(profile.name) ?? 0))
-        .map(async (attempt) => {
-          ledger.apply(attempt.profile.name, { on: "verifying" });
-          try {
-            await this.#passed(attempt, await this.#probe(engine, attempt.profile, signal));
-          } catch (error) {
-            signal.throwIfAborted();
-            undo = (await this.#failed(attempt, error, signal)) || undo;
-          }
-        }),
-    );
+    const due = attempts.filter(({ profile }) => performance.now() >= (this.#due.get(profile.name) ?? 0));
+    for (const { profile } of due) ledger.apply(profile.name, { on: "verifying" });
+    const verify = async (attempt: Attempt): Promise<void> => {
+      try {
+        await this.#passed(attempt, await this.#probe(engine, attempt.profile, signal));
+      } catch (error) {
+        signal.throwIfAborted();
+        undo = (await this.#failed(attempt, error, signal)) || undo;
+      }
+    };
+    // On CRI-O each has to be through between two looks of the kubelet: one at a time.
+    if (engine.kind === "crio") for (const attempt of due) await verify(attempt);
+    else await Promise.all(due.map(verify));
     if (!undo) return;
     try {
       const today = await this.#find(engine.socket, signal);

@@ -176,7 +176,7 @@ export async function runCanary(
       throw new Error("it was looked at too late");
     return { view: parseView(said), outside, startSeconds };
   } catch (error) {
-    throw elsewhere !== undefined && (await hasEnded(cri, podSandboxId)) ? new CanaryEnded(error) : error;
+    throw elsewhere !== undefined && (await endsSoon(cri, podSandboxId)) ? new CanaryEnded(error) : error;
   }
 }
 
@@ -204,10 +204,23 @@ async function untilLook(
   signal: AbortSignal,
 ): Promise<void> {
   const { podSandboxId } = await cri.runtime.runPodSandbox({ config }, signal);
-  const end = performance.now() + 5000;
-  while (performance.now() < end && !(await hasEnded(cri, podSandboxId)))
-    await sleep(50, undefined, { signal });
+  await endsSoon(cri, podSandboxId, 5000, signal);
   await removeCanaries(cri, handler, signal);
+}
+
+/** A kubelet that ends a pod ends its containers first, and gives them a second. */
+async function endsSoon(
+  cri: CriClient,
+  podSandboxId: string,
+  withinMs = 3000,
+  signal?: AbortSignal,
+): Promise<boolean> {
+  const end = performance.now() + withinMs;
+  while (performance.now() < end) {
+    if (await hasEnded(cri, podSandboxId)) return true;
+    await sleep(50, undefined, { signal });
+  }
+  return false;
 }
 
 async function hasEnded({ runtime }: CriClient, podSandboxId: string): Promise<boolean> {
@@ -228,12 +241,20 @@ export async function removeCanaries(cri: CriClient, handler: string, signal: Ab
   for (const { id, metadata } of items) {
     // A pod of the cluster may carry any label; the namespace's name it cannot have.
     if (metadata?.namespace !== canaryNamespace) continue;
-    try {
-      await runtime.stopPodSandbox({ podSandboxId: id }, signal);
-      await runtime.removePodSandbox({ podSandboxId: id }, signal);
-    } catch (error) {
-      if (!hasCode(error, "not-found")) failures.push(messageOf(error));
-    }
+    const remove = async (): Promise<unknown> => {
+      try {
+        await runtime.stopPodSandbox({ podSandboxId: id }, signal);
+        await runtime.removePodSandbox({ podSandboxId: id }, signal);
+      } catch (error) {
+        if (!hasCode(error, "not-found")) return error;
+      }
+      return undefined;
+    };
+    if ((await remove()) === undefined) continue;
+    // A kubelet may have been removing it at the same moment: an engine then misses what is gone meanwhile.
+    await sleep(500, undefined, { signal });
+    const error = await remove();
+    if (error !== undefined) failures.push(messageOf(error));
   }
   if (failures.length > 0) {
     throw new RuntimeError("internal", `Cannot remove the canary of "${handler}": ${failures.join("; ")}`);
