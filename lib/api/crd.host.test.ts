@@ -64,7 +64,7 @@ describe("The API server accepts", () => {
             rootfs: "block",
             diskSize: "2Gi",
             hugepages: true,
-            templating: true,
+            templating: false,
             enableAnnotations: ["default_vcpus"],
             deadlines: { boot: 240 },
           },
@@ -156,14 +156,9 @@ const vmRefusals = (
     ["Dragonball in the older runtime", "shim must be rust", { hypervisor: "dragonball", shim: "go" }],
     ["a disk's size without disks", "diskSize is for rootfs: block", { diskSize: "1Gi" }],
     [
-      "templates of guests that share files",
-      "templating needs",
-      { templating: true, shim: "go", initrd: "a" },
-    ],
-    [
-      "templates by the Rust shim",
-      "templating needs shim go",
-      { templating: true, initrd: "a", rootfs: "block" },
+      "templates, which Kata has no pods of",
+      "templating is not served",
+      { templating: true, shim: "go", initrd: "a", rootfs: "block" },
     ],
     ["huge pages by the Rust shim", "hugepages needs", { hugepages: true }],
     [

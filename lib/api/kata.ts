@@ -120,7 +120,7 @@ const kataFields = z.object({
    * Left out: block under Firecracker, virtio-fs under the others.
    */
   rootfs: z.enum(["virtio-fs", "block"]).optional(),
-  /** Guests start as copies of one that has booted. They share its pages: not between tenants. */
+  /** Guests start as copies of one that has booted. They share its pages: not between tenants. Refused: see the rules. */
   templating: z.boolean().default(false),
 });
 type Kata = z.infer<typeof kataFields>;
@@ -167,11 +167,11 @@ const rules: { rule: string; holds: (kata: Kata) => boolean; message: string }[]
       "hugepages needs hypervisor dragonball, or shim go with qemu or cloud-hypervisor: Kata overlooks it elsewhere",
   },
   {
-    // As of 4.1 runtime-rs takes a copy's whole machine from the node's own configuration, not from the profile's.
-    rule: `!has(self.templating) || !self.templating || has(self.initrd) && ${block} && ${older} && (!has(self.hypervisor) || self.hypervisor == 'qemu')`,
-    holds: ({ templating, initrd, rootfs, hypervisor, shim }) =>
-      !templating || (initrd !== undefined && rootfs === "block" && shim === "go" && hypervisor === "qemu"),
-    message: "templating needs shim go, hypervisor qemu, initrd and rootfs: block",
+    // As of 4.1 runtime-rs takes a copy's whole machine from the node's own configuration, not from the profile's; and
+    // the older shim makes no container with a disk in a copy.
+    rule: "!has(self.templating) || !self.templating",
+    holds: ({ templating }) => !templating,
+    message: "templating is not served: no pod of Kata 4.1 starts as a copy",
   },
 ];
 
@@ -184,10 +184,7 @@ export const firecrackerHandler = z.object({ ...common, memory: guestMemory.defa
 type Firecracker = z.infer<typeof firecrackerHandler>;
 
 /** The virtual machine of a profile, with every default filled in. Sizes in MiB, deadlines in seconds. */
-export type VmSettings = Pick<
-  Kata,
-  "hypervisor" | "shim" | "vcpus" | "hugepages" | "templating" | "deadlines"
-> & {
+export type VmSettings = Pick<Kata, "hypervisor" | "shim" | "vcpus" | "hugepages" | "deadlines"> & {
   memoryMiB: number;
   /** What the guest boots, of share/kata-containers; undefined stands for what the release ships. */
   image: string | undefined;
@@ -216,13 +213,12 @@ export function vmSettings(handler: {
       templating: false,
     });
   if (given === undefined) return undefined;
-  const { hypervisor, shim, vcpus, hugepages, templating, deadlines: limits } = given;
+  const { hypervisor, shim, vcpus, hugepages, deadlines: limits } = given;
   return {
     hypervisor,
     shim,
     vcpus,
     hugepages,
-    templating,
     deadlines: limits,
     memoryMiB: mebibytes(given.memory),
     image: given.image,

@@ -32,7 +32,6 @@ const golden: [name: string, kata: object, on?: NodeOfVm][] = [
       rootfs: "block",
       diskSize: "2Gi",
       hugepages: true,
-      templating: true,
       enableAnnotations: ["default_vcpus", "default_memory"],
       deadlines: { boot: 240, createContainer: 600 },
     },
@@ -130,12 +129,7 @@ describe("The installer refuses by itself what the API server would have", () =>
     ["Firecracker with an initrd", { hypervisor: "firecracker", initrd: "b" }, "initrd must be left out"],
     ["Dragonball in the older runtime", { hypervisor: "dragonball", shim: "go" }, "shim must be rust"],
     ["a disk's size without disks", { diskSize: "1Gi" }, "diskSize is for rootfs: block"],
-    ["templates of shared files", { templating: true, shim: "go", initrd: "b" }, "templating needs"],
-    [
-      "templates by the Rust shim",
-      { templating: true, initrd: "b", rootfs: "block" },
-      "templating needs shim go",
-    ],
+    ["templates", { templating: true, shim: "go", initrd: "b", rootfs: "block" }, "templating is not served"],
     ["huge pages by the Rust shim", { hugepages: true }, "hugepages needs"],
     [
       "huge pages under Firecracker",
@@ -147,8 +141,6 @@ describe("The installer refuses by itself what the API server would have", () =>
   });
   test("and takes what contradicts nothing", () => {
     expect(kataProblem(kataHandler.parse({ hypervisor: "firecracker", diskSize: "2Gi" }))).toBeUndefined();
-    const template = { templating: true, shim: "go", initrd: "b", rootfs: "block" };
-    expect(kataProblem(kataHandler.parse(template))).toBeUndefined();
     for (const huge of [
       { hypervisor: "dragonball" },
       { shim: "go" },

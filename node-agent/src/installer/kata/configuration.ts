@@ -19,9 +19,6 @@ export type NodeOfVm = {
  */
 export const revisionParameter = (revision: string): string => `bulkhead.revision=${revision}`;
 
-/** Where the machine stands that the guests of a revision are copies of. */
-export const templateDirectory = (revision: string): string => `/run/bulkhead/templates/${revision}`;
-
 type Table = Record<string, unknown>;
 
 /** The name of a hypervisor's table. */
@@ -40,11 +37,7 @@ export function kataConfiguration(
 ): string {
   const name = tableName[vm.hypervisor];
   const rust = vm.shim === "rust";
-  // Kata asks of a template only whether it is there, not what it was made of: each revision has its own.
-  const factory = {
-    enable_template: vm.templating,
-    ...(vm.templating ? { template_path: templateDirectory(node.revision) } : {}),
-  };
+  const factory = { enable_template: false };
   const hypervisor: Table = {
     ...machine(vm, files, node),
     ...boot(vm, files, node.revision),
