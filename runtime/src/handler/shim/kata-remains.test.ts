@@ -1,4 +1,4 @@
-import { existsSync, lstatSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
@@ -36,25 +36,4 @@ test("a place that something is mounted below is not touched", () => {
   expect(existsSync(place)).toBe(true);
   removeKataRemains(id, dir, [`${place}d`]);
   expect(existsSync(place)).toBe(false);
-});
-
-test("the copy of a template that a sandbox's name leads to goes with it, and nothing else that a link names", () => {
-  const id = "d".repeat(64);
-  const copy = "/run/vc/vm/e622a9ca-ac1d-4aec-8e1d-e4e9baf7fc19";
-  const link = (place: string, target: string): string => {
-    mkdirSync(join(dir, place), { recursive: true });
-    symlinkSync(target, join(dir, place, id));
-    return join(dir, place, id);
-  };
-  for (const each of [join(copy, "shared"), "/run/vc/vm/other"])
-    mkdirSync(join(dir, each), { recursive: true });
-  const links = [
-    link("run/vc/vm", copy),
-    link("run/kata-containers/shared/sandboxes", join(copy, "shared")),
-    link("run/kata", "/run/vc/vm/other"),
-  ];
-  removeKataRemains(id, dir);
-  expect(links.filter((path) => lstatSync(path, { throwIfNoEntry: false }))).toEqual([]);
-  expect(existsSync(join(dir, copy))).toBe(false);
-  expect(existsSync(join(dir, "/run/vc/vm/other"))).toBe(true);
 });

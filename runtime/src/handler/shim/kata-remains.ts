@@ -1,4 +1,4 @@
-import { lstatSync, readFileSync, readlinkSync, rmSync } from "node:fs";
+import { existsSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 
 /** Where Kata's shims, older and newer, keep what is one sandbox's, each in a directory of its id. */
@@ -7,9 +7,6 @@ const places = [
   ...["run/kata", "run/kata/firecracker"],
   ...["run/vc/sbs", "run/vc/vm", "run/vc/firecracker"],
 ];
-
-/** A copy of a template has a name of its own: the older shim leads from the sandbox's to it by links. */
-const ofCopy = /^\/run\/vc\/vm\/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
 /** Firecracker's jailer gets a shorter id from the older shim. */
 const idsOf = (id: string): string[] => [...new Set([id, id.slice(0, 32)])];
@@ -26,11 +23,7 @@ const mountPoints = (): string[] =>
  */
 export function removeKataRemains(id: string, root = "/", mounted: readonly string[] = mountPoints()): void {
   const own = places.flatMap((place) => idsOf(id).map((each) => join(root, place, each)));
-  const copies = own.flatMap((path) => {
-    const target = lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() ? readlinkSync(path) : "";
-    return ofCopy.test(target) ? [join(root, target)] : [];
-  });
-  for (const path of [...own, ...copies])
-    if (!mounted.some((point) => point === path || point.startsWith(`${path}/`)))
+  for (const path of own)
+    if (existsSync(path) && !mounted.some((point) => point === path || point.startsWith(`${path}/`)))
       rmSync(path, { recursive: true, force: true });
 }
