@@ -14,7 +14,7 @@ export default defineConfig({
         test: {
           name: "unit",
           include: ["{lib,operator,node-agent,runtime,kubectl,test}/**/*.test.ts"],
-          exclude: ["**/*.{host,cluster,vm}.test.ts", "**/node_modules/**"],
+          exclude: ["**/*.{host,cluster,vm,arm64}.test.ts", "**/node_modules/**"],
           testTimeout: 30_000,
           hookTimeout: 30_000,
           expect: { poll },
@@ -41,6 +41,17 @@ export default defineConfig({
           testTimeout: 240_000,
           expect: { poll },
           hookTimeout: 900_000,
+        },
+      },
+      {
+        test: {
+          // The same of another architecture, ten minutes in all: not of those that `./dev test` runs (./dev vm-arm64).
+          name: "arm64",
+          include: ["test/vm/*.arm64.test.ts"],
+          fileParallelism: false,
+          testTimeout: 900_000,
+          hookTimeout: 1_800_000,
+          expect: { poll },
         },
       },
       {

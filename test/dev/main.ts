@@ -197,6 +197,14 @@ program
   });
 
 program
+  .command("vm-arm64")
+  .description("the runtime on arm64, in an emulated machine: minutes")
+  .action(async () => {
+    await prepare("vm-arm64");
+    process.exitCode = await inherit(["vitest", "run", "--project", "arm64", "--reporter=verbose"]);
+  });
+
+program
   .command("versions")
   .description("the tests that another Kubernetes could fail, on each that CI does not start")
   .addArgument(new Argument("[minor...]", "which").choices(otherVersions).default(otherVersions))

@@ -26,10 +26,11 @@ export const imageOf = (
   layers: readonly Layer[],
   config: RunConfig = {},
   annotations?: Record<string, string>,
+  architecture: string = process.arch === "x64" ? "amd64" : process.arch,
 ): { config: Blob; manifest: Blob } => {
   const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
   const configBlob = blobOf(mediaTypes.config, {
-    architecture: process.arch === "x64" ? "amd64" : process.arch,
+    architecture,
     os: "linux",
     created: "1970-01-01T00:00:00Z",
     config: { Env: [path], ...config },

@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ensureTestImages } from "../images/build.ts";
 import { startRegistry } from "../images/registry.ts";
 import { type Machine, startMachine } from "./machine.ts";
+import { killDaemon, podsOn, untilServed } from "./pods.ts";
 
 /**
  * The runtime on a kernel with cgroup v2 alone, AppArmor and KVM, under systemd, as users' nodes are; this machine's own
@@ -27,64 +28,7 @@ beforeAll(async () => {
 });
 afterAll(() => undo.disposeAsync());
 
-const json = async <T>(script: string, deadlineMs?: number): Promise<T> =>
-  JSON.parse((await machine.sh(script, deadlineMs)).replace(/^time=.*\n/gm, "")) as T;
-const file = (path: string): Promise<string> => machine.sh(`cat '${path}'`).then((text) => text.trim());
-/** A last line of a command that says an id. */
-const idOf = (output: string): string => output.trim().split("\n").at(-1) ?? "";
-
-let serial = 0;
-/** A pod and its container, running. The cgroups are what the kubelet of a systemd node asks for. */
-const running = async (
-  resources: object,
-  options: {
-    command?: string[];
-    handler?: string;
-    parent?: string;
-    pod?: object;
-    image?: string;
-    security?: object;
-  } = {},
-): Promise<{ pod: string; id: string; slice: string; uid: string }> => {
-  const uid = `0000000${++serial}`;
-  const slice = options.parent ?? `kubepods-burstable-pod${uid}.slice`;
-  const config = {
-    metadata: { name: `pod-${uid}`, namespace: "vm", uid, attempt: 0 },
-    log_directory: `/var/log/pods/${uid}`,
-    linux: { cgroup_parent: slice, ...options.pod },
-  };
-  const container = {
-    metadata: { name: "main", attempt: 0 },
-    image: { image: options.image ?? image },
-    command: options.command ?? ["sleep", "3600"],
-    log_path: "main.log",
-    linux: { resources, ...(options.security && { security_context: options.security }) },
-  };
-  const output = await machine.sh(`
-    mkdir -p /var/log/pods/${uid}
-    echo '${JSON.stringify(config)}' >/tmp/pod-${uid}.json
-    echo '${JSON.stringify(container)}' >/tmp/container-${uid}.json
-    # kubelet makes the pod's slice before it asks for the pod, and it outlives the containers in it.
-    case ${slice} in *.slice) systemctl start ${slice};; esac
-    pod=$(crictl runp --runtime='${options.handler ?? ""}' /tmp/pod-${uid}.json)
-    id=$(crictl create $pod /tmp/container-${uid}.json /tmp/pod-${uid}.json)
-    crictl start $id >/dev/null
-    echo "$pod $id"
-  `);
-  const [pod = "", id = ""] = idOf(output).split(" ");
-  return { pod, id, slice, uid };
-};
-/** The directory of a container's cgroup, by its first process. */
-const cgroupOf = async (id: string): Promise<string> => {
-  const pid = await machine.sh(
-    `crictl inspect -o go-template --template '{{.info.pid}}' ${id} 2>/dev/null | tail -1`,
-  );
-  const line = await file(`/proc/${pid.trim()}/cgroup`);
-  return `/sys/fs/cgroup${line.replace(/^0::/, "")}`;
-};
-const exec = async (id: string, command: string): Promise<string> =>
-  (await machine.sh(`crictl exec -s ${id} ${command} 2>/dev/null`)).trim();
-const remove = (pod: string): Promise<string> => machine.sh(`crictl rmp -f ${pod}`);
+const { json, file, running, cgroupOf, exec, remove } = podsOn(() => machine, image);
 
 test("the kernel has cgroup v2 alone, and the runtime tells kubelet that systemd makes the cgroups", async () => {
   expect(await machine.sh("stat -fc %T /sys/fs/cgroup")).toBe("cgroup2fs\n");
@@ -208,12 +152,9 @@ describe("With the systemd driver", () => {
     const { pod, id } = await running({});
     const cgroup = await cgroupOf(id);
     const before = await file(`${cgroup}/cgroup.procs`);
-    const wait = "for i in $(seq 90); do crictl version >/dev/null 2>&1 && break; sleep 1; done";
-    await machine.sh(`systemctl restart bulkhead-runtime.service; ${wait}`);
+    await machine.sh(`systemctl restart bulkhead-runtime.service; ${untilServed}`);
     expect(await file(`${cgroup}/cgroup.procs`)).toBe(before);
-    await machine.sh(
-      `systemctl kill -s KILL --kill-whom=main bulkhead-runtime.service; sleep 1; systemctl start bulkhead-runtime.service; ${wait}`,
-    );
+    await machine.sh(killDaemon);
     expect(await file(`${cgroup}/cgroup.procs`)).toBe(before);
     expect(await exec(id, "echo alive")).toBe("alive");
     await remove(pod);
@@ -377,7 +318,7 @@ describe("With the cgroupfs driver", () => {
     await machine.sh(`
       sed -i 's/"conmon"/"cgroupDriver":"cgroupfs","conmon"/' /etc/bulkhead/runtime.yaml
       systemctl restart bulkhead-runtime.service
-      for i in $(seq 90); do crictl version >/dev/null 2>&1 && break; sleep 1; done`);
+      ${untilServed}`);
     const { pod, id } = await running(
       { memory_limit_in_bytes: 64 << 20, cpu_quota: 30_000, cpu_period: 100_000 },
       { parent: "/kubepods/pod-fs" },

@@ -1,12 +1,10 @@
 import { copyFile, mkdir, realpath, rm, symlink, writeFile } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { dirname, join } from "node:path";
 import { canaryImage } from "@bulkhead/lib/api/group.ts";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import { bundle, workersOf } from "../../images/bundle.ts";
-import { nodeRootfs } from "../cluster/rootfs.ts";
-import { tool } from "../tools/cache.ts";
-import { criuHome } from "../tools/criu.ts";
 import { run } from "../tools/run.ts";
+import type { Guest } from "./guest.ts";
 import { type Kernel, modulePaths } from "./kernel.ts";
 
 /** How the guest calls the machine that runs it (QEMU's user network). */
@@ -14,7 +12,6 @@ export const hostAddress = "10.0.2.2";
 /** The guest's shell listens here: a script comes in, what it says goes out. */
 export const shellPort = 7000;
 
-const busybox = "/bin/busybox";
 const repository = join(import.meta.dirname, "../..");
 
 /** Pinned programs of the guest, by their place in it. */
@@ -120,6 +117,7 @@ const gvisorHandler = (name: string): object => ({
  */
 export const writeDisk = async (
   file: string,
+  guest: Guest,
   kernel: Kernel,
   registry: string,
   scratch: string,
@@ -157,58 +155,35 @@ export const writeDisk = async (
   await put("etc/cni/net.d/10-pods.conflist", JSON.stringify(network));
   // Two seconds, crictl's own deadline, are not enough under emulation.
   await put("etc/crictl.yaml", `runtime-endpoint: unix://${paths.socket}\ntimeout: 120\n`);
-  for (const [name, path] of Object.entries(programs)) await copy(tool(name), path);
-  await mkdir(join(upper, "opt"), { recursive: true });
-  await run(["cp", "-r", criuHome(), join(upper, "opt/criu")], { signal });
-  await symlink("/opt/criu/criu", join(upper, "usr/local/bin/criu"));
-  const [conmon, parser] = (await run(["which", "conmon", "apparmor_parser"], { signal })).split("\n") as [
-    string,
-    string,
-  ];
-  await copy(process.execPath, "usr/local/bin/node");
+  for (const [name, path] of Object.entries(programs)) await copy(guest.tool(name), path);
   // With it the agent enters its node's namespaces.
-  await copy(busybox, "usr/local/bin/busybox");
-  await copy(conmon, "usr/local/bin/conmon");
-  // AppArmor is on in Debian's kernel.
-  await copy(parser, "usr/sbin/apparmor_parser");
-  for (const path of ["etc/apparmor", "etc/apparmor.d", "usr/share/apparmor-features"]) {
-    await mkdir(join(upper, dirname(path)), { recursive: true });
-    await run(["cp", "-r", join("/", path), join(upper, path)], { signal });
-  }
-  for (const line of (await run(["ldd", process.execPath, conmon, parser], { signal })).split("\n")) {
-    const path = / => (\/\S+)/.exec(line)?.[1];
-    if (path !== undefined) await copy(path, join("usr/lib/x86_64-linux-gnu", basename(path)));
-  }
+  await copy(guest.busybox, "usr/local/bin/busybox");
+  await guest.addPrograms(upper, kernel, signal);
 
   const runtime = join(upper, "opt/bulkhead/runtime");
   await bundle({ main: "runtime/src/main.ts", ...(await workersOf("runtime/src")) }, runtime);
-  for (const name of ["koffi", "@koromix/koffi-linux-x64"]) {
+  for (const [name, directory] of [
+    ["koffi", join(repository, "node_modules/koffi")],
+    [guest.koffi.name, guest.koffi.directory],
+  ] as const) {
     await mkdir(join(runtime, "node_modules", dirname(name)), { recursive: true });
-    await run(["cp", "-r", join(repository, "node_modules", name), join(runtime, "node_modules", name)], {
-      signal,
-    });
+    await run(["cp", "-r", directory, join(runtime, "node_modules", name)], { signal });
   }
   await bundle({ main: "test/vm/main.ts" }, join(upper, "opt/bulkhead/test"));
   await put("opt/bulkhead/package.json", JSON.stringify({ version: "0.0.0-vm", type: "module" }));
   await mkdir(join(upper, "opt/bulkhead/bin"), { recursive: true });
-  for (const [name, source] of Object.entries(compiled))
-    await run(
-      ["cc", "-Os", "-static", "-o", join(upper, "opt/bulkhead/bin", name), join(repository, source)],
-      {
-        signal,
-      },
-    );
-
-  await mkdir(join(upper, "usr/lib/modules"), { recursive: true });
-  await run(["cp", "-r", kernel.modules, join(upper, "usr/lib/modules")], { signal });
+  for (const [name, source] of Object.entries(compiled)) {
+    const program = join(upper, "opt/bulkhead/bin", name);
+    await run([guest.cc, "-Os", "-static", "-o", program, join(repository, source)], { signal });
+  }
 
   await using undo = new AsyncDisposableStack();
   await mkdir(merged);
-  const options = `lowerdir=${await nodeRootfs(signal)},upperdir=${upper},workdir=${join(scratch, "work")}`;
+  const options = `lowerdir=${await guest.rootfs(signal)},upperdir=${upper},workdir=${join(scratch, "work")}`;
   await mkdir(join(scratch, "work"));
   await run(["mount", "-t", "overlay", "bulkhead-vm", "-o", options, merged], { signal });
   undo.defer(async () => void (await run(["umount", merged])));
-  await run(["chroot", merged, "depmod", kernel.version], { signal });
+  await run(["depmod", "-b", merged, kernel.version], { signal });
   await rm(file, { force: true });
   await run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", merged, file, "3G"], { signal });
 };
@@ -237,6 +212,7 @@ exec switch_root /root /lib/systemd/systemd
 /** Writes the initial RAM disk: busybox, the modules of the disk, and a script. */
 export const writeInitrd = async (
   file: string,
+  guest: Guest,
   kernel: Kernel,
   scratch: string,
   signal: AbortSignal,
@@ -244,7 +220,7 @@ export const writeInitrd = async (
   const tree = join(scratch, "initrd");
   for (const dir of ["bin", "dev", "proc", "root", "modules"])
     await mkdir(join(tree, dir), { recursive: true });
-  await copyFile(busybox, join(tree, "bin/busybox"));
+  await copyFile(guest.busybox, join(tree, "bin/busybox"));
   for (const name of ["sh", "mount", "umount", "insmod", "sleep", "switch_root", "["])
     await symlink("busybox", join(tree, "bin", name));
   const modules = await modulePaths(kernel);
