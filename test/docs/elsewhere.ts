@@ -10,6 +10,7 @@ const artifact = by("test/images/artifact.host.test.ts", "wants an artifact, a r
 const runtime = by("test/cri/crictl.host.test.ts", "the runtime alone on this machine, without a cluster");
 const upstream = by("test/e2e/upstream.cluster.test.ts", "upstream's specs take hours");
 const versions = by("test/dev/versions.ts", "builds another Kubernetes, which takes minutes each");
+const arm64 = by("test/vm/runtime.arm64.test.ts", "compiles for arm64 and emulates it: twenty minutes");
 const undo = by("kubectl/src/kubectl.host.test.ts", "the history of the tests' cluster is not the page's");
 
 export const elsewhere: Record<string, Elsewhere> = {
@@ -25,6 +26,9 @@ export const elsewhere: Record<string, Elsewhere> = {
     "test/dev/plugin.ts",
     "writes into a home; the plugin that runs here is its work",
   ),
+  "./dev tools --arch arm64": arm64,
+  "node images/build.ts --registry REGISTRY --tag 0.1.0 --arch amd64 --arch arm64": arm64,
+  "./dev vm-arm64": arm64,
   "node images/build.ts --registry REGISTRY --tag 0.1.0": by(
     "test/cluster/push-images.ts",
     "the images that run here are its work",
