@@ -50,9 +50,6 @@ export const elsewhere: Record<string, Elsewhere> = {
   "./dev versions --nodes 1.34": versions,
   "./dev --kubernetes 1.36 --kubelet 1.33 test --project cluster test/pods/pods": versions,
   "./dev --kubernetes 1.34 up --nodes 2": versions,
-  "/opt/kata/bin/kata-runtime --config /etc/bulkhead/kata/PROFILE.REVISION.toml factory init": {
-    why: "no Kata is here",
-  },
   "KATA_ROOT=/opt/kata ./dev test --project host test/kata": by(
     "test/kata/kata.host.test.ts",
     "no Kata is here",
