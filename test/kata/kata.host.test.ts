@@ -55,6 +55,11 @@ const walls = {
   "cloud-hypervisor-block": {
     kata: kataHandler.parse({ ...guest, ...block, hypervisor: "cloud-hypervisor" }),
   },
+  // A part of the Rust shim alone.
+  dragonball: { kata: kataHandler.parse({ ...guest, shim: "rust", hypervisor: "dragonball" }) },
+  "dragonball-block": {
+    kata: kataHandler.parse({ ...guest, ...block, shim: "rust", hypervisor: "dragonball" }),
+  },
   firecracker: {
     firecracker: firecrackerHandler.parse({ shim, memory: "256Mi", diskSize: "128Mi", deadlines }),
   },
