@@ -88,6 +88,8 @@ beforeAll(async () => {
     ],
     files: (registry) => ({
       "/etc/crio/crio.conf": config(registry),
+      // As packages have it: a directory that was not there at the start is not read at SIGHUP.
+      "/etc/crio/crio.conf.d/10-crio.conf": "[crio]\n",
       "/etc/crio/policy.json": '{ "default": [{ "type": "insecureAcceptAnything" }] }\n',
       "/etc/crictl.yaml": `runtime-endpoint: unix://${socket}\n`,
       "/etc/systemd/system/crio.service": unit,

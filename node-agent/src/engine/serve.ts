@@ -48,6 +48,8 @@ export class NodeEngine {
   #told: number | undefined;
   /** The engine has to be restarted to be told. */
   #restarts = false;
+  /** A canary failed on an engine that had taken its handler up at SIGHUP: perhaps by half, so it is restarted from now on. */
+  #distrusts = false;
   /** What the engine calls the canary's image since it pulled it. */
   #image: string | undefined;
 
@@ -121,6 +123,7 @@ export class NodeEngine {
         await this.#passed(attempt, await this.#probe(engine, attempt.profile, signal));
       } catch (error) {
         signal.throwIfAborted();
+        if (engine.kind === "crio") this.#distrusts = true;
         undo = (await this.#failed(attempt, error, signal)) || undo;
       }
     };
@@ -254,6 +257,8 @@ export class NodeEngine {
     const { ownership, log, ledger } = this.#installer;
     const { record } = ownership;
     const change = adapters[engine.kind].plan(engine, handlers, record.engine);
+    if (this.#distrusts && !leaving && change.reload.by === "hup" && change.reload.asked !== undefined)
+      change.reload = { by: "restart", unit: engine.unit };
     const { reload } = change;
     // Its pods have ended and its class is gone: what the engine would still start for it nobody asks for.
     if (leaving && reload.by === "hup") delete reload.asked;
