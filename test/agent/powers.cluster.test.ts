@@ -119,6 +119,7 @@ describe("A service account of the chart has these rights and no others:", () =>
     },
     "bulkhead-uninstall": {
       "noderuntimes.bulkhead.dev": "list",
+      pods: "list",
       "runtimeprofiles.bulkhead.dev": "delete list",
     },
   };
