@@ -107,6 +107,16 @@ const inside = (pod: NetworkPod, ...command: string[]) =>
 /** Rules of all tables. */
 const rules = () =>
   ["iptables-save", "ip6tables-save"].map((save) => execFileSync(save, { encoding: "utf8" })).join("");
+/** What a boot does by itself: plugins have no address any more to find such a rule by. */
+const forgetMasquerade = (id: string) => {
+  const lines = rules().split("\n");
+  for (const line of lines.filter((each) => each.startsWith("-A POSTROUTING") && each.includes(id))) {
+    const tables = /-s [^ ]*:/.test(line) ? "ip6tables" : "iptables";
+    const chain = line.split(" ").at(-1) ?? "";
+    execFileSync("sh", ["-ec", `${tables} -t nat ${line.replace("-A", "-D")}`]);
+    for (const flag of ["-F", "-X"]) execFileSync(tables, ["-t", "nat", flag, chain]);
+  }
+};
 const ipam = () => {
   const dir = join(root, "ipam", NETWORK);
   return existsSync(dir) ? readdirSync(dir).filter((name) => /^[\da-f.:]+$/.test(name)) : [];
@@ -160,6 +170,7 @@ describe("detachFormer()", () => {
     expect(await network().detachFormer(known, never)).toBe(0);
     expect(ipam()).toHaveLength(2);
     expect(rules()).not.toContain("18378");
+    forgetMasquerade(gone.id);
     expect(readdirSync(join(root, "attachments"))).toEqual([`${stays.id}.json`]);
     await network().detach(stays, undefined, never);
     expect(ipam()).toEqual([]);
