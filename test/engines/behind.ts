@@ -35,12 +35,14 @@ export async function podsBehind(node: EngineNode): Promise<void> {
   const count = async (script: string): Promise<number> =>
     Number((await node.try(["sh", "-c", script])).stdout);
   const shims = "pgrep -fc [b]in/copied-shim";
-  await eventually(async () => expect(await count(shims)).toBe(0), 30);
+  // CRI-O's shim of a pod ends when the kubelet removes what it has stopped, once a minute.
+  const goneSeconds = 120;
+  await eventually(async () => expect(await count(shims)).toBe(0), goneSeconds);
   await podBehind(node, "copied", async ({ exec }) => {
     expect(await exec("cat", "/proc/1/comm")).toBe("sleep\n");
     expect(await count(shims)).toBeGreaterThan(0);
   });
-  await eventually(async () => expect(await count(shims)).toBe(0), 30);
+  await eventually(async () => expect(await count(shims)).toBe(0), goneSeconds);
   await podBehind(node, "overlaid", async ({ exec }) => {
     expect(await exec("sh", "-c", "echo kept >/written; cat /written; dmesg | head -1")).toMatch(
       /^kept\n.*gVisor/,

@@ -72,7 +72,7 @@ beforeAll(async () => {
 });
 afterAll(() => node?.[Symbol.asyncDispose]());
 
-describe("containerd 1.6", { timeout: 180_000 }, () => {
+describe("containerd 1.6", { timeout: 400_000 }, () => {
   test("serves a profile; its containers do not notice, and its CRI section is as it was, with the handler", async () => {
     expect(await node.exec(["/usr/bin/containerd", "--version"])).toContain("1.6.20");
     const before = { pod: await podRuns(node), kubelet: await pidOf(node, "kubelet") };

@@ -37,7 +37,7 @@ beforeAll(async () => {
 });
 afterAll(() => node?.[Symbol.asyncDispose]());
 
-describe("containerd", { timeout: 180_000 }, () => {
+describe("containerd", { timeout: 400_000 }, () => {
   test("serves a profile of the node's engine; it is restarted once, and its containers do not notice", async () => {
     const before = { pod: await podRuns(node), kubelet: await pidOf(node, "kubelet") };
     await node.want([profile("walled", "aaaaaaaaaa")]);
