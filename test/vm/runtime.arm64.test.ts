@@ -1,6 +1,8 @@
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { canaryImage } from "@bulkhead/lib/api/group.ts";
+import { paths } from "@bulkhead/lib/api/paths.ts";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { imageOf, mediaTypes } from "../images/image.ts";
 import { type Blob, blobOf, descriptorOf, pushBlob, pushManifest } from "../images/push.ts";
@@ -30,7 +32,8 @@ const { json, file, running, cgroupOf, exec, remove } = podsOn(() => machine, im
 
 /** Pushes an image or an artifact of one architecture; `root` are the files, beside busybox where it is an image. */
 const push = async (name: string, architecture: string): Promise<Blob> => {
-  const applets = ["sh", "sleep", "cat", "uname", "unshare", "echo", "true", "id"];
+  const canaryApplets = ["readlink", "printf", "dmesg", "head"];
+  const applets = ["sh", "sleep", "cat", "uname", "unshare", "echo", "true", "id", ...canaryApplets];
   const program = await readFile(arm64.busybox);
   const tar = tarOf([
     { type: "file", path: "bin/busybox", mode: 0o755, data: program },
@@ -72,6 +75,8 @@ beforeAll(async () => {
   const other = { url: registry.url, repository: "other" };
   await pushManifest(other, "manifest", amd64Manifest);
   await pushManifest(other, "index", amd64Index);
+  const [, canary = "", tag = ""] = /([^/:]+):([^:]+)$/.exec(canaryImage) ?? [];
+  await pushManifest({ url: registry.url, repository: canary }, tag, await push(canary, "arm64"));
   const build = ["images/build.ts", "--only", "node-agent", "--arch", "amd64", "--arch", "arm64"];
   await run([process.execPath, ...build, "--registry", registry.host, "--tag", "vm", "--insecure"], {
     cwd: join(import.meta.dirname, "../.."),
@@ -175,6 +180,18 @@ test("a pod with a user namespace of its own has its ids mapped", async () => {
   const { pod, id } = await running({}, { pod: { security_context: options }, security: options });
   expect((await exec(id, "cat /proc/self/uid_map")).split(/\s+/)).toEqual(["0", "1000000", "65536"]);
   await remove(pod);
+});
+
+test("the agent finds what of gVisor runs here, and its canary stands behind it", async () => {
+  const program = "node /opt/bulkhead/test/main.mjs";
+  const argv = ["/usr/local/bin/busybox", "/opt/bulkhead/bin/bulkhead-kvm-probe", "/usr/local/bin/runsc"];
+  const found = await json<{ verdict: { assertions: string[] } }>(
+    `${program} ${argv.join(" ")} ${paths.socket} gvisor systrap`,
+    420_000,
+  );
+  expect(found).toMatchObject({ kvm: { runs: true }, verdict: { broken: [] } });
+  expect(found).toMatchObject({ trials: [{ name: "systrap", works: true }, {}, { name: "ptrace" }] });
+  expect(found.verdict.assertions).toContain("platform-as-profiled");
 });
 
 test("the agent's image has programs of arm64, which run: Node.js, the walls, and the probe of KVM", async () => {
