@@ -1,9 +1,9 @@
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { execute } from "../host.ts";
-import { bootGuest } from "./facts.ts";
+import { execute, mountedHost } from "../host.ts";
+import { bootGuest, hugePagesProblem } from "./facts.ts";
 
 /** The probe of KVM where there is none; where KVM boots guests: test/vm/cgroup-v2.vm.test.ts. */
 
@@ -28,4 +28,25 @@ test("what is no KVM, or is not there, is told in the kernel's words", async () 
     why: `${join(dir, "none")}: No such file or directory`,
   });
   expect((await bootGuest(join(dir, "no-probe"), "/dev/kvm")).why).toContain("ENOENT");
+});
+
+test("huge pages are there where hugetlbfs is mounted and some are set aside", async () => {
+  const root = await mkdtemp(join(tmpdir(), "bulkhead-hugepages-"));
+  const host = mountedHost(root, "/bin/busybox");
+  const mountPoint = join(root, "dev/hugepages");
+  const signal = AbortSignal.timeout(30_000);
+  const pool = join(root, "sys/kernel/mm/hugepages/hugepages-2048kB");
+  for (const each of [mountPoint, pool]) await mkdir(each, { recursive: true });
+  expect(await hugePagesProblem(host)).toContain("no hugetlbfs is mounted at /dev/hugepages");
+  const mount = ["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", mountPoint];
+  expect(await execute(mount, { signal })).toMatchObject({ code: 0 });
+  try {
+    await writeFile(join(pool, "nr_hugepages"), "0\n");
+    expect(await hugePagesProblem(host)).toContain("no huge pages of 2048 KiB are set aside");
+    await writeFile(join(pool, "nr_overcommit_hugepages"), "4\n");
+    expect(await hugePagesProblem(host)).toBe("");
+  } finally {
+    await execute(["umount", mountPoint], { signal });
+    await rm(root, { recursive: true, force: true });
+  }
 });

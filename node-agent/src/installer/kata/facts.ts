@@ -1,6 +1,6 @@
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
-import { open, readFile } from "node:fs/promises";
+import { open, readFile, statfs } from "node:fs/promises";
 import { promisify } from "node:util";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import type { Host } from "../host.ts";
@@ -17,17 +17,18 @@ export async function vmFacts(host: Host, probe: string): Promise<VmFacts> {
       (file) => file.close().then(() => true),
       () => false,
     );
-  const [kvm, vhostVsock, vhostNet, missingControllers, nested] = await Promise.all([
+  const [kvm, vhostVsock, vhostNet, missingControllers, nested, noHugePages] = await Promise.all([
     bootGuest(probe, host.at("/dev/kvm")),
     opens("/dev/vhost-vsock"),
     opens("/dev/vhost-net"),
     missing(host),
     isGuest(host),
+    hugePagesProblem(host),
   ]);
   const arch: Architecture = process.arch === "arm64" ? "arm64" : "amd64";
   // A path of the node may lead through its own symbolic links: /opt/kata is one where it came by an installer.
   const has = (path: string): boolean => existsSync(host.at(host.real(path)));
-  return { arch, kvm, vhostVsock, vhostNet, nested, missingControllers, has };
+  return { arch, kvm, vhostVsock, vhostNet, nested, noHugePages, missingControllers, has };
 }
 
 /** Boots the smallest guest there is on a KVM device; `why` says what came of it instead. */
@@ -50,6 +51,26 @@ async function isGuest(host: Host): Promise<boolean> {
     ({ code }) => code === 0,
     () => false,
   );
+}
+
+/** HUGETLBFS_MAGIC of linux/magic.h. */
+const hugetlbfs = 0x958458f6;
+
+/** Why hypervisors find no huge pages in /dev/hugepages, where Kata looks for them; "" where they do. Free or not is not asked. */
+export async function hugePagesProblem(host: Host): Promise<string> {
+  const mounted = await statfs(host.at("/dev/hugepages")).catch(() => undefined);
+  if (mounted?.type !== hugetlbfs)
+    return "no hugetlbfs is mounted at /dev/hugepages: start dev-hugepages.mount";
+  const size = mounted.bsize / 1024;
+  const pool = `/sys/kernel/mm/hugepages/hugepages-${size}kB`;
+  const counts = await Promise.all(
+    ["nr_hugepages", "nr_overcommit_hugepages"].map((name) =>
+      readFile(host.at(`${pool}/${name}`), "utf8").then(Number, () => 0),
+    ),
+  );
+  return counts.some((count) => count > 0)
+    ? ""
+    : `no huge pages of ${size} KiB are set aside: see sysctl vm.nr_hugepages`;
 }
 
 async function missing(host: Host): Promise<string[]> {

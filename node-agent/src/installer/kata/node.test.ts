@@ -8,6 +8,7 @@ const able: VmFacts = {
   vhostVsock: true,
   vhostNet: true,
   nested: false,
+  noHugePages: "",
   missingControllers: [],
   has: () => true,
 };
@@ -34,6 +35,12 @@ test.each<[string, Partial<VmFacts>, object, string]>([
     {},
     "KVM boots no guest here, on a node that is a virtual machine itself: /dev/kvm: No such file or directory",
   ],
+  [
+    "huge pages that are not there are told to who wants them",
+    { noHugePages: "no hugetlbfs is mounted at /dev/hugepages" },
+    { shim: "go", hugepages: true },
+    "the profile wants huge pages, and no hugetlbfs is mounted at /dev/hugepages",
+  ],
   ["QEMU needs vhost-vsock", { vhostVsock: false }, {}, "/dev/vhost-vsock is not there"],
   [
     "a controller that cgroup v2 lacks is named",
@@ -58,7 +65,7 @@ test.each<[string, Partial<VmFacts>, object, string]>([
 });
 
 test("the others reach the guest without vhost-vsock, and QEMU serves the network itself without vhost-net", () => {
-  const without = { ...able, vhostVsock: false, vhostNet: false };
+  const without = { ...able, vhostVsock: false, vhostNet: false, noHugePages: "none" };
   for (const hypervisor of ["cloud-hypervisor", "dragonball", "firecracker"])
     expect(noVm(profile({ hypervisor }), "/opt/kata", without)).toBeUndefined();
   expect(noVm(profile({}), "/opt/kata", { ...able, vhostNet: false })).toBeUndefined();

@@ -13,6 +13,8 @@ export type VmFacts = {
   vhostNet: boolean;
   /** The node is a virtual machine itself: its guests are guests of a guest. */
   nested: boolean;
+  /** Why no guest can have huge pages here; "" where it can. */
+  noHugePages: string;
   /** Of cgroup v2, those that the kernel does not offer at the root; empty under v1. */
   missingControllers: readonly string[];
   /** Whether a file is on the node. */
@@ -42,6 +44,9 @@ export function noVm(
     reasons.push(
       "/dev/vhost-vsock is not there, by which QEMU reaches the guest: load the module vhost_vsock",
     );
+  // Without the mount Kata's Go shim gives the guest ordinary pages, without a word. What Dragonball needs was not seen.
+  if (vm.hugepages && vm.hypervisor !== "dragonball" && facts.noHugePages !== "")
+    reasons.push(`the profile wants huge pages, and ${facts.noHugePages}`);
   if (facts.missingControllers.length > 0)
     reasons.push(
       `cgroup v2 has no controller ${facts.missingControllers.join(", ")} here, and Kata wants it`,
