@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from "node
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { noGpu } from "../../node-agent/src/installer/gpu.ts";
+import { createGpuCheck } from "../../node-agent/src/installer/gpu.ts";
 import type { Gvisor } from "../../node-agent/src/installer/gvisor.ts";
 import { execute } from "../../node-agent/src/installer/host.ts";
 import { sandboxMetrics } from "../../runtime/src/sandbox-metrics.ts";
@@ -239,10 +239,9 @@ describe("GPUs", () => {
   });
 
   test("that cannot be had here are told by the agent before a sandbox ends of it", async () => {
-    const ask = (nvproxy: Gvisor["nvproxy"], node = scratch) =>
-      noGpu(
-        { at: (path) => join(node, path), run: execute },
-        tool("runsc"),
+    const ask = (nvproxy: Gvisor["nvproxy"], node = scratch, runsc = tool("runsc")) =>
+      createGpuCheck({ at: (path) => join(node, path), run: execute })(
+        runsc,
         { nvproxy },
         AbortSignal.timeout(60_000),
       );
@@ -253,6 +252,9 @@ describe("GPUs", () => {
       `gVisor does not speak to NVIDIA's driver 1.2.3, but to `,
     );
     expect(await ask({})).toContain("no NVIDIA driver is loaded on this node");
+    // A program that is not in place keeps nothing else of the node from being served: it comes, and a canary tells.
+    for (const missing of ["/bin/false", join(scratch, "no-runsc")])
+      expect(await ask({ driverVersion }, scratch, missing)).toBeUndefined();
     // As the kernel's module says it.
     await mkdir(join(scratch, "sys/module/nvidia"), { recursive: true });
     await writeFile(join(scratch, "sys/module/nvidia/version"), `${driverVersion}\n`);

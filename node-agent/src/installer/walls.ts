@@ -5,7 +5,7 @@ import type { Logger } from "pino";
 import type { Manifest } from "./bundle.ts";
 import type { HostFacts } from "./facts.ts";
 import { isVm, kvmProbe, type NodeOfProfile, programRoot, unsupported } from "./files.ts";
-import { noGpu } from "./gpu.ts";
+import { createGpuCheck } from "./gpu.ts";
 import type { Gvisor, Platform } from "./gvisor.ts";
 import type { Host } from "./host.ts";
 import { vmFacts } from "./kata/facts.ts";
@@ -26,10 +26,12 @@ export class Walls {
 
   /** gVisor's platform, by profile. */
   readonly #chosen = new Map<string, Platform>();
+  readonly #noGpu: ReturnType<typeof createGpuCheck>;
 
   constructor(options: WallsOptions) {
     this.#options = options;
     this.#vm = options.hostFacts.vm;
+    this.#noGpu = createGpuCheck(options.host);
   }
 
   /** Looks again at what may change while we run: modules are loaded and Kata is installed. */
@@ -76,11 +78,11 @@ export class Walls {
   async platformOf(profile: DesiredProfile, due: boolean, signal: AbortSignal): Promise<Choice> {
     const { gvisor } = profile.handler;
     if (gvisor === undefined) return { platform: "systrap" };
-    const { host, manifest } = this.#options;
+    const { manifest } = this.#options;
     const runsc = join(programRoot(profile, manifest.version), "bin/runsc");
     const choice = await this.#choose(gvisor, runsc, due, signal);
     this.#chosen.set(profile.name, choice.platform);
-    const trouble = choice.trouble ?? (await noGpu(host, runsc, gvisor, signal));
+    const trouble = choice.trouble ?? (await this.#noGpu(runsc, gvisor, signal));
     return trouble === undefined ? choice : { ...choice, trouble };
   }
 
