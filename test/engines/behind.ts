@@ -2,6 +2,7 @@ import { expect } from "vitest";
 import { eventually } from "../lifecycle/life.ts";
 import { first, inNamespace, podOf } from "../pods/kube.ts";
 import type { EngineNode } from "./node.ts";
+import { copied, gvisor, podRuns, profile, runsAsBefore, settled } from "./profiles.ts";
 
 type Behind = {
   /** The engine's id of the container. */
@@ -52,4 +53,27 @@ export async function podsBehind(node: EngineNode): Promise<void> {
       0,
     );
   });
+}
+
+/**
+ * Beside the profile `walled`, which is there: a shim that nothing knows and gVisor with its overlay in files, pods of
+ * each, and flags of runc, which such an engine cannot. The static pod does not notice.
+ */
+export async function servesAnyShim(
+  node: EngineNode,
+  walled: ReturnType<typeof profile>,
+  artifacts: { gvisor: string; runc: string },
+): Promise<void> {
+  const before = await podRuns(node);
+  await node.want([
+    walled,
+    copied("copied", "bbbbbbbbbb", artifacts.runc),
+    gvisor("overlaid", "dddddddddd", artifacts.gvisor, { overlay: "directory" }),
+    profile("flagged", "eeeeeeeeee", { handler: { runc: { flags: ["--debug"] } } }),
+  ]);
+  for (const name of ["copied", "overlaid"])
+    await settled(node, name, { phase: "Ready", canary: { passed: true } });
+  await settled(node, "flagged", { phase: "Failed", reason: "NotSupported" });
+  await podsBehind(node);
+  await runsAsBefore(node, before);
 }

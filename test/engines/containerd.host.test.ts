@@ -2,12 +2,10 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { eventually } from "../lifecycle/life.ts";
 import { difference, nodeListing } from "../lifecycle/listing.ts";
 import { tool } from "../tools/cache.ts";
-import { podsBehind } from "./behind.ts";
+import { servesAnyShim } from "./behind.ts";
 import { clampedGvisor, clampedRunc } from "./clamped.ts";
 import { type EngineNode, startEngineNode } from "./node.ts";
 import {
-  copied,
-  gvisor,
   leave,
   pidOf,
   podRuns,
@@ -97,18 +95,7 @@ describe("containerd", { timeout: 400_000 }, () => {
   });
 
   test("serves any shim, and gVisor with its overlay in files: pods of each; flags of runc it cannot", async () => {
-    const before = await podRuns(node);
-    await node.want([
-      profile("walled", "aaaaaaaaab"),
-      copied("copied", "bbbbbbbbbb", artifacts.runc),
-      gvisor("overlaid", "dddddddddd", artifacts.gvisor, { overlay: "directory" }),
-      profile("flagged", "eeeeeeeeee", { handler: { runc: { flags: ["--debug"] } } }),
-    ]);
-    for (const name of ["copied", "overlaid"])
-      await settled(node, name, { phase: "Ready", canary: { passed: true } });
-    await settled(node, "flagged", { phase: "Failed", reason: "NotSupported" });
-    await podsBehind(node);
-    await runsAsBefore(node, before);
+    await servesAnyShim(node, profile("walled", "aaaaaaaaab"), artifacts);
     await node.want([profile("walled", "aaaaaaaaab")]);
     await eventually(async () => expect(await node.exec(["cat", dropin])).not.toContain("overlaid"), 60);
     await settled(node, "walled", { phase: "Ready" });

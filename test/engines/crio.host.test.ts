@@ -4,22 +4,12 @@ import { eventually } from "../lifecycle/life.ts";
 import { difference, nodeListing } from "../lifecycle/listing.ts";
 import { inCache, tool } from "../tools/cache.ts";
 import { debianProgram } from "../tools/debian.ts";
-import { podsBehind } from "./behind.ts";
+import { servesAnyShim } from "./behind.ts";
 import { clampedGvisor, clampedRunc } from "./clamped.ts";
 import { frontedTests } from "./fronted.ts";
 import { podBehindGvisor } from "./gvisor.ts";
 import { type EngineNode, startEngineNode } from "./node.ts";
-import {
-  copied,
-  gvisor,
-  leave,
-  pidOf,
-  podRuns,
-  profile,
-  runsAsBefore,
-  settled,
-  withoutOthers,
-} from "./profiles.ts";
+import { gvisor, leave, pidOf, podRuns, profile, runsAsBefore, settled, withoutOthers } from "./profiles.ts";
 
 /** CRI-O with a kubelet of its own takes up a handler and loses it again (docs/engines.md). */
 
@@ -140,18 +130,7 @@ describe.skipIf(!there)(`CRI-O${skipped}`, { timeout: 400_000 }, () => {
   });
 
   test("serves any shim, and gVisor with its overlay in files: pods of each; flags of runc it cannot", async () => {
-    const before = await podRuns(node);
-    await node.want([
-      profile("walled", "aaaaaaaaaa"),
-      copied("copied", "bbbbbbbbbb", artifacts.runc),
-      gvisor("overlaid", "dddddddddd", artifacts.gvisor, { overlay: "directory" }),
-      profile("flagged", "eeeeeeeeee", { handler: { runc: { flags: ["--debug"] } } }),
-    ]);
-    for (const name of ["copied", "overlaid"])
-      await settled(node, name, { phase: "Ready", canary: { passed: true } });
-    await settled(node, "flagged", { phase: "Failed", reason: "NotSupported" });
-    await podsBehind(node);
-    await runsAsBefore(node, before);
+    await servesAnyShim(node, profile("walled", "aaaaaaaaaa"), artifacts);
   });
 
   frontedTests(() => node, { name: "cri-o", unit: "crio" });
