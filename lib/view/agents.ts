@@ -47,6 +47,8 @@ export type AgentsView = {
   /** Where it stands: RolledOut, RollingOut, Paused, FailureThreshold or InvalidSpec. */
   reason: string;
   message: string;
+  /** Nodes wait, and a pause holds them, whatever else the reason is. */
+  paused: boolean;
   nodes: AgentNode[];
   count: Record<AgentNode["state"], number>;
 };
@@ -174,10 +176,10 @@ export const agentsView = (seen: AgentsSeen): AgentsView | undefined => {
     spec?.template?.spec?.containers
       ?.flatMap(({ env = [] }) => env)
       .find(({ name }) => name === "AGENT_VERSION")?.value ?? newest;
-  const paused = metadata.annotations?.[labels.agentRolloutPaused] === "true";
+  const paused = count.waiting > 0 && metadata.annotations?.[labels.agentRolloutPaused] === "true";
   const tell = (reason: string, message: string): AgentsView => {
     const { name, namespace = "", uid = "" } = metadata;
-    return { daemonSet: { name, namespace, uid }, version, settings, reason, message, nodes, count };
+    return { daemonSet: { name, namespace, uid }, version, settings, reason, message, paused, nodes, count };
   };
   const soaking = nodes.filter((node) => node.soaking).length;
   const progress = `${count.ready} of ${nodes.length} nodes have it, ${count.updating} updating${
@@ -189,7 +191,7 @@ export const agentsView = (seen: AgentsSeen): AgentsView | undefined => {
       "FailureThreshold",
       `stopped: ${count.failed} nodes failed: ${few(of("failed"))}; ${progress}`,
     );
-  if (paused && count.waiting > 0) return tell("Paused", progress);
+  if (paused) return tell("Paused", progress);
   return tell(count.ready + count.unreachable === nodes.length ? "RolledOut" : "RollingOut", progress);
 };
 

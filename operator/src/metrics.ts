@@ -15,6 +15,8 @@ export type ProfileMetrics = {
       progressing: string;
       /** Nodes that are ready for less than minReadySeconds. */
       soaking: number;
+      /** Nodes whose pods are asked away, within the drain's deadline. */
+      draining: number;
       pods: number;
       overhead?: RuntimeProfileStatus["overheadMemory"];
       tenancy?: Pick<Claims, "namespaces" | "outside"> & { enforced: boolean | undefined };
@@ -52,6 +54,12 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
   const soaking = new Gauge({
     name: "bulkhead_profile_nodes_soaking",
     help: "Nodes that are ready on the newest revision for less than minReadySeconds",
+    labelNames: ["profile"] as const,
+    registers,
+  });
+  const draining = new Gauge({
+    name: "bulkhead_profile_nodes_draining",
+    help: "Nodes whose pods are evicted before they get the newest revision, until the deadline of rollout.drain",
     labelNames: ["profile"] as const,
     registers,
   });
@@ -111,6 +119,7 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
       progressing.set({ profile, reason: is.progressing }, 1);
       reasons.set(profile, is.progressing);
       soaking.set({ profile }, is.soaking);
+      draining.set({ profile }, is.draining);
       forgetOverhead(profile);
       if (is.overhead) {
         overhead.set({ profile, kind: "declared" }, amount(is.overhead.declared));
@@ -138,6 +147,7 @@ export const profileMetrics = (registry: Registry): ProfileMetrics => {
       pods.remove({ profile });
       forgetReason(profile);
       soaking.remove({ profile });
+      draining.remove({ profile });
       forgetOverhead(profile);
       forgetTenancy(profile);
       for (const state of states) nodes.remove({ profile, state });

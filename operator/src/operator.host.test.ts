@@ -149,6 +149,8 @@ const clean = async () => {
 
 describe("The operator", () => {
   let operator: Operator;
+  /** Its metrics. */
+  const served = async () => (await fetch(`http://${operator.address}/metrics`)).text();
   beforeEach(async () => {
     operator = await startOperator("--no-leader-elect", "--stale-after", "6");
   });
@@ -244,7 +246,7 @@ describe("The operator", () => {
     expect(reasons).toContain("Canary");
     expect(new Set(reasons).size).toBe(reasons.length);
 
-    const metrics = await (await fetch(`http://${operator.address}/metrics`)).text();
+    const metrics = await served();
     expect(metrics).toContain('bulkhead_profile_ready{profile="sandboxed"} 1');
     expect(metrics).toContain('bulkhead_profile_nodes{profile="sandboxed",state="ready"} 2');
     // Of the reasons that it had before none is left.
@@ -261,7 +263,7 @@ describe("The operator", () => {
     // Nothing changes but heartbeats: nothing is written, not even by a reconcile.
     const writes = async () =>
       [
-        ...(await (await fetch(`http://${operator.address}/metrics`)).text()).matchAll(
+        ...(await served()).matchAll(
           /rest_client_requests_total\{method="(POST|PUT|PATCH|DELETE)",code="\d+"\} (\d+)/g,
         ),
       ].reduce((sum, [, , count]) => sum + Number(count), 0);
@@ -450,7 +452,7 @@ describe("The operator", () => {
         (is) => !(labels.handlerReady("sandboxed") in (is?.metadata.labels ?? {})),
       );
     }
-    const metrics = await (await fetch(`http://${operator.address}/metrics`)).text();
+    const metrics = await served();
     expect(metrics).not.toContain('profile="sandboxed"');
   });
 
@@ -608,14 +610,11 @@ describe("The operator", () => {
       () => profile("sandboxed"),
       (is) => conditionOf(is, "Progressing")?.message.includes("1 ready for less than 3600 s") ?? false,
     );
-    await eventually(
-      "the metrics of a soak",
-      async () => (await fetch(`http://${operator.address}/metrics`)).text(),
-      (text) =>
-        [
-          '_nodes_soaking{profile="sandboxed"} 1',
-          '_progressing{profile="sandboxed",reason="RollingOut"} 1',
-        ].every((line) => text?.includes(`bulkhead_profile${line}`)),
+    await eventually("the metrics of a soak", served, (text) =>
+      [
+        '_nodes_soaking{profile="sandboxed"} 1',
+        '_progressing{profile="sandboxed",reason="RollingOut"} 1',
+      ].every((line) => text?.includes(`bulkhead_profile${line}`)),
     );
     await operator.kill("SIGKILL");
     operator = await startOperator("--no-leader-elect", "--stale-after", "6");
@@ -733,7 +732,6 @@ describe("The operator", () => {
         (is) => is?.overhead?.podFixed.memory === memory,
       );
     await declares("48Mi");
-    const served = async () => (await fetch(`http://${operator.address}/metrics`)).text();
     const bytes = (kind: string, mebibytes: number) =>
       `bulkhead_profile_overhead_bytes{profile="sandboxed",kind="${kind}"} ${mebibytes * 2 ** 20}\n`;
     const both = [bytes("declared", 48), bytes("measured", 40)];
@@ -1081,6 +1079,7 @@ describe("The operator", () => {
     await operator.kill("SIGKILL");
     operator = await startOperator("--no-leader-elect", "--stale-after", "6");
     await sleep(3_000);
+    expect(await served()).toContain('bulkhead_profile_nodes_draining{profile="sandboxed"} 1\n');
     expect(await running()).toEqual(["daemon", "held"]);
     expect(await drained("node-a")).toBe(since);
     expect([await revision("node-a"), await revision("node-b")]).toEqual([old, old]);

@@ -102,6 +102,27 @@ describe("A node that joins while another revision", () => {
   });
 });
 
+test("Nodes are counted as draining until the drain's deadline, or until they have the revision", () => {
+  const drain = (secondsAgo: number, over = false) => ({
+    drain: { revision: target.revision, since: now - secondsAgo * 1000, over },
+  });
+  const was = { revision: "0000000000" };
+  const serving = { assigned: { ...target, ...was }, reported: reported(was) };
+  const installing = reported({ ...was, phase: "Installing" });
+  const rollout = { canaryNodes: 0, maxUnavailable: 9, drain: { deadline: "2h" } };
+  const draining = (...nodes: Partial<NodeFacts>[]) =>
+    plan({
+      profile: profile({}, { rollout }),
+      nodes: [node("ready"), ...nodes.map((more, at) => node(`n${at}`, more))],
+    }).draining;
+  expect(draining()).toBe(0);
+  expect(draining(serving)).toBe(1);
+  expect(draining({ ...serving, ...drain(7199) }, { ...serving, ...drain(7200) })).toBe(1);
+  // No pod is left, and the revision on its way.
+  expect(draining({ ...serving, ...drain(60, true) })).toBe(0);
+  expect(draining({ ...drain(60), reported: installing })).toBe(0);
+});
+
 describe("The RuntimeClass is", () => {
   const desired = desiredRuntimeClass(profile(), undefined);
   const table: [title: string, given: Partial<ProfileFacts>, step: string, state: ClassState][] = [

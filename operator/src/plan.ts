@@ -1,6 +1,6 @@
 import { finalizer, labels } from "@bulkhead/lib/api/group.ts";
 import { type DesiredProfile, serves } from "@bulkhead/lib/api/node-runtime.ts";
-import type { Condition, RuntimeProfileStatus } from "@bulkhead/lib/api/runtime-profile.ts";
+import { type Condition, type RuntimeProfileStatus, secondsOf } from "@bulkhead/lib/api/runtime-profile.ts";
 import { transitions } from "@bulkhead/lib/kube/conditions.ts";
 import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
 import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
@@ -64,6 +64,8 @@ export type ProfilePlan = {
   states: Record<NodeState, number>;
   /** Nodes that are ready for less than minReadySeconds, while others follow. */
   soaking: number;
+  /** Nodes whose pods are asked away before they get the revision, while the drain's deadline lasts. */
+  draining: number;
   /** Conditions that are worth an Event. */
   transitions: Condition[];
   /** Nodes that failed since the last status. */
@@ -95,6 +97,21 @@ const meanwhile = (rollout: Rollout, facts: ProfileFacts): Rollout => {
   for (const { name, selected, assigned } of facts.nodes)
     if (selected && assigned === undefined && !assignments.has(name)) assignments.set(name, good);
   return { ...rollout, assignments };
+};
+
+/** How many nodes are drained for the revision, and have not been for as long as they may. */
+const countDraining = (
+  { nodes, now, profile }: ProfileFacts,
+  { drains, assignments }: Rollout,
+  revision: string,
+): number => {
+  const { drain } = profile.spec.rollout;
+  const lastsMs = drain === undefined ? 0 : secondsOf(drain.deadline) * 1000;
+  return nodes.filter(({ name, assigned }) => {
+    const since = drains.get(name);
+    const has = assigned?.revision === revision || assignments.has(name);
+    return since !== undefined && !has && now < since + lastsMs;
+  }).length;
 };
 
 /** Everything that follows from the facts once the RuntimeClass is dealt with. */
@@ -137,6 +154,7 @@ export const planProfile = (
     statusChanged: !sameJson(before, summary.status),
     states: summary.states,
     soaking: "soaking" in rollout ? rollout.soaking : 0,
+    draining: countDraining(facts, rollout, wanted.revision),
     transitions: transitions(before.conditions ?? [], summary.status.conditions ?? []),
     newlyFailed: (summary.status.failedNodes ?? []).filter(
       (node) => !known.has(`${node.name} ${node.reason}`),

@@ -141,6 +141,7 @@ export const reconcileProfile = async (
     states: plan.states,
     progressing: conditionOf("Progressing")?.reason ?? "",
     soaking: plan.soaking,
+    draining: plan.draining,
     pods: facts.pods.total,
     ...(plan.status.overheadMemory ? { overhead: plan.status.overheadMemory } : {}),
     ...(plan.status.tenancy

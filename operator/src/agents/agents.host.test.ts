@@ -122,10 +122,12 @@ const haveIt = (number: number, count: number) =>
     async () => of(number).length,
     (got) => got === count,
   );
-const gauge = async (state: string): Promise<number> => {
+const metric = async (name: string): Promise<number> => {
   const text = await (await fetch(`http://${operator.address}/metrics`)).text();
-  return Number(new RegExp(`^bulkhead_agents\\{state="${state}"\\} (\\d+)$`, "m").exec(text)?.[1]);
+  const line = text.split("\n").find((each) => each.startsWith(`bulkhead_agents${name} `));
+  return Number(line?.split(" ")[1]);
 };
+const gauge = (state: string) => metric(`{state="${state}"}`);
 
 beforeAll(async () => {
   server = await startApiServer();
@@ -161,10 +163,13 @@ test("A version is first on the node that canarySelector names; a pause holds it
   // Time enough for a wave that nobody held.
   await sleep(5_000);
   expect(of(2).map(({ node }) => node)).toEqual(["node-c"]);
+  const held = async () => [await metric("_paused"), await metric("_in_turn")];
+  await expect.poll(held, { timeout: 50_000 }).toEqual([1, 0]);
 
   await pause(false);
   await haveIt(2, 2);
-  await expect.poll(() => gauge("updating")).toBe(1);
+  await expect.poll(() => gauge("updating"), { timeout: 50_000 }).toBe(1);
+  await expect.poll(held, { timeout: 50_000 }).toEqual([0, 1]);
   await haveIt(2, 3);
   const [, first, second] = of(2);
   // Times in a pod's status are of whole seconds.

@@ -39,11 +39,24 @@ export const createAgentsRollout = (options: {
     labelNames: ["state"] as const,
     registers: [options.registry],
   });
+  const inTurn = new Gauge({
+    name: "bulkhead_agents_in_turn",
+    help: "Nodes that are updating and have a time for it: agent.rollout.deadlineSeconds, then minReadySeconds",
+    registers: [options.registry],
+  });
+  const paused = new Gauge({
+    name: "bulkhead_agents_paused",
+    help: "1 while nodes wait for the newest version of Bulkhead's own and agent.rollout.paused holds them",
+    registers: [options.registry],
+  });
   /** What was told last of a rollout that goes on. */
   let told = "";
 
-  const tell = ({ daemonSet, version, reason, message, count }: AgentsView) => {
+  const tell = ({ daemonSet, version, reason, message, count, ...view }: AgentsView) => {
     for (const state of agentStates) gauge.set({ state }, count[state]);
+    // A node that has no agent at all has none that could be late.
+    inTurn.set(view.nodes.filter(({ state, name }) => state === "updating" && name !== "").length);
+    paused.set(view.paused ? 1 : 0);
     // Nodes that boot or join are no news: a rollout is one while nodes wait, and ends once.
     if (reason === "RollingOut" && count.waiting === 0) return;
     if (reason === "RolledOut" && told === "") return;

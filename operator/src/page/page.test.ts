@@ -114,6 +114,7 @@ test("Bulkhead's own version is told with how far it came, and where it failed",
   const agents: NonNullable<Fleet["agents"]> = {
     daemonSet: { name: "d", namespace: "home", uid: "u" },
     ...{ version: "2.0", settings: AgentRollout.parse({}), reason: "FailureThreshold", message: evil },
+    paused: false,
     nodes: [failed],
     count: { ready: 3, updating: 0, waiting: 2, failed: 1, unreachable: 0 },
   };
