@@ -86,6 +86,18 @@ describe("Kata's own rules for its configuration hold:", () => {
     expect(dragonball).not.toHaveProperty("firmware");
   });
 
+  test("no guest can start guests where its hypervisor can be told, and a runtime is told nothing that it does not know", () => {
+    const key = "disable_nested_virtualization";
+    const cloud = (more: object, on?: NodeOfVm) =>
+      parsed(settings({ hypervisor: "cloud-hypervisor", ...more }), on).hypervisor.clh;
+    expect(cloud({})).toMatchObject({ [key]: true });
+    expect(cloud({ shim: "go" })).not.toHaveProperty(key);
+    expect(cloud({}, { ...node, arch: "arm64" })).not.toHaveProperty(key);
+    for (const shim of ["rust", "go"])
+      expect(parsed(settings({ shim })).hypervisor.qemu.cpu_features).toBe("pmu=off,vmx=off,svm=off");
+    expect(parsed(settings({}), { ...node, arch: "arm64" }).hypervisor.qemu.cpu_features).toBe("pmu=off");
+  });
+
   test("the profile's kernel parameters come last, for the kernel takes the last", () => {
     const { kernel_params } = parsed(settings({ kernelParameters: ["mitigations=off"] })).hypervisor.qemu;
     expect(kernel_params).toMatch(/ bulkhead\.revision=0123456789 mitigations=off$/);
