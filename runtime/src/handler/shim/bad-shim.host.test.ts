@@ -116,6 +116,36 @@ describe("a pod whose shim does not come up fails with the reason and leaves not
   });
 });
 
+describe("what a shim logged as an error is told with its failure,", () => {
+  const answer = { FAKE_ANSWER: "cannot create" };
+  const error = (text: string) => `time="2026-11-28T13:40:48Z" level=error msg="${text}" pid=7\n`;
+  const quiet = 'level=info msg="all is well"\n';
+  const told = "Create: cannot create; the shim's last error: ";
+
+  test.each<[string, Record<string, string>, string]>([
+    ["the last of several", { FAKE_LOG: error("first") + error("no memory") + quiet }, `${told}no memory`],
+    ["without what a terminal obeys", { FAKE_LOG: error("\u001b[2J\u0007gone") }, `${told}[2J gone`],
+    ["but not twice", { FAKE_LOG: error("cannot create") }, "Create: cannot create"],
+    ["and nothing else is", { FAKE_LOG: quiet }, "Create: cannot create"],
+  ])("%s", async (_title, env, message) => {
+    await using daemon = await openDaemon(["pod-fails"], { ...answer, ...env });
+    await expect(daemon.handler.runSandbox(daemon.launch, signal())).rejects.toMatchObject({
+      ...{ code: "unknown", message },
+    });
+    expect(readdirSync(daemon.launch.stateDir)).toEqual([]);
+  });
+
+  test("also of a container's, and not with the next one's", async () => {
+    await using daemon = await openDaemon(["create-fails"], { ...answer, FAKE_LOG: error("no disk") });
+    const { handler } = daemon;
+    const pod = await daemon.runPod();
+    const create = () => handler.create(host.newContainer(pod, ["true"]), signal());
+    await expect(create()).rejects.toMatchObject({ message: `${told}no disk` });
+    await expect(create()).rejects.toMatchObject({ message: "Create: cannot create" });
+    await removeAll(handler, pod);
+  });
+});
+
 test("a Create that is answered too late fails, and what it made late is removed", async () => {
   await using daemon = await openDaemon(["late-create"]);
   const { handler } = daemon;

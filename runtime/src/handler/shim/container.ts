@@ -49,16 +49,9 @@ export async function createContainer(
     await pod.cleanUp(id, stateDir);
     void shims.removeLate(pod, id);
   });
-  const { pid } = await pod.task.create(
-    {
-      id,
-      bundle,
-      rootfs,
-      terminal: launch.tty,
-      ...stdio,
-      ...(options ? { options } : {}),
-    },
-    { signal, timeoutMs: shims.createMs },
+  const request = { id, bundle, rootfs, terminal: launch.tty, ...stdio, ...(options ? { options } : {}) };
+  const { pid } = await pod.log.explain(() =>
+    pod.task.create(request, { signal, timeoutMs: shims.createMs }),
   );
   takeProcess(shims, pod, id, state, pid);
   writeState(stateDir, files.container, state);
@@ -97,7 +90,7 @@ export async function startContainer(
   const pod = await shims.podOf(ref.sandbox, signal);
   await startHolder(shims, pod, signal);
   const live = pod.containers.get(ref.id);
-  const started = pod.task.start({ id: ref.id }, { signal, timeoutMs: shims.startMs });
+  const started = pod.log.explain(() => pod.task.start({ id: ref.id }, { signal, timeoutMs: shims.startMs }));
   if (live)
     live.starting = started.then(
       () => true,

@@ -1,5 +1,13 @@
 import { spawn } from "node:child_process";
-import { closeSync, existsSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  closeSync,
+  existsSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { connect, createServer, type Socket } from "node:net";
 import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -39,6 +47,10 @@ export type Fault =
   | "no-server"
   /** Connect, and all after it, is answered never. */
   | "deaf"
+  /** Create of the pod fails as FAKE_ANSWER says, after FAKE_LOG was logged once. */
+  | "pod-fails"
+  /** The same of a container. */
+  | "create-fails"
   /** Create is answered two seconds late. */
   | "late-create"
   /** Names process 1 as its own and its containers'. */
@@ -220,6 +232,11 @@ const methods: Record<string, Method> = {
     const {
       process: { args },
     } = JSON.parse(readFileSync(join(bundle, "config.json"), "utf8"));
+    if (has(name === id ? "pod-fails" : "create-fails")) {
+      appendFileSync("log", process.env.FAKE_LOG ?? "");
+      delete process.env.FAKE_LOG;
+      throw new Error(process.env.FAKE_ANSWER);
+    }
     // The bundle is gone by then.
     if (has("late-create") && name !== id) await sleep(2000);
     const pidFile = join(bundle, "fake.pid");

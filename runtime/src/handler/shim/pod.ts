@@ -9,6 +9,7 @@ import type { ShimConnection, TaskClient } from "./connection.ts";
 import { readMemory, writeExit } from "./files.ts";
 import type { ContainerOutput } from "./output.ts";
 import { type SandboxClient, sandboxClient } from "./sandbox-api.ts";
+import type { ShimLog } from "./shim-log.ts";
 import type { ContainerState, ProcessState, ShimState } from "./state.ts";
 import { oomKills } from "./stats.ts";
 
@@ -83,6 +84,7 @@ export class ShimPod {
   readonly state: ShimState;
   readonly task: TaskClient;
   readonly sandbox: SandboxClient;
+  readonly log: ShimLog;
   /** The shim holds on to something that cannot be deleted: it will not end when it is asked to. */
   stuck = false;
   /** The shim has not answered in time: it is asked nothing more. */
@@ -99,7 +101,7 @@ export class ShimPod {
   readonly #gone = Promise.withResolvers<void>();
 
   constructor(
-    pod: { id: string; stateDir: string; state: ShimState; shim: ShimConnection; resources: Disposable },
+    pod: { id: string; stateDir: string; state: ShimState; shim: ShimConnection; log: ShimLog },
     deps: PodDeps,
   ) {
     this.id = pod.id;
@@ -109,7 +111,7 @@ export class ShimPod {
     this.sandbox = sandboxClient(pod.shim.connection);
     this.#shim = pod.shim;
     this.#deps = deps;
-    this.#resources.use(pod.resources);
+    this.log = this.#resources.use(pod.log);
     void pod.shim.connection.closed.then((reason) => this.#died(reason.message));
   }
 

@@ -4,7 +4,7 @@ import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { socketPath } from "@bulkhead/lib/ttrpc/socket.ts";
 import type { HandlerState, SandboxLaunch, SandboxRef } from "../handler.ts";
-import { bundleOf, groupedSpec } from "./bundle.ts";
+import { bundleOf, groupedSpec, type RootfsMount } from "./bundle.ts";
 import { connectShim } from "./connection.ts";
 import { files, writeState } from "./files.ts";
 import { removeKataRemains } from "./kata-remains.ts";
@@ -22,7 +22,7 @@ export async function runSandbox(
   launch: SandboxLaunch,
   signal: AbortSignal,
 ): Promise<HandlerState> {
-  const { config, createMs, startMs, stopMs } = shims;
+  const { config, createMs, stopMs } = shims;
   // runsc would start it, with no interface at all, while the API server says that it has the node's address.
   if (config.runsc && config.runsc.network !== "host" && launch.namespaces.net === undefined)
     throw new RuntimeError(
@@ -50,7 +50,19 @@ export async function runSandbox(
     for (const process of launched) shims.killProcess(process);
   });
   // A shim opens its log before it serves, and waits there for a reader, also after `start` has ended.
-  using _log = shims.readLog(launch.id, bundle);
+  using log = shims.readLog(launch.id, bundle);
+  const state = await log.explain(() => startPod(shims, launch, { bundle, rootfs }, deadline));
+  undo.move();
+  return state;
+}
+
+const startPod = async (
+  shims: Shims,
+  launch: SandboxLaunch,
+  { bundle, rootfs }: { bundle: string; rootfs: RootfsMount[] },
+  deadline: AbortSignal,
+): Promise<ShimState> => {
+  const { config, createMs, startMs } = shims;
   const options = shims.options(
     launch.awaitsRestore && config.runsc
       ? prepareRestore(launch.stateDir, {
@@ -112,9 +124,8 @@ export async function runSandbox(
   writeState(launch.stateDir, files.shim, state);
   const pod = await shims.adopt(launch.id, launch.stateDir, state, deadline);
   void pod.watchHolder();
-  undo.move();
   return state;
-}
+};
 
 /** Kata's shim goes when no guest comes up, often before it has answered: it is not we who do not answer. */
 const ended = ({ wall }: Pick<ShimHandlerConfig, "wall">, error: unknown): RuntimeError =>

@@ -34,7 +34,7 @@ import { LogFile } from "./log-file.ts";
 import { ContainerOutput } from "./output.ts";
 import { type LiveContainer, ShimPod } from "./pod.ts";
 import { namedProcess, processesIn } from "./processes.ts";
-import { readShimLog } from "./shim-log.ts";
+import { readShimLog, type ShimLog } from "./shim-log.ts";
 import { ContainerState, type ProcessState, ShimState, stateOf } from "./state.ts";
 import { stdioPaths } from "./stdio.ts";
 
@@ -146,7 +146,7 @@ export class Shims {
   }
 
   /** Passes on what a shim logs. A shim opens its log before it serves, and waits there for a reader. */
-  readLog(id: string, bundle: string): Disposable {
+  readLog(id: string, bundle: string): ShimLog {
     return readShimLog(bundle, this.deps.linux, (line) =>
       this.log.debug({ pod: id, handler: this.config.name, line }, "shim says"),
     );
@@ -158,10 +158,10 @@ export class Shims {
     const shim = await connectShim(state, id, signal);
     await using undo = new AsyncDisposableStack();
     undo.defer(() => shim.connection.close());
-    const resources = this.readLog(id, bundleOf(stateDir, id));
+    const log = this.readLog(id, bundleOf(stateDir, id));
     undo.move();
     const pod: ShimPod = new ShimPod(
-      { id, stateDir, state, shim, resources },
+      { id, stateDir, state, shim, log },
       {
         events: {
           containerExited: (container, exit) => events.containerExited(container, exit),
