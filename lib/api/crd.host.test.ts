@@ -64,6 +64,7 @@ describe("The API server accepts", () => {
             rootfs: "block",
             diskSize: "2Gi",
             hugepages: true,
+            hugepageSize: "1Gi",
             templating: false,
             enableAnnotations: ["default_vcpus"],
             deadlines: { boot: 240 },
@@ -161,6 +162,12 @@ const vmRefusals = (
       { templating: true, shim: "go", initrd: "a", rootfs: "block" },
     ],
     ["huge pages by the Rust shim", "hugepages needs", { hugepages: true }],
+    ["a size of huge pages without them", "hugepageSize is for hugepages: true", { hugepageSize: "1Gi" }],
+    [
+      "huge pages of a size that no processor has",
+      "spec.handler.kata.hugepageSize",
+      { hugepages: true, shim: "go", hugepageSize: "4Mi" },
+    ],
     [
       "huge pages under Firecracker",
       "hugepages needs",

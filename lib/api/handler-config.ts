@@ -89,6 +89,8 @@ const ShimHandler = z
         rootfs: z.enum(["virtio-fs", "block"]),
         /** Size of such a disk. */
         diskMiB: z.int().min(64).default(1024),
+        /** Size of the huge pages that the guest's memory is made of; left out: it is of ordinary ones. */
+        hugepageMiB: z.int().min(1).optional(),
         /** Whether the shim may be asked for metrics: some end themselves, and the pod with them, when they are. */
         metrics: z.boolean().default(false),
       })

@@ -79,6 +79,10 @@ export const annotationNames = [
   "tx_rate_limiter_max_rate",
 ] as const;
 
+/** Sizes of huge pages that processors have, as Kubernetes names them: `hugepages-2Mi`. */
+const hugepageSize = z.enum(["2Mi", "32Mi", "512Mi", "1Gi"]);
+const defaultHugepageSize = "2Mi";
+
 /** Seconds; a guest under emulation takes tens of them to boot. */
 const deadlines = z
   .object({
@@ -115,6 +119,8 @@ const kataFields = z.object({
   initrd: guestFile.optional(),
   /** The guest's memory in the node's huge pages. */
   hugepages: z.boolean().default(false),
+  /** Size of such a page, which is what the nodes' /dev/hugepages has. Left out: 2Mi. */
+  hugepageSize: hugepageSize.optional(),
   /**
    * How a container's root file system comes into the guest: shared (`virtio-fs`), or as a disk of its own (`block`).
    * Left out: block under Firecracker, virtio-fs under the others.
@@ -167,6 +173,11 @@ const rules: { rule: string; holds: (kata: Kata) => boolean; message: string }[]
       "hugepages needs hypervisor dragonball, or shim go with qemu or cloud-hypervisor: Kata overlooks it elsewhere",
   },
   {
+    rule: "!has(self.hugepageSize) || has(self.hugepages) && self.hugepages",
+    holds: ({ hugepageSize: size, hugepages }) => size === undefined || hugepages,
+    message: "hugepageSize is for hugepages: true",
+  },
+  {
     // As of 4.1 runtime-rs takes a copy's whole machine from the node's own configuration, not from the profile's; and
     // the older shim makes no container with a disk in a copy.
     rule: "!has(self.templating) || !self.templating",
@@ -184,8 +195,11 @@ export const firecrackerHandler = z.object({ ...common, memory: guestMemory.defa
 type Firecracker = z.infer<typeof firecrackerHandler>;
 
 /** The virtual machine of a profile, with every default filled in. Sizes in MiB, deadlines in seconds. */
-export type VmSettings = Pick<Kata, "hypervisor" | "shim" | "vcpus" | "hugepages" | "deadlines"> & {
+export type VmSettings = Pick<Kata, "hypervisor" | "shim" | "vcpus" | "deadlines"> & {
+  /** Of huge pages a whole number. */
   memoryMiB: number;
+  /** Size of the pages that the guest's memory is made of; undefined: ordinary ones. */
+  hugepageMiB: number | undefined;
   /** What the guest boots, of share/kata-containers; undefined stands for what the release ships. */
   image: string | undefined;
   initrd: string | undefined;
@@ -199,11 +213,25 @@ export type VmSettings = Pick<Kata, "hypervisor" | "shim" | "vcpus" | "hugepages
 const mebibytes = (quantity: string): number =>
   Number.parseInt(quantity, 10) * (quantity.endsWith("Gi") ? 1024 : 1);
 
+/** `amount` in whole pages of `page`; the same where pages are ordinary ones (undefined). */
+const wholePages = (amount: number, page: number | undefined): number =>
+  page === undefined ? amount : Math.ceil(amount / page) * page;
+
+type VmHandler = { kata?: Kata | undefined; firecracker?: Firecracker | undefined };
+
+/**
+ * The huge pages that each machine of a profile takes whatever its pod asks for, as a RuntimeClass declares them:
+ * `{ "hugepages-2Mi": "2048Mi" }`.
+ */
+export const fixedHugepages = (handler: VmHandler): Record<string, string> => {
+  const vm = vmSettings(handler);
+  return vm?.hugepageMiB === undefined
+    ? {}
+    : { [`hugepages-${handler.kata?.hugepageSize ?? defaultHugepageSize}`]: `${vm.memoryMiB}Mi` };
+};
+
 /** undefined for a handler that is no virtual machine. */
-export function vmSettings(handler: {
-  kata?: Kata | undefined;
-  firecracker?: Firecracker | undefined;
-}): VmSettings | undefined {
+export function vmSettings(handler: VmHandler): VmSettings | undefined {
   const given: Kata | undefined =
     handler.kata ??
     (handler.firecracker && {
@@ -213,14 +241,15 @@ export function vmSettings(handler: {
       templating: false,
     });
   if (given === undefined) return undefined;
-  const { hypervisor, shim, vcpus, hugepages, deadlines: limits } = given;
+  const { hypervisor, shim, vcpus, deadlines: limits } = given;
+  const hugepageMiB = given.hugepages ? mebibytes(given.hugepageSize ?? defaultHugepageSize) : undefined;
   return {
     hypervisor,
     shim,
     vcpus,
-    hugepages,
     deadlines: limits,
-    memoryMiB: mebibytes(given.memory),
+    memoryMiB: wholePages(mebibytes(given.memory), hugepageMiB),
+    hugepageMiB,
     image: given.image,
     initrd: given.initrd,
     kernel: given.kernel,

@@ -753,6 +753,23 @@ describe("The operator", () => {
     await declares("32Mi");
   });
 
+  test("declares the huge pages of a profile's machine, also without a word on other overhead, and pods have them", async () => {
+    const kata = { shim: "go", hugepages: true, memory: "257Mi" };
+    await createProfile("huge", { handler: { kata }, runtimeClass: { readiness: "none" } });
+    const { overhead } = await eventually("the class", () => client.get(runtimeClasses, "huge"), Boolean);
+    expect(overhead?.podFixed).toEqual({ memory: "0", "hugepages-2Mi": "258Mi" });
+    await createPod("paged", "huge");
+    expect(await client.get(pods, "paged", { namespace })).toMatchObject({
+      spec: { overhead: { memory: "0", "hugepages-2Mi": "258Mi" } },
+    });
+    await client.patch(runtimeProfiles, "huge", { spec: { handler: { kata: { hugepageSize: "1Gi" } } } });
+    await eventually(
+      "pages of 1Gi",
+      () => client.get(runtimeClasses, "huge"),
+      (is) => is?.overhead?.podFixed["hugepages-1Gi"] === "1Gi",
+    );
+  });
+
   test("takes the startup taint off a node whose canary passed, however often the node comes anew", async () => {
     await createProfile("sandboxed", { runtimeClass: { readiness: "startupTaint" } });
     const { scheduling } = await eventually(

@@ -36,6 +36,20 @@ describe("The RuntimeClass of a profile", () => {
     expect(wanted(measured).overhead).toEqual({ podFixed: { cpu: "50m" } });
     expect(wanted()).not.toHaveProperty("overhead");
   });
+  test("has the huge pages of the profile's machine, in whole ones, beside cpu or memory", () => {
+    const huge = (kata: object) => ({ handler: { kata: { shim: "go", hugepages: true, ...kata } } });
+    expect(wanted(huge({})).overhead?.podFixed).toEqual({ memory: "0", "hugepages-2Mi": "2048Mi" });
+    expect(wanted(huge({ memory: "257Mi" }), "64Mi").overhead?.podFixed).toEqual({
+      memory: "64Mi",
+      "hugepages-2Mi": "258Mi",
+    });
+    const gibi = {
+      ...huge({ memory: "1536Mi", hugepageSize: "1Gi" }),
+      runtimeClass: { overhead: { cpu: "50m" } },
+    };
+    expect(wanted(gibi).overhead?.podFixed).toEqual({ cpu: "50m", "hugepages-1Gi": "2048Mi" });
+    expect(wanted({ handler: { kata: {} } })).not.toHaveProperty("overhead");
+  });
 });
 
 describe("Drift", () => {

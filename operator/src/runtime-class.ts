@@ -1,4 +1,5 @@
 import { labels } from "@bulkhead/lib/api/group.ts";
+import { fixedHugepages } from "@bulkhead/lib/api/kata.ts";
 import { type RuntimeProfile, runtimeClassName } from "@bulkhead/lib/api/runtime-profile.ts";
 import type { RuntimeClass } from "@bulkhead/lib/kube/resources.ts";
 import { sameJson } from "@bulkhead/lib/std/canonical-json.ts";
@@ -7,7 +8,10 @@ import { parseQuantity } from "@bulkhead/lib/std/quantity.ts";
 /** The value of the managed-by label on what the operator makes. */
 export const managedBy = "bulkhead-operator";
 
-/** The RuntimeClass (node.k8s.io/v1) that a profile wants, with the memory that a pod takes beside its containers. */
+/**
+ * The RuntimeClass (node.k8s.io/v1) that a profile wants, with the memory that a pod takes beside its containers, and the
+ * huge pages of its machine: the scheduler counts them, and the kubelet lets the pod's cgroup have as many.
+ */
 export const desiredRuntimeClass = (profile: RuntimeProfile, memory: string | undefined): RuntimeClass => {
   const { name } = profile.metadata;
   const { nodeSelector, tolerations, runtimeClass } = profile.spec;
@@ -16,7 +20,14 @@ export const desiredRuntimeClass = (profile: RuntimeProfile, memory: string | un
     ...(runtimeClass.readiness === "label" ? { [labels.handlerReady(name)]: "ready" } : {}),
   };
   const cpu = runtimeClass.overhead?.cpu;
-  const podFixed = { ...(memory ? { memory } : {}), ...(cpu ? { cpu } : {}) };
+  const hugepages = fixedHugepages(profile.spec.handler);
+  const podFixed = {
+    ...(memory ? { memory } : {}),
+    ...(cpu ? { cpu } : {}),
+    // The API server takes huge pages only beside one of these.
+    ...(Object.keys(hugepages).length > 0 && !memory && !cpu ? { memory: "0" } : {}),
+    ...hugepages,
+  };
   const scheduling = {
     ...(Object.keys(selector).length > 0 ? { nodeSelector: selector } : {}),
     ...(tolerations && tolerations.length > 0 ? { tolerations } : {}),

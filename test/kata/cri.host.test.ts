@@ -37,6 +37,13 @@ beforeAll(async () => {
       allowedAnnotations: [annotation("hypervisor.default_vcpus")],
     }),
   );
+  await writeFile(
+    join(daemon.handlersDir, "huge.yaml"),
+    JSON.stringify({
+      ...{ kind: "shim", name: "huge", ...fake.config },
+      kata: { runtime: "go", rootfs: "virtio-fs", hugepageMiB: 2 },
+    }),
+  );
   await daemon.start();
   cri = connectCri(daemon.socket);
   await cri.image.pullImage({ image }, signal());
@@ -98,6 +105,16 @@ test("a pod's size and the annotations that its profile lists reach Kata, and no
   expect(container.memory).toEqual({ limit: 67108864 });
   // Privileged, and yet no device of the node: Kata would plug its disks into the guest.
   expect(container.devices.filter(({ type }: { type: string }) => type === "b")).toEqual([]);
+  await cri.runtime.removePodSandbox({ podSandboxId }, signal());
+  expect(await remains(daemon)).toEqual([]);
+});
+
+test("a machine of huge pages is asked for in whole ones", async () => {
+  const config = sandbox("huge", { resources: { memoryLimitInBytes: BigInt(257 << 20) } });
+  const { podSandboxId } = await cri.runtime.runPodSandbox({ config, runtimeHandler: "huge" }, signal());
+  expect(fake.asked().at(-1).annotations).toMatchObject({
+    "io.kubernetes.cri.sandbox-memory": String(258 << 20),
+  });
   await cri.runtime.removePodSandbox({ podSandboxId }, signal());
   expect(await remains(daemon)).toEqual([]);
 });

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { profileReady } from "../cluster/bulkhead.ts";
+import { podOf } from "../pods/kube.ts";
 import type { Lives } from "../pods/lives.ts";
 import {
   type Condition,
@@ -104,6 +105,21 @@ describe("A profile that cannot work", () => {
       await remove(`missing-${name}`);
     },
   );
+
+  test("for want of huge pages leaves its pods to wait for them, in the scheduler's words", async () => {
+    const kata = { shim: "go", hugepages: true, memory: "32Gi" };
+    await life.apply(profileOf("huge", { kata }, { runtimeClass: { readiness: "none" } }));
+    await eventually(async () => void (await life.get("runtimeclass", "huge")));
+    await life.ns.apply(podOf("paged", "huge", life.image));
+    await eventually(async () => {
+      const jsonpath = 'jsonpath={.status.conditions[?(@.type=="PodScheduled")].message}';
+      expect(await life.ns.kubectl(["get", "pod", "paged", "-o", jsonpath])).toContain(
+        "Insufficient hugepages-2Mi",
+      );
+    });
+    await life.ns.kubectl(["delete", "pod", "paged", "--grace-period=0", "--force"]);
+    await remove("huge");
+  });
 
   test("by a broken runsc that cannot be replaced ends Degraded, and heals when it can", async () => {
     const path = await runsc();

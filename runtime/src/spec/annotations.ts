@@ -66,10 +66,26 @@ const podAnnotations = (podId: string, pod: PodSandboxConfig): Record<string, st
   };
 };
 
+/** A machine that is made of huge pages is made of whole ones, or its hypervisor ends. */
+const wholePages = (bytes: bigint, hugepageMiB: number): bigint => {
+  const page = BigInt(hugepageMiB) << 20n;
+  return ((bytes + page - 1n) / page) * page;
+};
+
 /** What containerd's shims (gVisor, Kata) read to group containers into pods. On every sandbox's spec. */
-export const sandboxAnnotations = (podId: string, pod: PodSandboxConfig): Record<string, string> => ({
+export const sandboxAnnotations = (
+  podId: string,
+  pod: PodSandboxConfig,
+  hugepageMiB?: number,
+): Record<string, string> => ({
   ...podAnnotations(podId, pod),
   [`${prefix}.container-type`]: "sandbox",
+  ...(hugepageMiB !== undefined &&
+    pod.linux?.resources && {
+      [`${prefix}.sandbox-memory`]: String(
+        wholePages(pod.linux.resources.memoryLimitInBytes, hugepageMiB),
+      ),
+    }),
 });
 
 /** The same on every container's spec. */

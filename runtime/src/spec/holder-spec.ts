@@ -29,6 +29,8 @@ export const holderSpec = (input: {
   /** Without a process nothing has to be held: the pod is namespaces and a cgroup. */
   process: boolean;
   allowedAnnotations: readonly string[];
+  /** Of a virtual machine that is made of huge pages, their size. */
+  hugepageMiB?: number | undefined;
   /** What we ask of the sandbox ourselves. */
   hints?: Readonly<Record<string, string>>;
   host: HostFacts;
@@ -59,7 +61,7 @@ export const holderSpec = (input: {
     annotations: {
       ...input.hints,
       ...passedAnnotations(input.allowedAnnotations, config.annotations),
-      ...sandboxAnnotations(input.id, config),
+      ...sandboxAnnotations(input.id, config, input.hugepageMiB),
     },
     linux: {
       namespaces: namespacesOf(input.namespaces, { use: input.pid }, host.cgroup, privileged),

@@ -98,6 +98,18 @@ describe("Kata's own rules for its configuration hold:", () => {
     expect(parsed(settings({}), { ...node, arch: "arm64" }).hypervisor.qemu.cpu_features).toBe("pmu=off");
   });
 
+  test("a machine of huge pages is made of whole ones, and gets a pod's limit beside what it has without", () => {
+    const huge = (kata: object) =>
+      Object.values(parsed(settings({ hugepages: true, memory: "257Mi", ...kata })).hypervisor)[0];
+    expect(huge({ shim: "go" })).toMatchObject({ enable_hugepages: true, default_memory: 258 });
+    expect(huge({ hypervisor: "dragonball", hugepageSize: "1Gi" })).toMatchObject({
+      ...{ enable_hugepages: true, default_memory: 1024, overhead_memory: 1024 },
+    });
+    expect(parsed(settings({ memory: "257Mi" })).hypervisor.qemu).toMatchObject({
+      ...{ enable_hugepages: false, default_memory: 257, overhead_memory: 32 },
+    });
+  });
+
   test("the profile's kernel parameters come last, for the kernel takes the last", () => {
     const { kernel_params } = parsed(settings({ kernelParameters: ["mitigations=off"] })).hypervisor.qemu;
     expect(kernel_params).toMatch(/ bulkhead\.revision=0123456789 mitigations=off$/);
@@ -143,6 +155,7 @@ describe("The installer refuses by itself what the API server would have", () =>
     ["a disk's size without disks", { diskSize: "1Gi" }, "diskSize is for rootfs: block"],
     ["templates", { templating: true, shim: "go", initrd: "b", rootfs: "block" }, "templating is not served"],
     ["huge pages by the Rust shim", { hugepages: true }, "hugepages needs"],
+    ["a size of huge pages without them", { hugepageSize: "1Gi" }, "hugepageSize is for hugepages: true"],
     [
       "huge pages under Firecracker",
       { hugepages: true, shim: "go", hypervisor: "firecracker" },

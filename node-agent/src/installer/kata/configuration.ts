@@ -44,7 +44,7 @@ export function kataConfiguration(
     ...size(vm),
     ...sharing(vm, files),
     ...disks(vm),
-    enable_hugepages: vm.hugepages,
+    enable_hugepages: vm.hugepageMiB !== undefined,
     // Kata takes these for regular expressions that may match anywhere.
     enable_annotations: vm.enableAnnotations.map((each) => `^${each}$`),
     disable_vhost_net: !node.vhostNet,
@@ -115,8 +115,12 @@ const rustSize = (vm: VmSettings): Table =>
   vm.hypervisor === "firecracker"
     ? // For this hypervisor alone Kata fills nothing in, and refuses none.
       { memory_slots: 10 }
-    : // What the guest itself needs, beyond the pod's limits. The older runtime adds the limits to default_memory.
-      { overhead_vcpus: 0.2, overhead_memory: 32 };
+    : {
+        overhead_vcpus: 0.2,
+        // What the guest itself needs, beyond the pod's limits. The older runtime adds the limits to default_memory, and
+        // so it is with huge pages: of them the RuntimeClass declares what every machine takes.
+        overhead_memory: vm.hugepageMiB === undefined ? 32 : vm.memoryMiB,
+      };
 
 const sharing = (vm: VmSettings, files: Installation): Table => {
   if (vm.hypervisor === "firecracker") return {};

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { execute, mountedHost } from "../host.ts";
-import { bootGuest, hugePagesProblem } from "./facts.ts";
+import { bootGuest, hugePagesOf } from "./facts.ts";
 
 /** The probe of KVM where there is none; where KVM boots guests: test/vm/cgroup-v2.vm.test.ts. */
 
@@ -37,14 +37,20 @@ test("huge pages are there where hugetlbfs is mounted and some are set aside", a
   const signal = AbortSignal.timeout(30_000);
   const pool = join(root, "sys/kernel/mm/hugepages/hugepages-2048kB");
   for (const each of [mountPoint, pool]) await mkdir(each, { recursive: true });
-  expect(await hugePagesProblem(host)).toContain("no hugetlbfs is mounted at /dev/hugepages");
+  expect(await hugePagesOf(host)).toEqual({
+    mebibytes: 0,
+    problem: expect.stringContaining("no hugetlbfs is mounted at /dev/hugepages"),
+  });
   const mount = ["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", mountPoint];
   expect(await execute(mount, { signal })).toMatchObject({ code: 0 });
   try {
     await writeFile(join(pool, "nr_hugepages"), "0\n");
-    expect(await hugePagesProblem(host)).toContain("no huge pages of 2048 KiB are set aside");
+    expect(await hugePagesOf(host)).toEqual({
+      mebibytes: 2,
+      problem: expect.stringContaining("no huge pages of 2048 KiB are set aside"),
+    });
     await writeFile(join(pool, "nr_overcommit_hugepages"), "4\n");
-    expect(await hugePagesProblem(host)).toBe("");
+    expect(await hugePagesOf(host)).toEqual({ mebibytes: 2, problem: "" });
   } finally {
     await execute(["umount", mountPoint], { signal });
     await rm(root, { recursive: true, force: true });

@@ -5,7 +5,7 @@ import { promisify } from "node:util";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import type { Host } from "../host.ts";
 import type { Architecture } from "./installation.ts";
-import { neededControllers, type VmFacts } from "./node.ts";
+import { type HugePages, neededControllers, type VmFacts } from "./node.ts";
 
 /** The probe ends itself after five seconds, unless the kernel does not let it. */
 const probeDeadlineMs = 8_000;
@@ -17,18 +17,18 @@ export async function vmFacts(host: Host, probe: string): Promise<VmFacts> {
       (file) => file.close().then(() => true),
       () => false,
     );
-  const [kvm, vhostVsock, vhostNet, missingControllers, nested, noHugePages] = await Promise.all([
+  const [kvm, vhostVsock, vhostNet, missingControllers, nested, hugePages] = await Promise.all([
     bootGuest(probe, host.at("/dev/kvm")),
     opens("/dev/vhost-vsock"),
     opens("/dev/vhost-net"),
     missing(host),
     isGuest(host),
-    hugePagesProblem(host),
+    hugePagesOf(host),
   ]);
   const arch: Architecture = process.arch === "arm64" ? "arm64" : "amd64";
   // A path of the node may lead through its own symbolic links: /opt/kata is one where it came by an installer.
   const has = (path: string): boolean => existsSync(host.at(host.real(path)));
-  return { arch, kvm, vhostVsock, vhostNet, nested, noHugePages, missingControllers, has };
+  return { arch, kvm, vhostVsock, vhostNet, nested, hugePages, missingControllers, has };
 }
 
 /** Boots the smallest guest there is on a KVM device; `why` says what came of it instead. */
@@ -56,11 +56,13 @@ async function isGuest(host: Host): Promise<boolean> {
 /** HUGETLBFS_MAGIC of linux/magic.h. */
 const hugetlbfs = 0x958458f6;
 
-/** Why hypervisors find no huge pages in /dev/hugepages, where Kata looks for them; "" where they do. Free or not is not asked. */
-export async function hugePagesProblem(host: Host): Promise<string> {
+export async function hugePagesOf(host: Host): Promise<HugePages> {
   const mounted = await statfs(host.at("/dev/hugepages")).catch(() => undefined);
   if (mounted?.type !== hugetlbfs)
-    return "no hugetlbfs is mounted at /dev/hugepages: start dev-hugepages.mount";
+    return {
+      mebibytes: 0,
+      problem: "no hugetlbfs is mounted at /dev/hugepages: start dev-hugepages.mount",
+    };
   const size = mounted.bsize / 1024;
   const pool = `/sys/kernel/mm/hugepages/hugepages-${size}kB`;
   const counts = await Promise.all(
@@ -68,9 +70,11 @@ export async function hugePagesProblem(host: Host): Promise<string> {
       readFile(host.at(`${pool}/${name}`), "utf8").then(Number, () => 0),
     ),
   );
-  return counts.some((count) => count > 0)
-    ? ""
-    : `no huge pages of ${size} KiB are set aside: see sysctl vm.nr_hugepages`;
+  const some = counts.some((count) => count > 0);
+  return {
+    mebibytes: size / 1024,
+    problem: some ? "" : `no huge pages of ${size} KiB are set aside: see sysctl vm.nr_hugepages`,
+  };
 }
 
 async function missing(host: Host): Promise<string[]> {

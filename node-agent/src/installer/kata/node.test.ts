@@ -8,7 +8,7 @@ const able: VmFacts = {
   vhostVsock: true,
   vhostNet: true,
   nested: false,
-  noHugePages: "",
+  hugePages: { mebibytes: 2, problem: "" },
   missingControllers: [],
   has: () => true,
 };
@@ -37,9 +37,15 @@ test.each<[string, Partial<VmFacts>, object, string]>([
   ],
   [
     "huge pages that are not there are told to who wants them",
-    { noHugePages: "no hugetlbfs is mounted at /dev/hugepages" },
+    { hugePages: { mebibytes: 0, problem: "no hugetlbfs is mounted at /dev/hugepages" } },
     { shim: "go", hugepages: true },
     "the profile wants huge pages, and no hugetlbfs is mounted at /dev/hugepages",
+  ],
+  [
+    "huge pages of another size than the profile's are told with both",
+    { hugePages: { mebibytes: 1024, problem: "" } },
+    { shim: "go", hugepages: true },
+    "the profile wants huge pages, and those in /dev/hugepages are of 1024 MiB, not of 2: see handler.kata.hugepageSize",
   ],
   ["QEMU needs vhost-vsock", { vhostVsock: false }, {}, "/dev/vhost-vsock is not there"],
   [
@@ -65,7 +71,12 @@ test.each<[string, Partial<VmFacts>, object, string]>([
 });
 
 test("the others reach the guest without vhost-vsock, and QEMU serves the network itself without vhost-net", () => {
-  const without = { ...able, vhostVsock: false, vhostNet: false, noHugePages: "none" };
+  const without = {
+    ...able,
+    vhostVsock: false,
+    vhostNet: false,
+    hugePages: { mebibytes: 0, problem: "none" },
+  };
   for (const hypervisor of ["cloud-hypervisor", "dragonball", "firecracker"])
     expect(noVm(profile({ hypervisor }), "/opt/kata", without)).toBeUndefined();
   expect(noVm(profile({}), "/opt/kata", { ...able, vhostNet: false })).toBeUndefined();

@@ -4,6 +4,14 @@ import { type Architecture, installationOf, neededFiles } from "./installation.t
 
 /** What a node can do about virtual machines, and why it cannot serve a profile of one. Pure. */
 
+/** What hypervisors find in /dev/hugepages. */
+export type HugePages = {
+  /** 0 where none is mounted. */
+  mebibytes: number;
+  /** Why no guest can have any here; "" where it can. Free or not is not asked. */
+  problem: string;
+};
+
 export type VmFacts = {
   arch: Architecture;
   /** `why`: what KVM said when a guest was to be booted; "" where one was. */
@@ -13,8 +21,7 @@ export type VmFacts = {
   vhostNet: boolean;
   /** The node is a virtual machine itself: its guests are guests of a guest. */
   nested: boolean;
-  /** Why no guest can have huge pages here; "" where it can. */
-  noHugePages: string;
+  hugePages: HugePages;
   /** Of cgroup v2, those that the kernel does not offer at the root; empty under v1. */
   missingControllers: readonly string[];
   /** Whether a file is on the node. */
@@ -45,8 +52,8 @@ export function noVm(
       "/dev/vhost-vsock is not there, by which QEMU reaches the guest: load the module vhost_vsock",
     );
   // Without the mount Kata's Go shim gives the guest ordinary pages, without a word. What Dragonball needs was not seen.
-  if (vm.hugepages && vm.hypervisor !== "dragonball" && facts.noHugePages !== "")
-    reasons.push(`the profile wants huge pages, and ${facts.noHugePages}`);
+  const noPages = vm.hypervisor === "dragonball" ? "" : noHugePages(vm.hugepageMiB, facts.hugePages);
+  if (noPages !== "") reasons.push(`the profile wants huge pages, and ${noPages}`);
   if (facts.missingControllers.length > 0)
     reasons.push(
       `cgroup v2 has no controller ${facts.missingControllers.join(", ")} here, and Kata wants it`,
@@ -61,3 +68,10 @@ export function noVm(
   }
   return reasons.length === 0 ? undefined : reasons.join("; ");
 }
+
+/** `wanted`: size in MiB, if any. */
+const noHugePages = (wanted: number | undefined, { mebibytes, problem }: HugePages): string => {
+  if (wanted === undefined) return "";
+  if (mebibytes === 0 || mebibytes === wanted) return problem;
+  return `those in /dev/hugepages are of ${mebibytes} MiB, not of ${wanted}: see handler.kata.hugepageSize`;
+};

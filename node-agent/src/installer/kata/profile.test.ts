@@ -18,3 +18,8 @@ test.each<[object, boolean]>([
 ])("a shim is asked for metrics only where the question does not end it: %o %s", (kata, metrics) => {
   expect(handlerOf(kata)).toMatchObject({ kata: { metrics } });
 });
+
+test("the runtime is told of huge pages, for it sizes machines of pods with limits", () => {
+  expect(handlerOf({ shim: "go", hugepages: true })).toMatchObject({ kata: { hugepageMiB: 2 } });
+  expect(handlerOf({ shim: "go" })).not.toHaveProperty("kata.hugepageMiB");
+});

@@ -35,7 +35,10 @@ export function vmFiles(
       optionsTypeUrl: "io.containerd.kata.v2.options",
       configPath: path,
       wall: "vm",
-      kata: { runtime: vm.shim, rootfs: vm.rootfs, diskMiB: vm.diskMiB, metrics: servesMetrics(vm) },
+      kata: {
+        ...{ runtime: vm.shim, rootfs: vm.rootfs, diskMiB: vm.diskMiB, metrics: servesMetrics(vm) },
+        ...(vm.hugepageMiB === undefined ? {} : { hugepageMiB: vm.hugepageMiB }),
+      },
       allowedAnnotations: vm.enableAnnotations.map((each) => `io.katacontainers.config.hypervisor.${each}`),
       // The sandbox's create boots the guest and makes a container in it; what Kata itself does is beside that.
       deadlines: { create: boot + createContainer + 30, start: createContainer, stop },

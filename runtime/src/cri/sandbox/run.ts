@@ -201,6 +201,7 @@ const build = async (
     pid: own.pid === "host" ? "host" : "own",
     process: handler.kind === "shim" || own.pid === "pod",
     allowedAnnotations: handlerConfig.allowedAnnotations,
+    hugepageMiB: handlerConfig.kind === "shim" ? handlerConfig.kata?.hugepageMiB : undefined,
     host: runtime.host,
   });
   const disk =
