@@ -89,6 +89,14 @@ const ShimHandler = z
         rootfs: z.enum(["virtio-fs", "block"]),
         /** Size of such a disk. */
         diskMiB: z.int().min(64).default(1024),
+        /**
+         * What it is told for the limit that a pod has not, of one that has the other. Left out: such a pod gets what it
+         * would without limits.
+         */
+        withoutLimit: z
+          .object({ vcpus: z.number().min(0), memoryMiB: z.int().min(0) })
+          .strict()
+          .optional(),
         /** Size of the huge pages that the guest's memory is made of; left out: it is of ordinary ones. */
         hugepageMiB: z.int().min(1).optional(),
         /** Whether the shim may be asked for metrics: some end themselves, and the pod with them, when they are. */

@@ -1,5 +1,7 @@
+import { create } from "@bufbuild/protobuf";
+import { PodSandboxConfigSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { describe, expect, test } from "vitest";
-import { passedAnnotations, requireAllowed } from "./annotations.ts";
+import { passedAnnotations, requireAllowed, sandboxAnnotations } from "./annotations.ts";
 
 const gvisor = { name: "sandboxed", allowedAnnotations: ["dev.gvisor.flag.debug"], runsc: {} };
 
@@ -36,5 +38,37 @@ describe("under gVisor an annotation that would change the sandbox", () => {
   test("says nothing to another kind of handler", () => {
     const runc = { name: "runc", allowedAnnotations: [] };
     expect(() => requireAllowed(runc, { "dev.gvisor.flag.network": "host" })).not.toThrow();
+  });
+});
+
+describe("a pod's machine", () => {
+  const sized = (resources: object, machine: Parameters<typeof sandboxAnnotations>[2]) => {
+    const annotations = sandboxAnnotations(
+      "id",
+      create(PodSandboxConfigSchema, { linux: { resources } }),
+      machine,
+    );
+    return ["memory", "cpu-period", "cpu-quota"].map(
+      (name) => annotations[`io.kubernetes.cri.sandbox-${name}`],
+    );
+  };
+  const cpu = { cpuPeriod: 50_000n, cpuQuota: 25_000n };
+  const memory = { memoryLimitInBytes: BigInt(257 << 20) };
+  const withoutLimit = { vcpus: 1.8, memoryMiB: 480 };
+
+  test.each<[string, object, Parameters<typeof sandboxAnnotations>[2], string[]]>([
+    ["is its limits", { ...memory, ...cpu }, { withoutLimit }, ["269484032", "50000", "25000"]],
+    ["is in whole huge pages", memory, { hugepageMiB: 2 }, ["270532608", "0", "0"]],
+    ["has the profile's memory beside a CPU limit", cpu, { withoutLimit }, ["503316480", "50000", "25000"]],
+    [
+      "has the profile's vCPUs beside a memory limit",
+      memory,
+      { withoutLimit },
+      ["269484032", "100000", "180000"],
+    ],
+    ["is the profile's without limits", {}, { withoutLimit, hugepageMiB: 2 }, ["0", "0", "0"]],
+    ["is left to a runtime that adds", cpu, {}, ["0", "50000", "25000"]],
+  ])("%s", (_title, resources, machine, expected) => {
+    expect(sized(resources, machine)).toEqual(expected);
   });
 });

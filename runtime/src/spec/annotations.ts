@@ -1,4 +1,4 @@
-import type { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
+import type { HandlerConfig, ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import type { ContainerConfig, PodSandboxConfig } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 
@@ -66,26 +66,40 @@ const podAnnotations = (podId: string, pod: PodSandboxConfig): Record<string, st
   };
 };
 
-/** A machine that is made of huge pages is made of whole ones, or its hypervisor ends. */
-const wholePages = (bytes: bigint, hugepageMiB: number): bigint => {
-  const page = BigInt(hugepageMiB) << 20n;
-  return ((bytes + page - 1n) / page) * page;
+/** What Kata is to be told of a pod's size. */
+type Machine = Pick<NonNullable<ShimHandlerConfig["kata"]>, "hugepageMiB" | "withoutLimit">;
+
+const cpuPeriod = 100_000;
+
+/** The limits of a pod as its virtual machine is to be made for them. */
+const sizeOf = (pod: PodSandboxConfig, { hugepageMiB, withoutLimit }: Machine): Record<string, string> => {
+  const { memoryLimitInBytes: memory = 0n, cpuQuota = 0n } = pod.linux?.resources ?? {};
+  const page = BigInt(hugepageMiB ?? 0) << 20n;
+  const size: Record<string, string> = {};
+  // A machine that is made of huge pages is made of whole ones, or its hypervisor ends.
+  if (memory > 0n && page > 0n)
+    size[`${prefix}.sandbox-memory`] = String(((memory + page - 1n) / page) * page);
+  if (withoutLimit && memory <= 0n && cpuQuota > 0n)
+    size[`${prefix}.sandbox-memory`] = String(withoutLimit.memoryMiB * 2 ** 20);
+  if (withoutLimit && memory > 0n && cpuQuota <= 0n) {
+    size[`${prefix}.sandbox-cpu-period`] = String(cpuPeriod);
+    size[`${prefix}.sandbox-cpu-quota`] = String(Math.round(withoutLimit.vcpus * cpuPeriod));
+  }
+  return size;
 };
 
-/** What containerd's shims (gVisor, Kata) read to group containers into pods. On every sandbox's spec. */
+/**
+ * What containerd's shims (gVisor, Kata) read to group containers into pods. On every sandbox's spec. `machine`: where
+ * the shim is Kata's.
+ */
 export const sandboxAnnotations = (
   podId: string,
   pod: PodSandboxConfig,
-  hugepageMiB?: number,
+  machine: Machine = {},
 ): Record<string, string> => ({
   ...podAnnotations(podId, pod),
+  ...sizeOf(pod, machine),
   [`${prefix}.container-type`]: "sandbox",
-  ...(hugepageMiB !== undefined &&
-    pod.linux?.resources && {
-      [`${prefix}.sandbox-memory`]: String(
-        wholePages(pod.linux.resources.memoryLimitInBytes, hugepageMiB),
-      ),
-    }),
 });
 
 /** The same on every container's spec. */

@@ -1,3 +1,4 @@
+import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import type { PodSandboxConfig } from "@bulkhead/lib/gen/cri_pb.js";
 import type { Namespaces } from "../handler/handler.ts";
 import { passedAnnotations, sandboxAnnotations } from "./annotations.ts";
@@ -29,8 +30,8 @@ export const holderSpec = (input: {
   /** Without a process nothing has to be held: the pod is namespaces and a cgroup. */
   process: boolean;
   allowedAnnotations: readonly string[];
-  /** Of a virtual machine that is made of huge pages, their size. */
-  hugepageMiB?: number | undefined;
+  /** Where the shim is Kata's. */
+  kata?: ShimHandlerConfig["kata"];
   /** What we ask of the sandbox ourselves. */
   hints?: Readonly<Record<string, string>>;
   host: HostFacts;
@@ -61,7 +62,7 @@ export const holderSpec = (input: {
     annotations: {
       ...input.hints,
       ...passedAnnotations(input.allowedAnnotations, config.annotations),
-      ...sandboxAnnotations(input.id, config, input.hugepageMiB),
+      ...sandboxAnnotations(input.id, config, input.kata),
     },
     linux: {
       namespaces: namespacesOf(input.namespaces, { use: input.pid }, host.cgroup, privileged),

@@ -72,7 +72,10 @@ const machine = (vm: VmSettings, files: Installation, { arch }: NodeOfVm): Table
   // A tenant is not to start machines of its own: the node's KVM would have more to get wrong. The older runtime has no
   // such key, and on arm64 the hypervisor cannot.
   if (vm.hypervisor === "cloud-hypervisor")
-    return { ...path, ...(vm.shim === "rust" && arch === "amd64" && { disable_nested_virtualization: true }) };
+    return {
+      ...path,
+      ...(vm.shim === "rust" && arch === "amd64" && { disable_nested_virtualization: true }),
+    };
   return {
     ...path,
     machine_type: arch === "amd64" ? "q35" : "virt",
@@ -111,16 +114,20 @@ const size = (vm: VmSettings): Table => ({
   default_bridges: vm.hypervisor === "dragonball" ? 0 : 1,
 });
 
-const rustSize = (vm: VmSettings): Table =>
-  vm.hypervisor === "firecracker"
-    ? // For this hypervisor alone Kata fills nothing in, and refuses none.
-      { memory_slots: 10 }
-    : {
-        overhead_vcpus: 0.2,
-        // What the guest itself needs, beyond the pod's limits. The older runtime adds the limits to default_memory, and
-        // so it is with huge pages: of them the RuntimeClass declares what every machine takes.
-        overhead_memory: vm.hugepageMiB === undefined ? 32 : vm.memoryMiB,
-      };
+const rustSize = (vm: VmSettings): Table => {
+  // For this hypervisor alone Kata fills nothing in, and refuses none.
+  if (vm.hypervisor === "firecracker") return { memory_slots: 10 };
+  const { vcpus, memoryMiB } = limitsOverhead(vm);
+  return { overhead_vcpus: vcpus, overhead_memory: memoryMiB };
+};
+
+/** What runtime-rs adds to a pod's limits for the guest itself. */
+export const limitsOverhead = (vm: VmSettings): { vcpus: number; memoryMiB: number } => {
+  if (vm.hypervisor === "firecracker") return { vcpus: 0, memoryMiB: 0 };
+  // The older runtime adds the limits to default_memory, and so it is with huge pages: of them the RuntimeClass declares
+  // what every machine takes.
+  return { vcpus: 0.2, memoryMiB: vm.hugepageMiB === undefined ? 32 : vm.memoryMiB };
+};
 
 const sharing = (vm: VmSettings, files: Installation): Table => {
   if (vm.hypervisor === "firecracker") return {};

@@ -23,3 +23,16 @@ test("the runtime is told of huge pages, for it sizes machines of pods with limi
   expect(handlerOf({ shim: "go", hugepages: true })).toMatchObject({ kata: { hugepageMiB: 2 } });
   expect(handlerOf({ shim: "go" })).not.toHaveProperty("kata.hugepageMiB");
 });
+
+test("a pod with one limit has the profile's machine in the other: runtime-rs is told so, the older runtime adds", () => {
+  expect(handlerOf({ vcpus: 4 })).toMatchObject({
+    kata: { withoutLimit: { vcpus: 3.8, memoryMiB: 2016 } },
+  });
+  expect(handlerOf({ hypervisor: "firecracker", memory: "512Mi" })).toMatchObject({
+    kata: { withoutLimit: { vcpus: 1, memoryMiB: 512 } },
+  });
+  expect(handlerOf({ hypervisor: "dragonball", hugepages: true })).toMatchObject({
+    kata: { withoutLimit: { memoryMiB: 0 } },
+  });
+  expect(handlerOf({ shim: "go" })).not.toHaveProperty("kata.withoutLimit");
+});

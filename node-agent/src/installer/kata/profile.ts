@@ -2,7 +2,7 @@ import type { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { type VmSettings, vmSettings } from "@bulkhead/lib/api/kata.ts";
 import type { DesiredProfile } from "@bulkhead/lib/api/node-runtime.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { kataConfiguration, type NodeOfVm } from "./configuration.ts";
+import { kataConfiguration, limitsOverhead, type NodeOfVm } from "./configuration.ts";
 import { installationOf } from "./installation.ts";
 
 /** What makes a profile's virtual machine on a node: Kata's configuration and the runtime's handler. Pure. */
@@ -38,6 +38,7 @@ export function vmFiles(
       kata: {
         ...{ runtime: vm.shim, rootfs: vm.rootfs, diskMiB: vm.diskMiB, metrics: servesMetrics(vm) },
         ...(vm.hugepageMiB === undefined ? {} : { hugepageMiB: vm.hugepageMiB }),
+        ...(vm.shim === "rust" ? { withoutLimit: withoutLimit(vm) } : {}),
       },
       allowedAnnotations: vm.enableAnnotations.map((each) => `io.katacontainers.config.hypervisor.${each}`),
       // The sandbox's create boots the guest and makes a container in it; what Kata itself does is beside that.
@@ -46,6 +47,15 @@ export function vmFiles(
     },
   };
 }
+
+/**
+ * A pod with a limit of one kind alone has the profile's machine in the other. runtime-rs takes both together: of a pod
+ * with a CPU limit and none of memory it would make a machine of 32 MiB, which boots nothing.
+ */
+const withoutLimit = (vm: VmSettings): { vcpus: number; memoryMiB: number } => {
+  const overhead = limitsOverhead(vm);
+  return { vcpus: vm.vcpus - overhead.vcpus, memoryMiB: Math.max(0, vm.memoryMiB - overhead.memoryMiB) };
+};
 
 /**
  * Of QEMU and Firecracker runtime-rs knows no metrics, and as of 4.1 its handler of that question is a panic that ends

@@ -201,7 +201,7 @@ const build = async (
     pid: own.pid === "host" ? "host" : "own",
     process: handler.kind === "shim" || own.pid === "pod",
     allowedAnnotations: handlerConfig.allowedAnnotations,
-    hugepageMiB: handlerConfig.kind === "shim" ? handlerConfig.kata?.hugepageMiB : undefined,
+    kata: handlerConfig.kind === "shim" ? handlerConfig.kata : undefined,
     host: runtime.host,
   });
   const disk =
