@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
 import { type UserConfig, userConfig } from "@bulkhead/lib/kube/config.ts";
-import { leases } from "@bulkhead/lib/kube/lease.ts";
+import { leases, operatorLease } from "@bulkhead/lib/kube/lease.ts";
 import { nodeRuntimes, runtimeClasses, runtimeProfiles } from "@bulkhead/lib/kube/resources.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { detailView, statusView } from "@bulkhead/lib/view/profile.ts";
@@ -161,7 +161,7 @@ program
         const namespace = await home(client);
         const [seen, lease] = await Promise.all([
           look(client).then(async (all) => ({ ...all, nodeRuntimes: await heard(client, all.nodeRuntimes) })),
-          orNothing(client.get(leases, "bulkhead-operator", { namespace })),
+          orNothing(client.get(leases, operatorLease, { namespace })),
         ]);
         const examined = { ...seen, namespace, ...(lease ? { lease } : {}), staleAfterMs: staleAfter * 1000 };
         findings = diagnose(examined, node);

@@ -21,6 +21,9 @@ export const leases: Resource<Lease> = {
   namespaced: true,
 };
 
+/** The Lease, in Bulkhead's namespace, of the operator that works; the chart's roles name it, too. */
+export const operatorLease = "bulkhead-operator";
+
 /** A time as both clocks tell it. */
 type Moment = { wall: number; steady: number };
 

@@ -2,7 +2,7 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { expect, test } from "vitest";
 import { check } from "./check.ts";
 
-const lease = { namespace: "bulkhead-system", name: "bulkhead-operator" };
+const namespace = "bulkhead-system";
 const clockFrom = () => {
   let now = 0;
   const sleep = async (ms: number): Promise<void> => {
@@ -17,14 +17,14 @@ const cluster = (clock: { now(): number }, at: (seconds: number) => object | und
     get: async () => {
       const spec = at(clock.now() / 1000);
       if (!spec) throw new RuntimeError("not-found", "no lease");
-      return { metadata: { name: lease.name }, spec };
+      return { metadata: { name: "bulkhead-operator" }, spec };
     },
   }) as never;
 
 test("is content when the Lease is renewed while it looks", async () => {
   const clock = clockFrom();
   const at = (seconds: number) => ({ holderIdentity: "a", renewTime: String(Math.floor(seconds / 4)) });
-  expect(await check(cluster(clock, at), lease, { clock })).toEqual({ profiles: 2, holder: "a" });
+  expect(await check(cluster(clock, at), namespace, { clock })).toEqual({ profiles: 2, holder: "a" });
 });
 
 test.each<[string, object | undefined, RegExp]>([
@@ -40,7 +40,7 @@ test.each<[string, object | undefined, RegExp]>([
   await expect(
     check(
       cluster(clock, () => spec),
-      lease,
+      namespace,
       { clock },
     ),
   ).rejects.toThrow(message);
@@ -52,5 +52,5 @@ test("says so where the definitions are missing", async () => {
       throw new RuntimeError("not-found", "no such resource");
     },
   } as never;
-  await expect(check(client, lease)).rejects.toThrow("apply the chart's crds/");
+  await expect(check(client, namespace)).rejects.toThrow("apply the chart's crds/");
 });

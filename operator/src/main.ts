@@ -6,7 +6,7 @@ import { completion, shells } from "@bulkhead/lib/cli/completion.ts";
 import { type Client, createClient } from "@bulkhead/lib/kube/client.ts";
 import { loadConfig } from "@bulkhead/lib/kube/config.ts";
 import { createRecorder } from "@bulkhead/lib/kube/events.ts";
-import { runAsLeader } from "@bulkhead/lib/kube/lease.ts";
+import { operatorLease, runAsLeader } from "@bulkhead/lib/kube/lease.ts";
 import { clientMetrics, leaderMetric } from "@bulkhead/lib/kube/metrics.ts";
 import { pods } from "@bulkhead/lib/kube/resources.ts";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
@@ -34,8 +34,6 @@ type RunFlags = {
   staleAfter: number;
   logLevel: string;
 } & TracingFlags;
-
-const leaseName = "bulkhead-operator";
 
 /** The namespace of the pod's service account. */
 const ownNamespace = (): string => {
@@ -94,7 +92,7 @@ const run = async (flags: RunFlags): Promise<void> => {
     // A standby, and a leader that was stopped past its lease, write nothing.
     guard: () => {
       if (isOurs()) return;
-      throw new RuntimeError("failed-precondition", `Cannot write: Lease "${leaseName}" is not held`);
+      throw new RuntimeError("failed-precondition", `Cannot write: Lease "${operatorLease}" is not held`);
     },
   });
   undo.defer(() => client.close());
@@ -124,7 +122,7 @@ const run = async (flags: RunFlags): Promise<void> => {
   );
 
   const watching = controller.watch(stop.signal);
-  const leads = leaderMetric(registry, leaseName);
+  const leads = leaderMetric(registry, operatorLease);
   if (flags.leaderElect) {
     const { namespace } = flags;
     // Connections of its own: a renewal must not wait behind thousands of writes.
@@ -134,7 +132,7 @@ const run = async (flags: RunFlags): Promise<void> => {
       {
         client: renewing,
         namespace,
-        name: leaseName,
+        name: operatorLease,
         identity: instance,
         log,
         onChange: leads,
@@ -217,7 +215,7 @@ program
       userAgent: `bulkhead-operator/${manifest.version}`,
     });
     try {
-      const { profiles, holder } = await check(client, { namespace: flags.namespace, name: leaseName });
+      const { profiles, holder } = await check(client, flags.namespace);
       process.stdout.write(`The operator works (${holder}); ${profiles} RuntimeProfiles.\n`);
     } catch (error) {
       process.stderr.write(`bulkhead-operator: ${messageOf(error)}\n`);

@@ -118,6 +118,7 @@ describe("A service account of the chart has these rights and no others:", () =>
       "validatingadmissionpolicybindings.admissionregistration.k8s.io": made,
     },
     "bulkhead-uninstall": {
+      "leases.coordination.k8s.io [bulkhead-operator]": "get",
       "noderuntimes.bulkhead.dev": "list",
       pods: "list",
       "runtimeprofiles.bulkhead.dev": "delete list",

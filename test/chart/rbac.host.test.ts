@@ -197,7 +197,7 @@ describe("May do, and nothing else:", () => {
     ["bulkhead-operator", "kube-system", operator],
     ["bulkhead-test", home, [...tests, "leases.coordination.k8s.io (bulkhead-operator): get"]],
     ["bulkhead-test", "kube-system", tests],
-    ["bulkhead-uninstall", home, uninstall],
+    ["bulkhead-uninstall", home, [...uninstall, "leases.coordination.k8s.io (bulkhead-operator): get"]],
     ["bulkhead-uninstall", "kube-system", uninstall],
   ])("%s in %s", async (account, namespace, allowed) => {
     const everybody = await mayDo("nobody", namespace);

@@ -183,8 +183,25 @@ describe("Bulkhead leaves", () => {
     expect(await life.node.exec(["ls", "/etc/bulkhead/handlers.d"])).toBe("standard.yaml\n");
   });
 
-  test("a node that is byte for byte what it was, with its engine's pods as they were", async () => {
+  test("not without an operator, who alone lets a profile go: helm uninstall says so and marks nothing", async () => {
     await life.ns.remove("standard");
+    const operator = (...argv: string[]) => life.cluster.kubectl(["-n", namespace, ...argv]);
+    await operator("scale", "deployment", "bulkhead-operator", "--replicas=0");
+    try {
+      const pods = ["pods", "-l", "app.kubernetes.io/component=operator"];
+      await operator("wait", "--for=delete", ...pods, "--timeout=120s");
+      const { code, said } = await tryUninstall();
+      expect(code).not.toBe(0);
+      expect(said).toMatch(/Nothing was changed: Cannot see the operator work: .*bulkhead-operator/);
+      const { metadata } = await life.get<RuntimeProfile>("rtp", "standard");
+      expect(metadata.deletionTimestamp).toBeUndefined();
+    } finally {
+      await operator("scale", "deployment", "bulkhead-operator", "--replicas=1");
+      await operator("rollout", "status", "deployment/bulkhead-operator", "--timeout=180s");
+    }
+  });
+
+  test("a node that is byte for byte what it was, with its engine's pods as they were", async () => {
     const running = await life.lives();
     await life.uninstall();
     expect(await life.lives()).toEqual(running);

@@ -74,3 +74,7 @@ export function stillThere(profiles: RuntimeProfile[], nodes: NodeRuntime[]): st
 /** For whoever reads that it failed. */
 export const whatToDo =
   "end the pods and uninstall again; a node that is away: start it, or, where it is gone for good, delete its Node";
+
+/** The same where no operator works: what is deleted then stays, marked, for nobody takes its finalizer off. */
+export const startOperator =
+  "without it no profile that is deleted would ever go: start it (kubectl get deployment,pods in that namespace) and uninstall again";
