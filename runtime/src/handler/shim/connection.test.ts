@@ -15,6 +15,10 @@ test("a failure of runtime-rs is told as its causes, without the stack", () => {
       "Create: failed to handle message start sandbox in task handler: start vm: failed to open /dev/vhost-vsock, try to run modprobe vhost_vsock.: No such file or directory (os error 2)",
   });
   expect(told(String.raw`Others("one\n\nCaused by:\n    two")`).message).toBe("one: two");
+  const guestSilent = String.raw`Create: Others("start\n\nCaused by:\n    0: connect to address \"vsock://40\"\n    1: not in time, last_err=Some(cid: 40\n\n       Caused by:\n           ETIMEDOUT\n\n       Stack backtrace:\n          0: <unknown>)\n\nStack backtrace:\n   0: <unknown>")`;
+  expect(told(guestSilent).message).toBe(
+    'Create: start: connect to address "vsock://40": not in time, last_err=Some(cid: 40: ETIMEDOUT',
+  );
   expect(told("runc create failed").message).toBe("runc create failed");
 });
 

@@ -22,13 +22,27 @@ export type ShimConnection = {
   shimPid: number;
 };
 
-/** runtime-rs answers by the debug form of an error, its stack behind it: what is left is what went wrong, and why. */
-const plainWords = (message: string): string =>
-  message
-    .replace(/(\\n)+Stack backtrace:[\s\S]*$/, "")
-    .replace(/^([\s\S]*?)Others\("([\s\S]*?)("\))?$/, "$1$2")
-    .replace(/(\\n)+Caused by:\\n/g, "\\n")
-    .replace(/\\n\s*(\d+: )?/g, ": ");
+const debugForm = 'Others("';
+
+/**
+ * runtime-rs answers by the debug form of an error, its causes and stack behind it: what is left is what went wrong, and
+ * why. Words of a tenant's may stand in it at any length: no pattern here looks at a place twice.
+ */
+const plainWords = (message: string): string => {
+  const at = message.indexOf(debugForm);
+  if (at < 0) return message;
+  const lines = message
+    .slice(at + debugForm.length)
+    .split("\\n")
+    .map((line) => line.trim());
+  const stack = lines.indexOf("Stack backtrace:");
+  const said = (stack < 0 ? lines : lines.slice(0, stack))
+    .filter((line) => line !== "" && line !== "Caused by:")
+    .map((line) => line.replace(/^\d+: /, ""))
+    .join(": ")
+    .replaceAll('\\"', '"');
+  return message.slice(0, at) + (said.endsWith('")') ? said.slice(0, -2) : said);
+};
 
 /**
  * Kata's runtime-rs gives every failure the same code. By its words a task that is not there, or not there yet, is
