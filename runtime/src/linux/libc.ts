@@ -28,6 +28,7 @@ export const libc = {
   malloc_trim: lib.func("int malloc_trim(size_t)"),
   madvise: lib.func("int madvise(uintptr_t, size_t, int)"),
   tee: lib.func("intptr_t tee(int, int, size_t, uint)"),
+  splice: lib.func("intptr_t splice(int, void *, int, void *, size_t, uint)"),
   /** For calls younger than the oldest glibc we run on. */
   syscall: lib.func("long syscall(long, ...)"),
 };

@@ -278,6 +278,12 @@ export const createLinux = (): Linux => ({
     return check(libc.tee(fdIn, fdOut, length, SPLICE_F_NONBLOCK), "tee");
   },
 
+  splice(pipe, file, offset, length) {
+    const at = Buffer.alloc(8);
+    at.writeBigInt64LE(BigInt(offset));
+    return check(libc.splice(pipe, null, file, at, length, SPLICE_F_NONBLOCK), "splice");
+  },
+
   statfs(path) {
     const { type, bsize, blocks, bavail, files, ffree } = statfsSync(path, { bigint: true });
     return {

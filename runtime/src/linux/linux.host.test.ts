@@ -310,6 +310,18 @@ test("tee() copies what is in a pipe and leaves it there", () => {
   for (const fd of [fdA, fdB]) closeSync(fd);
 });
 
+test("splice() moves what is in a pipe to a place in a file", () => {
+  const [pipe, to] = [join(dir, "splice-pipe"), file("splice-file")];
+  linux.mkfifo(pipe, 0o600);
+  const [fdPipe, fdTo] = [openSync(pipe, "r+"), openSync(to, "w")];
+  writeFileSync(fdPipe, "moved and left");
+  expect(linux.splice(fdPipe, fdTo, 4, 5)).toBe(5);
+  expect(readFileSync(to, "latin1")).toBe("\0\0\0\0moved");
+  const buffer = Buffer.alloc(20);
+  expect(buffer.toString("utf8", 0, readSync(fdPipe, buffer))).toBe(" and left");
+  for (const fd of [fdPipe, fdTo]) closeSync(fd);
+});
+
 test("fsync() takes files and directories", async () => {
   await linux.fsync(dir);
   await linux.fsync(file("synced"));

@@ -47,6 +47,8 @@ export interface Linux {
   setSubreaper(): void;
   /** tee(2): copies up to `length` bytes between pipes without consuming them; 0 at end of file, EAGAIN when it would block. */
   tee(fdIn: number, fdOut: number, length: number): number;
+  /** splice(2): moves up to `length` bytes of a pipe into a file, at `offset`; EAGAIN when there are none. */
+  splice(pipe: number, file: number, offset: number, length: number): number;
   statfs(path: string): {
     type: number;
     blockSize: number;

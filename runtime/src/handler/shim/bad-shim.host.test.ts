@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { connectSocket } from "@bulkhead/lib/ttrpc/socket.ts";
@@ -362,3 +362,48 @@ const fillQueue = async (address: string): Promise<void> => {
     stack.defer(() => void socket.destroy());
   }
 };
+test("what a container writes is logged whole and once while its shim is stopped, over a restart of the daemon too", async () => {
+  const daemon = await openDaemon([]);
+  const pod = await daemon.runPod();
+  const file = `${host.dir}/${pod.id}`;
+  // Half a MiB in each of three parts.
+  const line = "x".repeat(57);
+  const part = `for i in $(seq 1 8192); do echo "$1 $i ${line}"; done`;
+  const ref = await run(daemon.handler, pod, [
+    "sh",
+    "-c",
+    `part() { until [ -e ${file}.$1 ]; do sleep 0.05; done; ${part}; }; part 1; part 2; part 3; exit 5`,
+  ]);
+  const lines = (path = ref.logPath) =>
+    readFileSync(path, "utf8")
+      .split("\n")
+      .map((each) => each.split(" ").slice(1, 5).join(" "));
+  const expected = (name: string) => Array.from({ length: 8192 }, (_, n) => `stdout F ${name} ${n + 1}`);
+  const shim = processesIn(daemon.bundle)[0]?.pid ?? 0;
+  process.kill(shim, "SIGSTOP");
+  writeFileSync(`${file}.1`, "");
+  await vi.waitFor(() => expect(lines().at(-2)).toBe("stdout F 1 8192"), 50_000);
+  await daemon[Symbol.asyncDispose]();
+  writeFileSync(`${file}.2`, "");
+  // Until its pipe is full.
+  await sleep(200);
+  await using next = await daemon.again();
+  const silent = { code: "deadline-exceeded" };
+  await expect(next.handler.recover(pod, [ref], signal())).rejects.toMatchObject(silent);
+  await vi.waitFor(() => expect(lines().at(-2)).toBe("stdout F 2 8192"), 50_000);
+  // kubelet rotates it meanwhile.
+  renameSync(ref.logPath, `${ref.logPath}.1`);
+  await next.handler.reopenLog(ref, signal());
+  await expect(next.handler.recover(pod, [ref], signal())).rejects.toMatchObject(silent);
+  writeFileSync(`${file}.3`, "");
+  await vi.waitFor(() => expect(lines().at(-2)).toBe("stdout F 3 8192"), 50_000);
+  process.kill(shim, "SIGCONT");
+  const { containers } = await vi.waitFor(() => next.handler.recover(pod, [ref], signal()), 50_000);
+  const now = containers.get(ref.id);
+  expect(now?.state === "exited" ? now.exit : await host.exitOf(ref.id)).toMatchObject({ code: 5 });
+  expect(lines(`${ref.logPath}.1`)).toEqual([...expected("1"), ...expected("2"), ""]);
+  expect(lines()).toEqual([...expected("3"), ""]);
+  await removeAll(next.handler, pod, [ref]);
+  expect(existsSync(`${ref.stateDir}/io`)).toBe(false);
+});
+

@@ -144,6 +144,7 @@ export async function removeContainer(shims: Shims, ref: ContainerRef, signal: A
     live?.input?.[Symbol.dispose]();
     live?.held?.[Symbol.dispose]();
   } else await shims.deleteLeftovers(ref.id, bundle, signal);
+  shims.early.close(ref.id);
   await shims.removeCgroup(ref.id, bundle);
   shims.killProcess(containerStateOf(ref).keeper);
   removeStdio(join(ref.stateDir, files.io));

@@ -2,6 +2,7 @@ import { closeSync, constants, fstatSync, ftruncateSync, mkdirSync, openSync, wr
 import { dirname } from "node:path";
 import { wallClock } from "@bulkhead/lib/std/wall-clock.ts";
 import { LineCutter, type LogStream, timestamp } from "../../logs/cri-log.ts";
+import type { LogPlace } from "./carrier.ts";
 
 const { O_WRONLY, O_APPEND, O_CREAT, O_NOFOLLOW } = constants;
 
@@ -24,13 +25,17 @@ export class LogFile {
     this.#fd = openLog(path);
   }
 
-  /** An unfinished line at the end is written as a part (tag P). */
-  write(stream: LogStream, chunk: Uint8Array): void {
+  /** An unfinished line at the end is written as a part (tag P). `before` is told where the lines are to stand. */
+  write(stream: LogStream, chunk: Uint8Array, before?: (place: LogPlace) => void): void {
     if (this.#fd === undefined) return;
     const time = timestamp(wallClock());
     const cutter = this.#cutters[stream];
     const lines = cutter.cut(Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength), time);
     const all = Buffer.concat([lines, cutter.flush(time)]);
+    if (before) {
+      const { ino: inode, size } = fstatSync(this.#fd);
+      before({ inode, size, length: all.length });
+    }
     let at = 0;
     try {
       while (at < all.length) at += writeSync(this.#fd, all, at);
@@ -38,6 +43,16 @@ export class LogFile {
       takeBack(this.#fd, all.subarray(0, at));
       throw error;
     }
+  }
+
+  /** Writes what another was about to write at `place`, unless it stands there. */
+  complete(stream: LogStream, chunk: Uint8Array, place: LogPlace): void {
+    if (this.#fd === undefined) return;
+    const { ino, size } = fstatSync(this.#fd);
+    if (ino === place.inode && size >= place.size + place.length) return;
+    // It was killed in the middle.
+    if (ino === place.inode && size > place.size) ftruncateSync(this.#fd, place.size);
+    this.write(stream, chunk);
   }
 
   /** A new file after a rotation; the old one gets nothing more. */

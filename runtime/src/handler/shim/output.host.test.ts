@@ -1,4 +1,4 @@
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import {
   closeSync,
   mkdirSync,
@@ -20,6 +20,8 @@ import { ContainerOutput, openCopyPipe } from "./output.ts";
 import { holdOpen, makeStdio, stdioPaths } from "./stdio.ts";
 
 const linux = createLinux();
+const runtime = join(import.meta.dirname, "../..");
+type Moment = "before" | "noted" | "taken" | "torn" | "written";
 let dir: string;
 beforeEach(() => {
   dir = mkdtempSync(join(tmpdir(), "bh-shim-output-"));
@@ -45,26 +47,69 @@ const setUp = (log: LogFile | undefined) => {
   return { stdio, output, writer, failures, [Symbol.dispose]: () => stack.dispose() };
 };
 
-test("a line is still in the pipe while the log takes it, so that being killed there loses nothing", async () => {
-  const seen: string[] = [];
-  const log = new (class extends LogFile {
-    override write(stream: "stdout" | "stderr", chunk: Uint8Array) {
-      super.write(stream, chunk);
-      const reader = openSync(join(dir, "io/stdout"), 0o4000);
-      using copy = openCopyPipe(join(dir, "host"), linux);
-      seen.push(`${Buffer.from(chunk)}|${linux.tee(reader, copy.fd, 65536)}`);
-      closeSync(reader);
-    }
-  })(join(dir, "log"));
-  using pump = setUp(log);
-  writeSync(pump.writer, "whole\nhalf");
-  while (seen.length === 0) await sleep(5);
-  expect(seen).toEqual(["whole\n|10"]);
-  writeSync(pump.writer, " line\n");
-  while (seen.length === 1) await sleep(5);
-  expect(seen[1]).toBe("half line\n|10");
-  closeSync(pump.writer);
-  await pump.output.drained(AbortSignal.timeout(30_000));
+/** A daemon that kills itself at a moment of its first write to the log. */
+const dying = (moment: Moment): string => `
+import { appendFileSync } from "node:fs";
+import { createLinux } from "${runtime}/linux/linux-ffi.ts";
+import { createReadiness } from "${runtime}/linux/readiness.ts";
+import { LogFile } from "${runtime}/handler/shim/log-file.ts";
+import { ContainerOutput, openCopyPipe } from "${runtime}/handler/shim/output.ts";
+const die = (at) => at === "${moment}" && process.kill(process.pid, "SIGKILL");
+const linux = createLinux();
+class Log extends LogFile {
+  write(stream, chunk, before) {
+    die("before");
+    super.write(stream, chunk, (place) => {
+      before?.(place);
+      die("taken");
+      if ("${moment}" === "torn") appendFileSync("${dir}/log", "2026-01-01T00:00:00.000000000Z stdout F 1");
+      die("torn");
+    });
+    die("written");
+  }
+}
+const splice = (...args) => die("noted") || linux.splice(...args);
+new ContainerOutput(
+  { stdin: "", stdout: "${dir}/io/stdout", stderr: "" },
+  { tty: true, log: new Log("${dir}/log") },
+  { linux: { tee: linux.tee, splice }, readiness: createReadiness(), copyPipe: openCopyPipe("${dir}", linux) },
+).start();`;
+
+test("a daemon that is killed, at whatever moment, loses no line and leaves none twice", async () => {
+  using pump = setUp(undefined);
+  // As the keeper does when no daemon reads.
+  const keeper = openSync(pump.stdio.stdout, 0o4000);
+  pump.output.close();
+  const moments: Moment[] = [
+    "before",
+    "noted",
+    "taken",
+    "torn",
+    "written",
+    "taken",
+    "written",
+    "torn",
+    "before",
+  ];
+  const expected: string[] = [];
+  let written = "";
+  for (const [round, moment] of moments.entries()) {
+    const lines = Array.from({ length: 50 }, (_, n) => (n % 2 === 0 ? "the same" : `${round} ${n}`));
+    expected.push(...lines);
+    writeSync(pump.writer, lines.map((line) => `${line}\n`).join(""));
+    const args = ["--input-type=module", "-e", dying(moment)];
+    const { signal, stderr } = spawnSync(process.execPath, args, { timeout: 30_000 });
+    expect(signal, String(stderr)).toBe("SIGKILL");
+    if (moment === "written") written = readFileSync(join(dir, "log"), "utf8");
+  }
+  using last = setUp(new LogFile(join(dir, "log")));
+  for (const fd of [keeper, pump.writer, last.writer]) closeSync(fd);
+  await last.output.drained(AbortSignal.timeout(30_000));
+  const log = readFileSync(join(dir, "log"), "utf8");
+  // With its times: it was not written again.
+  expect(log.startsWith(written)).toBe(true);
+  const logged = log.trimEnd().split("\n");
+  expect(logged.map((line) => line.replace(/^\S+ stdout F /, ""))).toEqual(expected);
 });
 
 test("an attached client sees a prompt at once, once, and without a log", async () => {

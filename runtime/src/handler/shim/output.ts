@@ -5,6 +5,7 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Linux } from "../../linux/linux.ts";
 import type { Readiness } from "../../linux/readiness.ts";
 import type { LogStream } from "../../logs/cri-log.ts";
+import { Carrier } from "./carrier.ts";
 import type { LogFile } from "./log-file.ts";
 import { openReader } from "./stdio.ts";
 
@@ -14,8 +15,10 @@ const longestLine = 16 << 10;
 const partialAfterMs = 2_000;
 /** Room for one look; a pipe of default size has no more. */
 const room = 64 << 10;
-/** Looks in a row, before other work gets its turn. */
-const looks = 8;
+/** Looks at what is left when a container has ended: the largest pipe that there is. */
+const lastLooks = 16;
+/** How long all outputs together may take before other work gets its turn, in milliseconds. */
+const turnMs = 5;
 /** What an attached client may owe us, and for how long, before it is cut off. */
 const clientBuffer = 1 << 20;
 const clientPatienceMs = 10_000;
@@ -36,7 +39,7 @@ export function openCopyPipe(directory: string, linux: Pick<Linux, "mkfifo">): C
 }
 
 type OutputDeps = {
-  linux: Pick<Linux, "tee">;
+  linux: Pick<Linux, "tee" | "splice">;
   readiness: Readiness;
   copyPipe: CopyPipe;
   /** Called when the log could not take what was written: it is lost. */
@@ -45,18 +48,40 @@ type OutputDeps = {
 
 const isCode = (error: unknown, code: string) => (error as NodeJS.ErrnoException).code === code;
 
+/** Outputs that have more to say, first come, first served: however many write without end, other work comes in between. */
+const waiting = new Set<OutputPump>();
+let isScheduled = false;
+
+const wait = (pump: OutputPump): void => {
+  waiting.add(pump);
+  if (isScheduled) return;
+  isScheduled = true;
+  setImmediate(takeTurn);
+};
+
+const takeTurn = (): void => {
+  const until = performance.now() + turnMs;
+  for (const pump of waiting) {
+    waiting.delete(pump);
+    pump.run();
+    if (performance.now() > until) break;
+  }
+  isScheduled = waiting.size > 0;
+  if (isScheduled) setImmediate(takeTurn);
+};
+
 /**
  * Carries one output of a container from its FIFO into the log and to attached clients.
  *
- * A byte leaves the FIFO only after it is in the log file: tee(2) copies without consuming, the whole lines of the
- * copy are written, and then as many bytes are read away. A kill -9 in between repeats lines, it loses none. The
- * unfinished line stays in the FIFO.
+ * tee(2) copies without consuming; the whole lines of the copy are moved out of the FIFO by a {@link Carrier} and written.
+ * A kill -9 in between neither loses lines nor repeats them. The unfinished line stays in the FIFO.
  */
 class OutputPump {
   readonly ended: Promise<void>;
   readonly #fd: number;
   readonly #stream: LogStream;
   readonly #log: LogFile | undefined;
+  readonly #carrier: Carrier;
   readonly #deps: OutputDeps;
   readonly #unwatch: () => void;
   readonly #end = Promise.withResolvers<void>();
@@ -65,7 +90,6 @@ class OutputPump {
   #shown = 0;
   #hup = false;
   #closed = false;
-  #scheduled = false;
   #partial: NodeJS.Timeout | undefined;
   readonly #again = (): void => this.run();
 
@@ -81,6 +105,8 @@ class OutputPump {
     this.#log = log;
     this.#clients = clients;
     this.#deps = deps;
+    this.#carrier = new Carrier(`${path}.carried`, deps.linux);
+    this.#finishEarlier();
     this.ended = this.#end.promise;
     this.#unwatch = deps.readiness.watch(this.#fd, (hup) => {
       this.#hup ||= hup;
@@ -88,28 +114,38 @@ class OutputPump {
     });
   }
 
-  /** Takes what is there. */
-  run(flush = false): void {
-    for (let look = 0; look < looks; look++) {
-      if (this.#closed || this.#paused()) return;
-      const state = this.#look(flush);
-      if (state === "empty") return;
-      if (state === "ended") return this.close();
+  /** What a daemon that was killed had taken out of the FIFO comes first. */
+  #finishEarlier(): void {
+    try {
+      const left = this.#carrier.left();
+      if (left) this.#log?.complete(this.#stream, left.bytes, left.place);
+    } catch (error) {
+      this.#deps.logFailed(error);
     }
-    if (this.#scheduled) return;
-    this.#scheduled = true;
-    setImmediate(() => {
-      this.#scheduled = false;
-      this.run();
-    });
+    this.#carrier.drop();
+  }
+
+  /** Takes a piece of what is there, the rest when it is this output's turn again. */
+  run(flush = false): void {
+    if (this.#closed || waiting.has(this) || this.#paused()) return;
+    const state = this.#look(flush);
+    if (state === "ended") this.close();
+    if (state === "more") wait(this);
+  }
+
+  /** Takes what is there now, unfinished lines too. */
+  finish(): void {
+    for (let look = 0; look < lastLooks && !this.#closed; look++) if (this.#look(true) !== "more") return;
   }
 
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    waiting.delete(this);
     clearTimeout(this.#partial);
     this.#unwatch();
     closeSync(this.#fd);
+    this.#carrier.close();
     this.#end.resolve();
   }
 
@@ -140,13 +176,17 @@ class OutputPump {
     clearTimeout(this.#partial);
     if (whole < count) this.#partial = setTimeout(() => this.run(true), partialAfterMs).unref();
     if (whole === 0) return "empty";
+    let taken = 0;
     try {
-      this.#log?.write(this.#stream, seen.subarray(0, whole));
+      this.#log?.write(this.#stream, seen.subarray(0, whole), (place) => {
+        taken = this.#carrier.take(this.#fd, whole, place);
+      });
     } catch (error) {
       // Such as a full disk: the container must not stand still for its log.
       this.#deps.logFailed(error);
     }
-    for (let read = 0; read < whole; ) read += readSync(this.#fd, gone, 0, whole - read, null);
+    while (taken < whole) taken += readSync(this.#fd, gone, 0, whole - taken, null);
+    this.#carrier.drop();
     this.#shown -= whole;
     return "more";
   }
@@ -206,7 +246,7 @@ class Client {
 
 /** All output of one container. */
 export class ContainerOutput {
-  readonly #pumps: OutputPump[];
+  readonly #pumps: OutputPump[] = [];
   readonly #clients = new Set<Client>();
   readonly #log: LogFile | undefined;
   readonly #tty: boolean;
@@ -218,9 +258,14 @@ export class ContainerOutput {
   ) {
     this.#log = options.log;
     this.#tty = options.tty;
-    this.#pumps = (["stdout", "stderr"] as const)
-      .filter((stream) => stdio[stream] !== "")
-      .map((stream) => new OutputPump(stdio[stream], stream, options.log, this.#clients, deps));
+    try {
+      for (const stream of ["stdout", "stderr"] as const)
+        if (stdio[stream] !== "")
+          this.#pumps.push(new OutputPump(stdio[stream], stream, options.log, this.#clients, deps));
+    } catch (error) {
+      this.close();
+      throw error;
+    }
   }
 
   /** Takes what stood in the FIFOs before anybody watched. */
@@ -238,7 +283,7 @@ export class ContainerOutput {
     await Promise.race([all, stop.promise]);
     signal.removeEventListener("abort", abort);
     // A process that outlived the container may hold the pipe and leave half a line in it.
-    for (const pump of this.#pumps) pump.run(true);
+    for (const pump of this.#pumps) pump.finish();
   }
 
   attach(): { stdout: Readable; stderr?: Readable; detach: () => void } {

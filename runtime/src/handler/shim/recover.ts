@@ -4,6 +4,7 @@ import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
 import { hasCode } from "@bulkhead/lib/std/errors.ts";
 import type { ContainerRef, Exit, Recovered, SandboxRef } from "../handler.ts";
 import { bundleOf } from "./bundle.ts";
+import type { EarlyOutput } from "./early-outputs.ts";
 import { files, readExit, readMemory, writeExit } from "./files.ts";
 import { follow } from "./follow.ts";
 import type { ShimPod } from "./pod.ts";
@@ -18,16 +19,28 @@ type Found = Exit | "created" | "running" | "unknown";
 
 /**
  * Takes a pod and its containers up again after a restart of the daemon, or finds out how they ended. A shim that lives
- * and does not answer is left as it is ({@link Shims.takeUp}), or, with `end`, ended.
+ * and does not answer is left as it is ({@link Shims.takeUp}), or, with `end`, ended. What the containers write is read
+ * meanwhile, and on where that fails.
  */
-export const recoverPod = (
+export const recoverPod = async (
   shims: Shims,
   ref: SandboxRef,
   containers: ContainerRef[],
   signal: AbortSignal,
   end = false,
-): Promise<Recovered> =>
-  shims.takeUp(ref, end, signal, (pod) => recoverWith(shims, ref, pod, containers, signal));
+): Promise<Recovered> => {
+  const readAll = () => {
+    for (const container of containers) shims.early.read(container);
+  };
+  readAll();
+  try {
+    return await shims.takeUp(ref, end, signal, (pod) => recoverWith(shims, ref, pod, containers, signal));
+  } catch (error) {
+    // Those that had been handed over already.
+    readAll();
+    throw error;
+  }
+};
 
 const recoverWith = async (
   shims: Shims,
@@ -43,7 +56,8 @@ const recoverWith = async (
     if (exit === "created" || exit === "running") found.set(container.id, { state: exit });
     else if (exit === "unknown") found.set(container.id, { state: "unknown" });
     else found.set(container.id, { state: "exited", exit });
-    if (existsSync(join(container.stateDir, files.io))) await takeUp(shims, pod, container, exit);
+    const early = shims.early.take(container.id);
+    if (early) await takeUp(shims, pod, container, exit, early);
   }
   if (!pod) {
     await shims.deleteLeftovers(ref.id, bundleOf(ref.stateDir, ref.id), signal);
@@ -97,12 +111,12 @@ const takeUp = async (
   pod: ShimPod | undefined,
   ref: ContainerRef,
   exit: Found,
+  early: EarlyOutput,
 ): Promise<void> => {
-  // Before the reader, which would take a FIFO that its shim has not opened yet for one at its end.
-  const io = stdioPaths(join(ref.stateDir, files.io), ref);
-  const held = exit === "created" ? holdOpen(io) : undefined;
-  const output = shims.openOutput(ref);
-  output.start();
+  const { output } = early;
+  // What has not started may not have opened its pipes yet.
+  const held = exit === "created" ? holdOpen(stdioPaths(join(ref.stateDir, files.io), ref)) : undefined;
+  early.held[Symbol.dispose]();
   const ended = typeof exit === "object";
   if (pod && !ended && exit !== "unknown") {
     follow(shims, pod, {
@@ -114,7 +128,6 @@ const takeUp = async (
     });
     return;
   }
-  held?.[Symbol.dispose]();
   await output.drained(AbortSignal.timeout(5_000));
   if (!pod) return output.close();
   if (ended) {

@@ -94,8 +94,9 @@ export async function createShimHandler(
       return cgroups && cgroupUsage(cgroups, now());
     },
     async reopenLog(ref, signal) {
-      const pod = await shims.podOf(ref.sandbox, signal);
-      liveOf(pod, ref).output.reopenLog();
+      const early = shims.early.get(ref.id);
+      const output = early ?? liveOf(await shims.podOf(ref.sandbox, signal), ref).output;
+      output.reopenLog();
     },
     async exec(ref, request, signal) {
       const pod = await shims.podOf(ref.sandbox, signal);

@@ -27,6 +27,7 @@ import {
 import type { LaunchContext } from "./command.ts";
 import { connectShim } from "./connection.ts";
 import { freeDrive } from "./drives.ts";
+import { EarlyOutputs } from "./early-outputs.ts";
 import { files, readState } from "./files.ts";
 import type { ShimHost } from "./host.ts";
 import { deleteLeftovers, type KnownForm } from "./launch.ts";
@@ -40,7 +41,7 @@ import { stdioPaths } from "./stdio.ts";
 
 export type ShimHandlerDeps = {
   host: ShimHost;
-  linux: Pick<Linux, "mkfifo" | "tee" | "kill" | "umount" | "addresses">;
+  linux: Pick<Linux, "mkfifo" | "tee" | "splice" | "kill" | "umount" | "addresses">;
   network: Pick<Network, "dial">;
   events: HandlerEvents;
   log: Logger;
@@ -107,6 +108,8 @@ export class Shims {
   readonly answerMs: number;
   /** How long a connection may take until the shim has answered on it. */
   readonly connectMs: number;
+  /** Outputs of containers that are not taken up yet after a restart of the daemon. */
+  readonly early = new EarlyOutputs((container) => this.openOutput(container));
   readonly #pods = new Map<string, ShimPod>();
   /** Pods whose shim did not answer when they were to be taken up: until it has, nothing else is asked of it. */
   readonly #silent = new Set<string>();
@@ -311,6 +314,7 @@ export class Shims {
     for (const pod of this.#pods.values()) await pod.release();
     this.#pods.clear();
   }
+    this.early[Symbol.dispose]();
 
   /** Frees what is left of a container whose shim is gone. A shim that cannot even do that does not hold us up. */
   async deleteLeftovers(
