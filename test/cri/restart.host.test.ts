@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
 import { processesIn } from "../../runtime/src/handler/shim/processes.ts";
+import { fakeShim } from "../../runtime/src/handler/shim/test-host.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { type RunningRegistry, startRegistry } from "../images/registry.ts";
 import { inCache, tool } from "../tools/cache.ts";
@@ -266,6 +267,54 @@ test("a pod whose shim hangs when the daemon starts can be removed", async () =>
   expect((await statusOf(container)).state).toBe("CONTAINER_RUNNING");
   await daemon.crictl("--timeout", "120s", "rmp", "-f", pod);
   await clean();
+}, 240_000);
+
+/** Whatever has its working directory in the pod's bundle: its shim. */
+const stopShimOf = (pod: string): void => {
+  const shims = processesIn(join(daemon.state, "pods", pod, "sandbox", pod));
+  expect(shims.length).toBeGreaterThan(0);
+  for (const { pid } of shims) process.kill(pid, "SIGSTOP");
+};
+
+test("a container whose shim hangs is logged whole and once over kill -9 of the daemon, and ended by one StopContainer", async () => {
+  const binary = fakeShim(scratch);
+  const handler = { name: "fake", kind: "shim", binary, wall: "namespaces", deadlines: { stop: 3 } };
+  await writeFile(join(daemon.handlersDir, "fake.yaml"), JSON.stringify(handler));
+  await expect.poll(() => daemon.crictl("info")).toContain(binary);
+  const line = "x".repeat(57);
+  const write = `for n in $(seq 1 400); do echo "$i $n ${line}"; done; sleep 0.1`;
+  const { pod, container } = await running(
+    `for i in $(seq 1 40); do ${write}; done; exec sleep 1000`,
+    "fake",
+  );
+  stopShimOf(pod);
+  for (let kills = 0; kills < 2; kills++) {
+    await sleep(500);
+    await daemon.end("SIGKILL");
+    await daemon.start();
+  }
+  const log = async () =>
+    (await readFile(join(scratch, `logs-${serial}`, "main.log"), "utf8"))
+      .trimEnd()
+      .split("\n")
+      .map((each) => each.split(" ").slice(1, 5).join(" "));
+  await expect.poll(async () => (await log()).at(-1), { timeout: 60_000 }).toBe("stdout F 40 400");
+  const expected = Array.from(
+    { length: 16_000 },
+    (_, n) => `stdout F ${Math.floor(n / 400) + 1} ${(n % 400) + 1}`,
+  );
+  expect(await log()).toEqual(expected);
+  await daemon.crictl("stop", "--timeout", "1", container);
+  expect(await statusOf(container)).toMatchObject({ state: "CONTAINER_EXITED", exitCode: 137 });
+  await clean();
+  // The same in the life of the daemon in which its shim stops answering.
+  serial++;
+  const other = await running("exec sleep 1000", "fake");
+  stopShimOf(other.pod);
+  await daemon.crictl("stop", "--timeout", "1", other.container);
+  expect(await statusOf(other.container)).toMatchObject({ state: "CONTAINER_EXITED", exitCode: 137 });
+  await clean();
+  await rm(join(daemon.handlersDir, "fake.yaml"));
 }, 240_000);
 
 test("a creation that could not be rolled back says what failed first, and the next try clears it away", async () => {

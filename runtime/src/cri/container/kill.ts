@@ -18,12 +18,13 @@ export const killContainer = async (runtime: Runtime, id: string, signal: AbortS
     if (found === undefined || ended(found.container)) return;
     const exit = runtime.exits.wait(id, signal);
     exit.catch(() => {});
-    await found.handler
+    const sent = found.handler
       .kill(containerRef(runtime, found.pod, found.container), SIGKILL, true, signal)
       .catch((error: unknown) => {
         if (!hasCode(error, "not-found")) throw error;
       });
-    await Promise.race([exit, sleep(again, undefined, { ref: false })]);
+    // A container may have ended long before its runtime says that it was told to.
+    await Promise.race([exit, sent.then(() => sleep(again, undefined, { ref: false }))]);
     signal.throwIfAborted();
   }
 };

@@ -225,6 +225,8 @@ test.each<[string, Fault[]]>([
   const { handler } = daemon;
   const pod = await daemon.runPod();
   const ref = await run(handler, pod, ["sleep", "1000"]);
+  ["refuses Kill", ["kill-refuses"]],
+  ["dies of Kill", ["dies-at-kill"]],
   const pid = pidOf(ref);
   // As the CRI does: again until it has ended.
   while (!host.exits.has(ref.id)) {

@@ -2,6 +2,7 @@ import { spawn } from "node:child_process";
 import {
   appendFileSync,
   closeSync,
+  createWriteStream,
   existsSync,
   openSync,
   readFileSync,
@@ -10,6 +11,7 @@ import {
 } from "node:fs";
 import { connect, createServer, type Socket } from "node:net";
 import { basename, join } from "node:path";
+import type { Writable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs, promisify } from "node:util";
 import {
@@ -23,7 +25,7 @@ import {
 import { AnySchema, anyPack, timestampNow } from "@bufbuild/protobuf/wkt";
 import { BootstrapParamsSchema, BootstrapResultSchema } from "@bulkhead/lib/gen/shim_bootstrap_pb.js";
 import { TaskExitSchema, TaskOOMSchema } from "@bulkhead/lib/gen/shim_events_pb.js";
-import { Events } from "@bulkhead/lib/gen/shim_events_service_pb.js";
+import { Events, ForwardRequestSchema } from "@bulkhead/lib/gen/shim_events_service_pb.js";
 import { DeleteResponseSchema, Task } from "@bulkhead/lib/gen/shim_task_v3_pb.js";
 import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
 import { RequestSchema, ResponseSchema } from "@bulkhead/lib/gen/ttrpc_pb.js";
@@ -69,6 +71,22 @@ export type Fault =
   | "kill-hangs"
   /** Kill is answered, and kills nothing. */
   | "kill-lies"
+  /** Kill is answered by an error, and kills nothing. */
+  | "kill-refuses"
+  /** Kill kills, and is answered two seconds later. */
+  | "late-kill"
+  /** Dies of Kill. */
+  | "dies-at-kill"
+  /** Sends exit events of containers that run, and out-of-memory events of long names, without end. */
+  | "floods-events"
+  /** Logs without end. */
+  | "floods-log"
+  /** Closes its ends of a container's output once that runs. */
+  | "closes-stdio"
+  /** Opens a container's input and reads nothing. */
+  | "holds-stdin"
+  /** Takes execs, and says of none that it has ended. */
+  | "endless-exec"
   /** Stats is answered by bytes that are no frame. */
   | "garbage"
   /** Stats is answered by a frame over the limit. */
@@ -158,6 +176,7 @@ const start = async (): Promise<void> => {
 /** A container: the process that its config.json names, without any wall. */
 type Container = {
   args: string[];
+  stdin: string;
   stdout: string;
   stderr: string;
   pid: number;
@@ -188,31 +207,73 @@ const publish = async (
     envelope: { namespace: values.namespace ?? "", topic, event: message },
   });
 };
+/** Writes the same without end, and into a file of the bundle how many bytes of it were taken. */
+const pour = (to: Writable, bytes: Uint8Array, file: string): void => {
+  let taken = 0;
+  const more = (): void =>
+    void to.write(bytes, () => {
+      taken += bytes.length;
+      writeFileSync(file, String(taken));
+      more();
+    });
+  to.on("error", () => to.destroy());
+  more();
+};
+
+/** What a hostile shim does to the socket of events, for as long as they are taken. */
+const flood = (name: string): void => {
+  const [exit, oom] = [
+    {
+      topic: "/tasks/exit",
+      event: anyPack(TaskExitSchema, create(TaskExitSchema, { containerId: name, id: name })),
+    },
+    {
+      topic: "/tasks/oom",
+      event: anyPack(TaskOOMSchema, create(TaskOOMSchema, { containerId: "x".repeat(60_000) })),
+    },
+  ].map((envelope) => {
+    const payload = toBinary(ForwardRequestSchema, create(ForwardRequestSchema, { envelope }));
+    const call = create(RequestSchema, { service: Events.typeName, method: "Forward", payload });
+    return encodeFrame({
+      streamId: 1,
+      type: MessageType.request,
+      flags: 0,
+      data: toBinary(RequestSchema, call),
+    });
+  });
+  const frames = Buffer.concat(
+    [...Array.from({ length: 1000 }, () => exit ?? ""), oom ?? ""].map(Buffer.from),
+  );
+  pour(connect(process.env.TTRPC_ADDRESS ?? "").resume(), frames, "events.taken");
+};
+
 const exited = (name: string) =>
   publish("/tasks/exit", TaskExitSchema, { containerId: name, id: name, exitStatus: 0 });
 
 const run = async (name: string, container: Container): Promise<void> => {
   const [program = "", ...args] = container.args;
   // As a real shim: both ends, so that no open waits for the other side.
-  const [out, err] = [container.stdout, container.stderr].map((path) =>
+  const ends = [container.stdout, container.stderr].map((path) =>
     path === "" ? "ignore" : openSync(path, "r+"),
   );
-  const child = spawn(program, args, {
-    cwd: "/",
-    stdio: ["ignore", out ?? "ignore", err ?? "ignore"],
-    detached: true,
-  });
+  const child = spawn(program, args, { cwd: "/", stdio: ["ignore", ...ends], detached: true });
+  const closeAll = () => {
+    for (const fd of ends.splice(0)) if (typeof fd === "number") closeSync(fd);
+  };
+  if (has("holds-stdin") && container.stdin !== "") openSync(container.stdin, "r+");
+  if (has("closes-stdio")) closeAll();
   container.pid = child.pid ?? 0;
   container.status = Status.RUNNING;
   writeFileSync(container.pidFile, String(container.pid));
   child.on("exit", (code, signal) => {
     container.status = Status.STOPPED;
-    for (const fd of [out, err]) if (typeof fd === "number") closeSync(fd);
+    closeAll();
     container.code = signal === null ? (code ?? 0) : 137;
     container.exit.resolve(container.code);
     if (has("exit-event")) void exited(name);
   });
   if (has("false-exit")) await exited(name);
+  if (has("floods-events") && name !== id) flood(name);
   if (has("publishes-oom")) {
     const event = anyPack(TaskOOMSchema, create(TaskOOMSchema, { containerId: name }));
     const args = ["--address", values.address ?? "", "publish", "--topic", "/tasks/oom", "--namespace", "n"];
@@ -222,13 +283,21 @@ const run = async (name: string, container: Container): Promise<void> => {
   }
 };
 
-type Asked = { id: string; bundle: string; stdout: string; stderr: string; signal: number };
+type Asked = {
+  id: string;
+  execId: string;
+  bundle: string;
+  stdin: string;
+  stdout: string;
+  stderr: string;
+  signal: number;
+};
 type Method = (request: Asked, socket?: Socket, frame?: Frame) => Promise<Record<string, unknown>>;
 
 /** What each method of the task service answers. */
 const methods: Record<string, Method> = {
   Connect: async () => ({ shimPid: has("wrong-pid") ? 1 : process.pid, version }),
-  Create: async ({ id: name, bundle, stdout, stderr }) => {
+  Create: async ({ id: name, bundle, stdin, stdout, stderr }) => {
     const {
       process: { args },
     } = JSON.parse(readFileSync(join(bundle, "config.json"), "utf8"));
@@ -242,6 +311,7 @@ const methods: Record<string, Method> = {
     const pidFile = join(bundle, "fake.pid");
     containers.set(name, {
       args: name === id ? ["sleep", "1000"] : args,
+      stdin,
       stdout,
       stderr,
       pid: 0,
@@ -252,7 +322,13 @@ const methods: Record<string, Method> = {
     });
     return { pid: has("wrong-pid") ? 1 : process.pid };
   },
-  Start: async ({ id: name }) => {
+  Exec: async ({ stdout, stderr }) => {
+    if (!has("endless-exec")) throw Object.assign(new Error("it executes nothing"), { code: 12 });
+    for (const path of [stdout, stderr]) if (path !== "") openSync(path, "r+");
+    return {};
+  },
+  Start: async ({ id: name, execId }) => {
+    if (execId !== "") return { pid: process.pid };
     await run(name, containerOf(name));
     return { pid: has("wrong-pid") ? 1 : containerOf(name).pid };
   },
@@ -266,19 +342,25 @@ const methods: Record<string, Method> = {
       ...(status === Status.STOPPED ? { exitedAt: timestampNow() } : {}),
     };
   },
-  Wait: async ({ id: name }) => {
+  Wait: async ({ id: name, execId }) => {
+    if (execId !== "") await forEver;
     if (has("no-wait") && name !== id) await forEver;
     if (has("wait-fails") && name !== id) throw new Error("cannot wait");
     return { exitStatus: await containerOf(name).exit.promise, exitedAt: timestampNow() };
   },
-  Kill: async ({ id: name, signal }) => {
+  Kill: async ({ id: name, execId, signal }) => {
     const { pid, status, exit } = containerOf(name);
+    if (execId !== "") return {};
     if (has("kill-hangs")) await forEver;
+    if (has("kill-refuses") && name !== id) throw new Error("it does not feel like it");
+    if (has("dies-at-kill") && name !== id) process.exit(1);
     if (status === Status.CREATED) exit.resolve(137);
     else if (!has("kill-lies")) process.kill(-pid, signal);
+    if (has("late-kill") && name !== id) await sleep(2000);
     return {};
   },
-  Delete: async ({ id: name }) => {
+  Delete: async ({ id: name, execId }) => {
+    if (execId !== "") return {};
     const { pid, code } = containerOf(name);
     containers.delete(name);
     return { pid, exitStatus: code, exitedAt: timestampNow() };
@@ -355,7 +437,12 @@ const serveGrpc = async (): Promise<void> => {
   );
 };
 
+/** Lines of all lengths. */
+const floodLog = (): void =>
+  pour(createWriteStream("log"), Buffer.from(`${"x".repeat(100_000)}\n${"y\n".repeat(30_000)}`), "log.taken");
+
 const serve = (): void => {
+  if (has("floods-log")) floodLog();
   const server = createServer((socket) => {
     const decode = frameDecoder();
     socket.on("error", () => socket.destroy());

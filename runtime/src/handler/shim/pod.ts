@@ -60,6 +60,7 @@ export type PodDeps = {
   killProcess(process: ProcessState | undefined): void;
   /** How long the shim may take to answer a question. */
   answerMs: number;
+  stopMs: number;
   now(): bigint;
   failed(error: unknown, message: string): void;
 };
@@ -285,18 +286,21 @@ export class ShimPod {
     const containers = [...this.containers.values()];
     if (!this.alive) await this.#deps.endMachine();
     // Behind gVisor and in a VM they went with it; where the wall is namespaces they must be sent after it.
-    for (const { id, exit } of containers)
-      if (this.alive && !exit)
-        await this.task.kill({ id, signal: 9, all: true }, { timeoutMs: followMs }).catch(() => {});
+    await Promise.all(
+      containers.map(async ({ id, exit }) => {
+        if (this.alive && !exit)
+          await this.task.kill({ id, signal: 9, all: true }, { timeoutMs: followMs }).catch(() => {});
+      }),
+    );
     const all = Promise.all(containers.map((container) => container.ended));
     if (this.alive) await Promise.race([all, sleep(followMs, undefined, { ref: false })]);
     for (const container of containers) {
-      if (!container.exit) {
-        await this.cleanUp(container.id, container.stateDir);
-        this.#deps.killProcess(container.state.process);
-      }
-      await this.settle(container, killedCode);
+      if (container.exit) continue;
+      if (performance.now() < deadline) await this.cleanUp(container.id, container.stateDir);
+      this.#deps.killProcess(container.state.process);
     }
+    // One `delete` that does not end takes the time of all: what is left then is tried again at the removal.
+    const deadline = performance.now() + this.#deps.stopMs;
     if (this.#quiet) return;
     this.#quiet = true;
     if (!this.alive && (this.state.holder || this.state.sandboxApi))
@@ -304,6 +308,7 @@ export class ShimPod {
     this.#deps.events.sandboxExited(this.id, message);
   }
 
+    await Promise.all(containers.map((container) => this.settle(container, killedCode)));
   async #died(reason: string): Promise<void> {
     try {
       if (this.#quiet) return;

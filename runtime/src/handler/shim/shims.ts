@@ -179,6 +179,7 @@ export class Shims {
         endMachine: () => this.endMachine(id, stateDir),
         deleteLeftovers: (each, bundle) => this.deleteLeftovers(each, bundle),
         answerMs: this.answerMs,
+        stopMs: this.stopMs,
         now,
         failed: (error, message) => this.failed(error, message),
       },
@@ -313,8 +314,8 @@ export class Shims {
   async release(): Promise<void> {
     for (const pod of this.#pods.values()) await pod.release();
     this.#pods.clear();
-  }
     this.early[Symbol.dispose]();
+  }
 
   /** Frees what is left of a container whose shim is gone. A shim that cannot even do that does not hold us up. */
   async deleteLeftovers(
@@ -357,8 +358,10 @@ export class Shims {
     try {
       await kill();
     } catch (error) {
-      if (hasCode(error, "not-found")) return;
-      if (signo !== SIGKILL || !(await this.#resumed(pod, id, call))) throw error;
+      // Also of a shim that died meanwhile: that is reported by itself.
+      if (hasCode(error, "not-found") || (hasCode(error, "unavailable") && !pod.alive)) return;
+      const isSilent = hasCode(error, "deadline-exceeded");
+      if (signo !== SIGKILL || isSilent || !(await this.#resumed(pod, id, call))) throw error;
       await kill();
     }
   }
@@ -376,18 +379,22 @@ export class Shims {
 
   /** SIGKILL, until the container has ended. Called again and again; a shim that does not obey is given up. */
   async end(pod: ShimPod, live: LiveContainer, all: boolean, signal: AbortSignal): Promise<void> {
-    const again = live.killedAt !== undefined;
+    let isNew = live.killedAt === undefined;
     live.killedAt ??= performance.now();
     try {
-      await this.kill(pod, live.id, SIGKILL, all, signal);
+      // Its end is as good as the answer.
+      await Promise.race([this.kill(pod, live.id, SIGKILL, all, signal), live.ended]);
     } catch (error) {
-      if (signal.aborted || !hasCode(error, "deadline-exceeded")) throw error;
-      return await this.giveUp(pod, `it did not answer Kill of container ${live.id}`);
+      if (signal.aborted) throw error;
+      if (hasCode(error, "deadline-exceeded"))
+        return await this.giveUp(pod, `it did not answer Kill of container ${live.id}`);
+      this.failed(error, `Cannot kill container ${live.id}`);
+      isNew = false;
     }
-    if (!again || (await pod.ask(live)) || performance.now() - live.killedAt < this.stopMs / 2) return;
+    if (isNew || (await pod.ask(live)) || performance.now() - live.killedAt < this.stopMs / 2) return;
     // One that the kernel itself cannot end, as it waits for a disk, is not the shim's fault.
     if (live.state.process && readProcess(live.state.process.pid)?.state === "D") return;
-    await this.giveUp(pod, `container ${live.id} does not end by the Kill that it answers`);
+    await this.giveUp(pod, `container ${live.id} does not end by the Kill that it is sent`);
   }
 
   /**

@@ -41,12 +41,12 @@ const base: Process = {
 };
 
 export type TestPod = { launch: SandboxLaunch; ref: SandboxRef };
-export type Shell = Partial<Pick<ContainerLaunch, "tty" | "stdin" | "stdinOnce">>;
+export type Shell = Partial<Pick<ContainerLaunch, "tty" | "stdin" | "stdinOnce" | "logPath">>;
 
 export type TestHost = AsyncDisposable & Awaited<ReturnType<typeof openTestHost>>;
 
 /** A program that runs {@link Fault}'s fake shim. */
-const fakeShim = (dir: string): string => {
+export const fakeShim = (dir: string): string => {
   const path = join(dir, "containerd-shim-fake-v1");
   const script = join(dir, "fake-shim.mjs");
   const esbuild = join(import.meta.dirname, "../../../../node_modules/.bin/esbuild");
@@ -265,8 +265,8 @@ export async function openTestHost(kind: Kind) {
       tty: false,
       stdin: false,
       stdinOnce: false,
-      ...io,
       logPath: join(dir, `${id}.log`),
+      ...io,
     };
   };
   const refOf = (launch: ContainerLaunch, state: HandlerState): ContainerRef => ({
