@@ -243,3 +243,22 @@ test("nobody listening is unavailable", async () => {
     code: "unavailable",
   });
 });
+
+test("to a peer that reads nothing no more is sent than a bound", async () => {
+  const path = join(dir, "s");
+  const server = createServer((socket) => void socket.on("error", () => {}).pause());
+  await new Promise<void>((resolve) => server.listen(path, resolve));
+  using connection = await TtrpcConnection.connect(path, signal());
+  const task = createTtrpcClient(Task, connection);
+  const id = "x".repeat(1 << 20);
+  const refused = await Promise.allSettled(
+    Array.from({ length: 20 }, () => task.state({ id }, { timeoutMs: 200 })),
+  );
+  const unread = refused.filter(({ status, ...rest }) =>
+    String((rest as { reason?: unknown }).reason).includes("has not read"),
+  );
+  expect(unread.length).toBeGreaterThan(8);
+  expect(unread.length).toBeLessThan(20);
+  connection.close();
+  server.close();
+});

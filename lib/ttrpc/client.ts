@@ -49,6 +49,9 @@ type Call<M> =
 /** A service's methods as functions, typed by its descriptor. */
 export type TtrpcClient<S extends DescService> = { [K in keyof S["method"]]: Call<S["method"][K]> };
 
+/** What may wait for a peer that does not read. */
+const maxUnread = 2 * maxData;
+
 /** One stream that waits for frames of the peer. */
 type Waiting = {
   frame(frame: Frame): void;
@@ -256,7 +259,9 @@ export class TtrpcConnection implements Disposable {
       ? cancelled(method, signal)
       : data.length > maxData
         ? new RuntimeError("resource-exhausted", `${method}: the request has more than ${maxData} bytes`)
-        : undefined;
+        : this.#socket.writableLength > maxUnread
+          ? new RuntimeError("deadline-exceeded", `${method}: the peer has not read what it was sent before`)
+          : undefined;
     if (problem) {
       queueMicrotask(() => waiting.fail(problem));
       return undefined;

@@ -28,8 +28,17 @@ export type TtrpcServer = AsyncDisposable & {
 
 type Method = (payload: Uint8Array, metadata: Record<string, string>) => Promise<Uint8Array>;
 
-/** Serves unary methods of ttrpc on a Unix socket (0600), replacing what is left there of an earlier life. */
-export async function serveTtrpc(path: string): Promise<TtrpcServer> {
+/** What a server takes: data of one frame in bytes, connections at a time, and bytes of all of them in a millisecond. */
+type Bounds = { maxFrame?: number; maxConnections?: number; bytesPerMs?: number };
+
+/**
+ * Serves unary methods of ttrpc on a Unix socket (0600), replacing what is left there of an earlier life. From a client
+ * that does not read its answers no more is taken until it does.
+ */
+export async function serveTtrpc(
+  path: string,
+  { maxFrame = maxData, maxConnections, bytesPerMs = Number.POSITIVE_INFINITY }: Bounds = {},
+): Promise<TtrpcServer> {
   const methods = new Map<string, Method>();
   const sockets = new Set<Socket>();
 
@@ -41,8 +50,8 @@ export async function serveTtrpc(path: string): Promise<TtrpcServer> {
       response = { status: statusOfError(error) };
     }
     const data = toBinary(ResponseSchema, create(ResponseSchema, response));
-    if (!socket.destroyed)
-      socket.write(encodeFrame({ streamId, type: MessageType.response, flags: 0, data }));
+    if (socket.destroyed) return;
+    if (!socket.write(encodeFrame({ streamId, type: MessageType.response, flags: 0, data }))) socket.pause();
   };
 
   const handle = async (data: Uint8Array, flags: number): Promise<Uint8Array> => {
@@ -56,11 +65,21 @@ export async function serveTtrpc(path: string): Promise<TtrpcServer> {
     );
   };
 
+  /** Until when what was taken lasts. */
+  let busy = 0;
   const server = createServer((socket) => {
+    let rest: NodeJS.Timeout | undefined;
+    const resume = () => {
+      if (!socket.writableNeedDrain && rest === undefined) socket.resume();
+    };
     sockets.add(socket);
-    socket.on("close", () => sockets.delete(socket));
+    socket.on("close", () => {
+      clearTimeout(rest);
+      sockets.delete(socket);
+    });
     socket.on("error", () => socket.destroy());
-    const decode = frameDecoder();
+    socket.on("drain", resume);
+    const decode = frameDecoder(maxFrame);
     socket.on("data", (chunk: Buffer) => {
       for (const frame of decode(chunk)) {
         if (frame.type !== MessageType.request) continue;
@@ -68,13 +87,22 @@ export async function serveTtrpc(path: string): Promise<TtrpcServer> {
           if ("oversized" in frame)
             throw new RuntimeError(
               "resource-exhausted",
-              `The request has ${frame.oversized} bytes, more than ${maxData}`,
+              `The request has ${frame.oversized} bytes, more than ${maxFrame}`,
             );
           return await handle(frame.data, frame.flags);
         });
       }
+      const now = performance.now();
+      busy = Math.max(busy, now) + chunk.length / bytesPerMs;
+      if (busy - now < 1 || rest !== undefined) return;
+      socket.pause();
+      rest = setTimeout(() => {
+        rest = undefined;
+        resume();
+      }, busy - now).unref();
     });
   });
+  if (maxConnections !== undefined) server.maxConnections = maxConnections;
   await listenOn(server, path);
   return {
     add: (service, handlers) => {

@@ -17,6 +17,8 @@ const codes: Record<number, ErrorCode> = {
 };
 
 const notFound = 5;
+/** Of a peer's message: it goes into errors, records and logs. */
+const maxMessage = 8 << 10;
 
 const numbers = new Map(Object.entries(codes).map(([number, code]) => [code, Number(number)]));
 
@@ -27,7 +29,10 @@ export const errorOfStatus = (
 ): RuntimeError => {
   // ttrpc-rust's services answer so for methods that they do not have. What was asked about is there.
   const missing = code === notFound && message.endsWith(`/${method} is not supported`);
-  return new RuntimeError(missing ? "unimplemented" : (codes[code] ?? "unknown"), `${method}: ${message}`);
+  return new RuntimeError(
+    missing ? "unimplemented" : (codes[code] ?? "unknown"),
+    `${method}: ${message.slice(0, maxMessage)}`,
+  );
 };
 
 /** The status that tells the peer of an error. */

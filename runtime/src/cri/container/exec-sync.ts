@@ -1,4 +1,5 @@
 import { Writable } from "node:stream";
+import { setTimeout as sleep } from "node:timers/promises";
 import { create } from "@bufbuild/protobuf";
 import { ExecSyncResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
@@ -8,6 +9,8 @@ import { execIn } from "./streaming-backend.ts";
 
 /** kubelet takes no message above 16 MiB: both outputs together stay below it. */
 const maxOutput = 16 * 1024 * 1024 - 4096;
+/** How long the end of a command that ran out of time may take. */
+const killMs = 2_000;
 /** setTimeout's longest wait. */
 const maxTimeout = 2 ** 31 - 1;
 
@@ -34,7 +37,9 @@ export const execSync =
       const exitCode = await waitFor(exec.exited, deadline);
       return create(ExecSyncResponseSchema, { stdout: stdout.bytes(), stderr: stderr.bytes(), exitCode });
     } catch (error) {
-      await exec.kill();
+      // A runtime that does not answer this either does not hold the caller up.
+      const killed = exec.kill().catch((err) => runtime.log.warn({ err }, "cannot kill a command"));
+      await Promise.race([killed, sleep(killMs, undefined, { ref: false })]);
       throw timedOut(deadline, signal, timeout) ?? error;
     }
   };

@@ -7,7 +7,7 @@ import type { ContainerRef, Handler, SandboxRef } from "../handler.ts";
 import { connectShim } from "./connection.ts";
 import type { Fault } from "./fake-shim.ts";
 import { processesIn } from "./processes.ts";
-import { openTestHost, type TestHost } from "./test-host.ts";
+import { openTestHost, type Shell, type TestHost } from "./test-host.ts";
 
 let host: TestHost;
 beforeAll(async () => {
@@ -39,9 +39,9 @@ const openDaemon = async (faults: Fault[], env: Record<string, string> = {}) => 
   const opened = await host.openHandler(config);
   const { handler } = opened;
   const launch = host.newPod();
-  const runPod = async (): Promise<SandboxRef> => {
-    const state = await handler.runSandbox(launch, signal());
-    return { id: launch.id, stateDir: launch.stateDir, state: JSON.parse(JSON.stringify(state)) };
+  const runPod = async (pod = launch): Promise<SandboxRef> => {
+    const state = await handler.runSandbox(pod, signal());
+    return { id: pod.id, stateDir: pod.stateDir, state: JSON.parse(JSON.stringify(state)) };
   };
   return {
     handler,
@@ -54,8 +54,13 @@ const openDaemon = async (faults: Fault[], env: Record<string, string> = {}) => 
   };
 };
 
-const run = async (handler: Handler, pod: SandboxRef, args: string[]): Promise<ContainerRef> => {
-  const launch = host.newContainer(pod, args);
+const run = async (
+  handler: Handler,
+  pod: SandboxRef,
+  args: string[],
+  io: Shell = {},
+): Promise<ContainerRef> => {
+  const launch = host.newContainer(pod, args, io);
   const ref = host.refOf(launch, await handler.create(launch, signal()));
   await handler.start(ref, signal());
   return ref;
@@ -220,13 +225,12 @@ test.each<[string, Fault[]]>([
   ["does not answer Kill", ["kill-hangs"]],
   ["answers Kill and kills nothing", ["kill-lies"]],
   ["does not answer Kill, nor ends its delete", ["kill-hangs", "delete-hangs"]],
+  ["refuses Kill", ["kill-refuses"]],
 ])("a container whose shim %s is ended with its shim", async (_title, faults) => {
   await using daemon = await openDaemon(faults);
   const { handler } = daemon;
   const pod = await daemon.runPod();
   const ref = await run(handler, pod, ["sleep", "1000"]);
-  ["refuses Kill", ["kill-refuses"]],
-  ["dies of Kill", ["dies-at-kill"]],
   const pid = pidOf(ref);
   // As the CRI does: again until it has ended.
   while (!host.exits.has(ref.id)) {
@@ -237,6 +241,132 @@ test.each<[string, Fault[]]>([
   expect(host.sandboxExits).toContain(pod.id);
   if (!faults.includes("delete-hangs")) expect(alive(pid)).toBe(false);
   else if (alive(pid)) process.kill(pid, "SIGKILL");
+  await removeAll(handler, pod, [ref]);
+});
+
+test("a signal that a shim dies of has been sent, and ends its container", async () => {
+  await using daemon = await openDaemon(["dies-at-kill"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sleep", "1000"]);
+  const pid = pidOf(ref);
+  await handler.kill(ref, 15, false, signal());
+  await host.until(() => host.sandboxExits.includes(pod.id), "the sandbox's end");
+  expect(host.exits.get(ref.id)).toMatchObject([{ code: 137 }]);
+  expect(alive(pid)).toBe(false);
+  await removeAll(handler, pod, [ref]);
+});
+
+test("a shim that answers Kill late is not given up when the container has ended by it", async () => {
+  await using daemon = await openDaemon(["late-kill"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sleep", "1000"]);
+  await handler.kill(ref, 9, true, signal());
+  expect(await host.exitOf(ref.id)).toMatchObject({ code: 137 });
+  const next = await run(handler, pod, ["sh", "-c", "exit 4"]);
+  expect(await host.exitOf(next.id)).toMatchObject({ code: 4 });
+  expect(host.sandboxExits).not.toContain(pod.id);
+  await removeAll(handler, pod, [ref, next]);
+});
+
+test("a container whose shim never says that it has ended is found ended when it is to be", async () => {
+  await using daemon = await openDaemon(["no-wait"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sh", "-c", "exit 6"]);
+  await vi.waitFor(() => expect(alive(pidOf(ref))).toBe(false), 20_000);
+  await handler.kill(ref, 9, true, signal());
+  expect(await host.exitOf(ref.id)).toMatchObject({ code: 6 });
+  const stays = await run(handler, pod, ["sleep", "1000"]);
+  await removeAll(handler, pod, [ref, stays]);
+});
+
+test("execs that a shim never says the end of take no descriptor once they were killed", async () => {
+  await using daemon = await openDaemon(["endless-exec"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sleep", "1000"]);
+  const before = readdirSync("/proc/self/fd").length;
+  const execs = await Promise.all(
+    Array.from({ length: 20 }, () => handler.exec(ref, { process: host.base, tty: false }, signal())),
+  );
+  expect(readdirSync("/proc/self/fd").length).toBeGreaterThan(before + 20);
+  for (const exec of execs) await exec.kill();
+  for (const exec of execs) await expect(exec.exited).rejects.toMatchObject({ code: "deadline-exceeded" });
+  await vi.waitFor(() => expect(readdirSync("/proc/self/fd").length).toBeLessThan(before + 10), 20_000);
+  expect(readdirSync(ref.stateDir).filter((name) => name.startsWith("exec-"))).toEqual([]);
+  await removeAll(handler, pod, [ref]);
+});
+
+test("shims that flood us with events and with their logs cost no other pod its life, and us no memory", async () => {
+  await using daemon = await openDaemon(["floods-events", "floods-log"]);
+  const { handler } = daemon;
+  const timers = vi.spyOn(globalThis, "setTimeout");
+  const [before, begun] = [process.memoryUsage().rss, performance.now()];
+  const [loud, other] = [await daemon.runPod(), await daemon.runPod(host.newPod())];
+  const refs = [await run(handler, loud, ["sleep", "1000"])];
+  for (let turn = 0; turn < 3; turn++) {
+    const ref = await run(handler, other, ["sh", "-c", "sleep 0.5; exit 4"]);
+    expect(await host.exitOf(ref.id)).toMatchObject({ code: 4 });
+    await handler.remove(ref, signal());
+    await sleep(500);
+  }
+  expect(process.memoryUsage().rss - before).toBeLessThan(200 << 20);
+  // A MiB a second of each, and what was in sockets and pipes.
+  const mostBytes = ((performance.now() - begun) / 1000 + 3) * (1 << 20);
+  for (const name of ["events", "log"]) {
+    const taken = Number(readFileSync(`${daemon.bundle}/${name}.taken`, "utf8"));
+    expect(taken).toBeGreaterThan(0);
+    expect(taken).toBeLessThan(mostBytes);
+  }
+  // One question a second of each container, however many events name it.
+  expect(timers.mock.calls.filter(([, ms]) => ms === 1000).length).toBeLessThan(mostBytes / (1 << 18));
+  timers.mockRestore();
+  expect(host.exits.has(refs[0]?.id ?? "")).toBe(false);
+  await removeAll(handler, loud, refs);
+  await removeAll(handler, other);
+});
+
+test("containers that write without end cost no other pod its life, and us no memory", async () => {
+  await using daemon = await openDaemon([]);
+  const { handler } = daemon;
+  const before = process.memoryUsage().rss;
+  const [loud, other] = [await daemon.runPod(), await daemon.runPod(host.newPod())];
+  const refs: ContainerRef[] = [];
+  for (let count = 0; count < 4; count++)
+    refs.push(await run(handler, loud, ["sh", "-c", "exec yes"], { logPath: "/dev/null" }));
+  const ref = await run(handler, other, ["sh", "-c", "echo here; exit 4"]);
+  expect(await host.exitOf(ref.id)).toMatchObject({ code: 4 });
+  expect(readFileSync(ref.logPath, "utf8")).toMatch(/ stdout F here\n$/);
+  expect(process.memoryUsage().rss - before).toBeLessThan(200 << 20);
+  await removeAll(handler, loud, refs);
+  await removeAll(handler, other, [ref]);
+});
+
+test("a shim that closes its ends of the output early, or never reads the input, is waited for by nobody", async () => {
+  await using daemon = await openDaemon(["closes-stdio", "holds-stdin"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const script = "echo here; exec >/dev/null 2>&1; sleep 1; exit 5";
+  const ref = await run(handler, pod, ["sh", "-c", script], { stdin: true });
+  const session = await handler.attach(ref, signal());
+  const piece = Buffer.alloc(64 << 10);
+  let written = 0;
+  while (session.stdin?.write(piece)) written += piece.length;
+  expect(written).toBeLessThan(1 << 20);
+  expect(await host.exitOf(ref.id)).toMatchObject({ code: 5 });
+  expect(readFileSync(ref.logPath, "utf8")).toMatch(/ stdout F here\n$/);
+  session.close();
+  await removeAll(handler, pod, [ref]);
+});
+
+test("input for a container whose shim has not opened it is refused in time", async () => {
+  await using daemon = await openDaemon([]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sleep", "1000"], { stdin: true });
+  await expect(handler.attach(ref, signal())).rejects.toMatchObject({ code: "deadline-exceeded" });
   await removeAll(handler, pod, [ref]);
 });
 
@@ -339,31 +469,6 @@ test("a shim that lives and does not answer at the daemon's start costs nothing:
   await removeAll(handler, pod, [ref]);
 });
 
-test("a pod whose shim lives and does not answer is ended when it is to be: shim, containers and all", async () => {
-  const { again, pod, ref, shim } = await hang();
-  const pid = pidOf(ref);
-  await using daemon = await again();
-  const { handler } = daemon;
-  await expect(handler.recover(pod, [ref], signal())).rejects.toMatchObject({ code: "deadline-exceeded" });
-  await fillQueue(String(pod.state.address));
-  const { sandboxAlive, containers } = await handler.recover(pod, [ref], signal(), true);
-  expect(sandboxAlive).toBe(false);
-  expect(containers.get(ref.id)).toMatchObject({ state: "exited", exit: { code: 137 } });
-  expect(alive(shim)).toBe(false);
-  expect(alive(pid)).toBe(false);
-  await removeAll(handler, pod, [ref]);
-});
-
-/** Connects until the server's queue takes no more. */
-const fillQueue = async (address: string): Promise<void> => {
-  await using stack = new AsyncDisposableStack();
-  for (;;) {
-    const socket = await connectSocket(address, signal()).catch(() => undefined);
-    if (socket === undefined) return;
-    socket.on("error", () => {});
-    stack.defer(() => void socket.destroy());
-  }
-};
 test("what a container writes is logged whole and once while its shim is stopped, over a restart of the daemon too", async () => {
   const daemon = await openDaemon([]);
   const pod = await daemon.runPod();
@@ -409,3 +514,28 @@ test("what a container writes is logged whole and once while its shim is stopped
   expect(existsSync(`${ref.stateDir}/io`)).toBe(false);
 });
 
+test("a pod whose shim lives and does not answer is ended when it is to be: shim, containers and all", async () => {
+  const { again, pod, ref, shim } = await hang();
+  const pid = pidOf(ref);
+  await using daemon = await again();
+  const { handler } = daemon;
+  await expect(handler.recover(pod, [ref], signal())).rejects.toMatchObject({ code: "deadline-exceeded" });
+  await fillQueue(String(pod.state.address));
+  const { sandboxAlive, containers } = await handler.recover(pod, [ref], signal(), true);
+  expect(sandboxAlive).toBe(false);
+  expect(containers.get(ref.id)).toMatchObject({ state: "exited", exit: { code: 137 } });
+  expect(alive(shim)).toBe(false);
+  expect(alive(pid)).toBe(false);
+  await removeAll(handler, pod, [ref]);
+});
+
+/** Connects until the server's queue takes no more. */
+const fillQueue = async (address: string): Promise<void> => {
+  await using stack = new AsyncDisposableStack();
+  for (;;) {
+    const socket = await connectSocket(address, signal()).catch(() => undefined);
+    if (socket === undefined) return;
+    socket.on("error", () => {});
+    stack.defer(() => void socket.destroy());
+  }
+};

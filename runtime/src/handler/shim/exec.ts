@@ -3,7 +3,8 @@ import { Socket } from "node:net";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
-import { hasCode } from "@bulkhead/lib/std/errors.ts";
+import { hasCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { cancelled } from "@bulkhead/lib/ttrpc/status.ts";
 import type { Linux } from "../../linux/linux.ts";
 import type { ExecProcess, ExecRequest } from "../handler.ts";
 import { processAny } from "./bundle.ts";
@@ -20,12 +21,13 @@ type ExecContext = {
   stateDir: string;
   linux: Pick<Linux, "mkfifo">;
   startMs: number;
+  stopMs: number;
   answerMs: number;
 };
 
 /** Runs a process in a container through the shim. */
 export async function execInTask(
-  { task, containerId, stateDir, linux, startMs, answerMs }: ExecContext,
+  { task, containerId, stateDir, linux, startMs, stopMs, answerMs }: ExecContext,
   request: ExecRequest,
   signal: AbortSignal,
 ): Promise<ExecProcess> {
@@ -49,10 +51,14 @@ export async function execInTask(
   });
   const failed = new AsyncDisposableStack();
   undo.use(failed);
-  failed.defer(async () => {
+  failed.defer(() => {
+    // Behind our back: the caller need not wait for a shim that answers nothing.
     const cleanup = { timeoutMs: answerMs };
-    await task.kill({ ...target, signal: 9 }, cleanup).catch(() => {});
-    await task.delete(target, cleanup).catch(() => {});
+    void task
+      .kill({ ...target, signal: 9 }, cleanup)
+      .catch(() => {})
+      .then(() => task.delete(target, cleanup))
+      .catch(() => {});
   });
   const process = { ...request.process, terminal: request.tty };
   await task.exec({ ...target, ...stdio, terminal: request.tty, spec: processAny(process) }, call);
@@ -77,13 +83,15 @@ export async function execInTask(
   failed.move();
   const resources = undo.move();
 
+  const givenUp = new AbortController();
   const finish = async (): Promise<number> => {
     try {
-      const { exitStatus } = await task.wait(target);
+      const { exitStatus } = await task.wait(target, { signal: givenUp.signal });
       await Promise.all(outputs.map((output) => output.drained()));
       return exitStatus;
     } finally {
-      await task.delete(target, { timeoutMs: answerMs }).catch(() => {});
+      const deleted = task.delete(target, { timeoutMs: answerMs }).catch(() => {});
+      if (!givenUp.signal.aborted) await deleted;
       await resources.disposeAsync();
     }
   };
@@ -96,6 +104,9 @@ export async function execInTask(
       await task.resizePty({ ...target, width, height }, { timeoutMs: answerMs });
     },
     kill: async () => {
+      // A shim that does not tell of its end must not keep its pipes open here.
+      const late = new RuntimeError("deadline-exceeded", `Process ${execId} was killed and has not ended`);
+      setTimeout(() => givenUp.abort(late), Math.min(stopMs, answerMs)).unref();
       try {
         await task.kill({ ...target, signal: 9, all: true }, { timeoutMs: answerMs });
       } catch (error) {
@@ -159,7 +170,9 @@ export async function stdinWriter(
       fd = openWriter(path);
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "ENXIO") throw error;
-      await sleep(2, undefined, { signal });
+      await sleep(2, undefined, { signal }).catch(() => {
+        throw cancelled("Opening the input", signal);
+      });
     }
   const socket = new Socket({ fd, readable: false, writable: true });
   // The process is gone.

@@ -30,6 +30,14 @@ export type ShimHost = AsyncDisposable & {
 
 /** More than containers on a node; what is over it was of containers that nobody asked about. */
 const maxOomEvents = 4096;
+/** Longer than any id of ours. */
+const maxId = 128;
+/** An event's bytes: those that we need have a hundred. */
+const maxEvent = 64 << 10;
+/** A shim needs one. */
+const maxConnections = 4096;
+/** A MiB a second of all shims together: one that sends without end waits. */
+const bytesPerMs = 1 << 10;
 
 /**
  * `directory` is on tmpfs, short (socket paths start with it) and the same after a restart of the daemon; `programs`
@@ -46,7 +54,8 @@ export async function openShimHost(
   const take = ({ typeUrl, value }: Any): void => {
     switch (typeUrl.slice(typeUrl.lastIndexOf("/") + 1)) {
       case TaskOOMSchema.typeName: {
-        oom.add(fromBinary(TaskOOMSchema, value).containerId);
+        const { containerId } = fromBinary(TaskOOMSchema, value);
+        if (containerId.length <= maxId) oom.add(containerId);
         for (const oldest of oom) {
           if (oom.size <= maxOomEvents) break;
           oom.delete(oldest);
@@ -63,7 +72,9 @@ export async function openShimHost(
   };
   await using stack = new AsyncDisposableStack();
   const eventsAddress = join(directory, "events.sock");
-  const server = stack.use(await serveTtrpc(eventsAddress));
+  const server = stack.use(
+    await serveTtrpc(eventsAddress, { maxFrame: maxEvent, maxConnections, bytesPerMs }),
+  );
   server.add(Events, {
     forward: async ({ envelope }) => {
       if (envelope?.event) take(envelope.event);

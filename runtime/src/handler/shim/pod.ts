@@ -175,8 +175,15 @@ export class ShimPod {
 
   /** Wait is the truth; where a shim cannot give it, State is asked, and Wait again. */
   async #watch(container: LiveContainer): Promise<void> {
+    let isHinted = false;
     using _hint = this.#deps.onExit(container.id, () => {
-      setTimeout(() => void this.ask(container), eventGraceMs).unref();
+      // However many events a shim sends.
+      if (isHinted) return;
+      isHinted = true;
+      setTimeout(() => {
+        isHinted = false;
+        void this.ask(container);
+      }, eventGraceMs).unref();
     });
     for (let pause = waitAgainMs.first; ; pause = Math.min(2 * pause, waitAgainMs.most)) {
       try {
@@ -294,13 +301,14 @@ export class ShimPod {
     );
     const all = Promise.all(containers.map((container) => container.ended));
     if (this.alive) await Promise.race([all, sleep(followMs, undefined, { ref: false })]);
+    // One `delete` that does not end takes the time of all: what is left then is tried again at the removal.
+    const deadline = performance.now() + this.#deps.stopMs;
     for (const container of containers) {
       if (container.exit) continue;
       if (performance.now() < deadline) await this.cleanUp(container.id, container.stateDir);
       this.#deps.killProcess(container.state.process);
     }
-    // One `delete` that does not end takes the time of all: what is left then is tried again at the removal.
-    const deadline = performance.now() + this.#deps.stopMs;
+    await Promise.all(containers.map((container) => this.settle(container, killedCode)));
     if (this.#quiet) return;
     this.#quiet = true;
     if (!this.alive && (this.state.holder || this.state.sandboxApi))
@@ -308,7 +316,6 @@ export class ShimPod {
     this.#deps.events.sandboxExited(this.id, message);
   }
 
-    await Promise.all(containers.map((container) => this.settle(container, killedCode)));
   async #died(reason: string): Promise<void> {
     try {
       if (this.#quiet) return;

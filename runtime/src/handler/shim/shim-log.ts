@@ -6,6 +6,8 @@ import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Linux } from "../../linux/linux.ts";
 
 const maxLine = 8 << 10;
+/** A MiB a second: a shim that logs without end waits, and nobody else. */
+const bytesPerMs = 1 << 10;
 /** As much of a line as an error carries. */
 const maxSaid = 400;
 /** What a shim has to say of a failure may come a moment after its answer. */
@@ -35,6 +37,7 @@ export function readShimLog(
   const fd = openSync(path, constants.O_RDWR | constants.O_NONBLOCK);
   const socket = new Socket({ fd, readable: true, writable: false });
   let rest = "";
+  let pause: NodeJS.Timeout | undefined;
   let last: { said: string } | undefined;
   const take = (text: string): void => {
     line(text);
@@ -45,6 +48,8 @@ export function readShimLog(
     const lines = (rest + chunk.toString()).split("\n");
     rest = (lines.pop() ?? "").slice(0, maxLine);
     for (const text of lines) if (text !== "") take(text.slice(0, maxLine));
+    socket.pause();
+    pause = setTimeout(() => socket.resume(), chunk.length / bytesPerMs).unref();
   });
   socket.on("error", () => socket.destroy());
   socket.unref();
@@ -58,7 +63,10 @@ export function readShimLog(
         throw last === undefined || last === before ? error : explained(error, last.said);
       }
     },
-    [Symbol.dispose]: () => socket.destroy(),
+    [Symbol.dispose]: () => {
+      clearTimeout(pause);
+      socket.destroy();
+    },
   };
 }
 

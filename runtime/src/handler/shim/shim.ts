@@ -101,8 +101,8 @@ export async function createShimHandler(
     async exec(ref, request, signal) {
       const pod = await shims.podOf(ref.sandbox, signal);
       const { id: containerId, stateDir } = ref;
-      const { startMs, answerMs } = shims;
-      const context = { task: pod.task, containerId, stateDir, linux: deps.linux, startMs, answerMs };
+      const { startMs, stopMs, answerMs } = shims;
+      const context = { task: pod.task, containerId, stateDir, linux: deps.linux, startMs, stopMs, answerMs };
       return await execInTask(context, request, signal);
     },
     attach: (ref, signal) => attachTo(shims, ref, signal),
