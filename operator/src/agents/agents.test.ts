@@ -241,6 +241,13 @@ describe("A version of Bulkhead's own", () => {
     expect({ reason: found.view?.reason, replaced: found.replaced }).toEqual({ reason, replaced });
   });
 
+  test("is told as paused while nodes wait, also where it was stopped besides", () => {
+    const { view } = look(["b-late", "a"], { paused: true });
+    expect(view).toMatchObject({ reason: "FailureThreshold", paused: true });
+    expect(look(["b-late", "b"], { paused: true }).view?.paused).toBe(false);
+    expect(look(["b-late", "a"]).view?.paused).toBe(false);
+  });
+
   test("tells of a node that is ready, though not for long enough", () => {
     const { view } = look(["b-soaks", "a"], { rollout: { minReadySeconds: 300 } });
     expect(view?.message).toBe("0 of 2 nodes have it, 1 updating (1 ready for less than 300 s), 1 waiting");
