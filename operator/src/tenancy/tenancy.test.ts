@@ -58,8 +58,6 @@ describe("A wall is as good as another", () => {
     [{ gvisor: { flags: ["--host-uds=all"] } }, { gvisor: {} }, false],
     [{ gvisor: { tenant: { flags: ["host-uds"] } } }, { gvisor: {} }, false],
     [{ gvisor: { tenant: { volumeHints: true } } }, { gvisor: {} }, true],
-    [{ kata: { templating: true, initrd: "i", rootfs: "block" } }, { kata: {} }, false],
-    [{ kata: {} }, { kata: { templating: true, initrd: "i", rootfs: "block" } }, true],
     [{ shim: { runtimeType: "io.containerd.x.v1" } }, { runc: {} }, false],
     [{ kata: {} }, { shim: { runtimeType: "io.containerd.x.v1" } }, false],
   ];

@@ -23,7 +23,7 @@ type Walled = Pick<RuntimeProfileSpec, "handler" | "probe">;
 
 /** Higher is stronger; undefined when nobody can say. */
 const strength = ({ handler }: Walled): number | undefined => {
-  const { gvisor, kata } = handler;
+  const { gvisor } = handler;
   switch (wallOf({ handler })) {
     case "namespaces":
       return 1;
@@ -35,8 +35,7 @@ const strength = ({ handler }: Walled): number | undefined => {
       return opened || flags.length > 0 ? 2 : 3;
     }
     case "machine":
-      // Copies of one guest share its pages, and can learn of each other by that.
-      return kata?.templating ? 3 : 4;
+      return 4;
     case "unknown":
       return undefined;
   }
