@@ -257,23 +257,14 @@ export class NodeEngine {
     const { ownership, log, ledger } = this.#installer;
     const { record } = ownership;
     const change = adapters[engine.kind].plan(engine, handlers, record.engine);
-    if (this.#distrusts && !leaving && change.reload.by === "hup" && change.reload.asked !== undefined)
-      change.reload = { by: "restart", unit: engine.unit };
-    const { reload } = change;
-    // Its pods have ended and its class is gone: what the engine would still start for it nobody asks for.
-    if (leaving && reload.by === "hup") delete reload.asked;
-    const asked = reload.by === "hup" ? reload.asked : undefined;
-    this.#restarts = reload.by === "restart" || asked !== undefined;
+    let reload = reloadOf(engine, change.reload, { leaving, distrusts: this.#distrusts });
+    this.#restarts = mayRestart(reload);
     const unread = await this.#unread(engine, reload);
-    const planned = () => planChange(engine, change, record.engine, handlers, unread);
-    if (planned().load.length === 0) return;
-    if (this.#restarts && (await endsContainers(engine))) {
-      const { unit, killMode } = engine;
-      const stays = `Cannot restart ${unit}: its KillMode is ${killMode}, which would end its containers; set KillMode=process`;
-      if (asked === undefined) throw new RuntimeError("failed-precondition", stays);
-      asked.stays = stays;
-    }
-    const plan = planned();
+    const planned = (reload: Reload) =>
+      planChange(engine, { ...change, reload }, record.engine, handlers, unread);
+    if (planned(reload).load.length === 0) return;
+    if (this.#restarts && (await endsContainers(engine))) reload = withoutRestart(engine, reload);
+    const plan = planned(reload);
     if (kept) {
       const changed = plan.files.flatMap((step) =>
         step.do === "write" || step.do === "edit" ? [step.path] : [],
@@ -429,6 +420,29 @@ export class NodeEngine {
     for (const { name, revision } of profiles)
       ledger.fail(name, reason, message, undefined, record.profiles[name]?.revision === revision);
   }
+}
+
+/** How an engine takes a change up, by what is known of it besides. */
+function reloadOf(
+  { unit }: Engine,
+  reload: Reload,
+  { leaving, distrusts }: { leaving: boolean; distrusts: boolean },
+): Reload {
+  if (reload.by !== "hup" || reload.asked === undefined) return reload;
+  const { asked, ...hup } = reload;
+  // Its pods have ended and its class is gone: what the engine would still start for it nobody asks for.
+  if (leaving) return hup;
+  return distrusts ? { by: "restart", unit } : reload;
+}
+
+const mayRestart = (reload: Reload): boolean =>
+  reload.by === "restart" || (reload.by === "hup" && reload.asked !== undefined);
+
+/** The same without a restart, which would end containers. Throws where nothing else takes the change up. */
+function withoutRestart({ unit, killMode }: Engine, reload: Reload): Reload {
+  const stays = `Cannot restart ${unit}: its KillMode is ${killMode}, which would end its containers; set KillMode=process`;
+  if (reload.by !== "hup" || reload.asked === undefined) throw new RuntimeError("failed-precondition", stays);
+  return { ...reload, asked: { ...reload.asked, stays } };
 }
 
 /** A restart of the engine's unit ends containers: it ends all that is in the unit, and they or their monitors are. */
