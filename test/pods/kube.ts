@@ -52,11 +52,10 @@ export function inNamespace(cluster: Pick<Cluster, "kubectl">, namespace: string
       );
     } catch (error) {
       const said = await events(name).catch(() => "");
+      // Events first: what a report cuts off is the end.
       throw new Error(
-        `pod ${name} is not as wanted after ${seconds} s: ${JSON.stringify(last?.status, null, 1)}\n${said}`,
-        {
-          cause: error,
-        },
+        `pod ${name} is not as wanted after ${seconds} s:\n${said}${JSON.stringify(last?.status)}`,
+        { cause: error },
       );
     }
   };
