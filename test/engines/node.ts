@@ -35,6 +35,8 @@ export type EngineNode = AsyncDisposable & {
   startInstaller(): Promise<void>;
   want(profiles: Desired["profiles"]): Promise<void>;
   report(): Promise<Report>;
+  /** Whether the agent is through with what it was told last, whatever came of it: nothing is half done then. */
+  through({ status }: Report): boolean;
   /** Of a node with an API server. */
   kubectl(argv: readonly string[], options?: RunOptions): Promise<string>;
 };
@@ -114,17 +116,21 @@ export async function startEngineNode(options: EngineNodeOptions): Promise<Engin
   );
   const node = plan.nodes[0]!;
   const sysctls = await readSysctls();
-  await using undo = new AsyncDisposableStack();
-  undo.defer(async () => {
+  const remove = async (): Promise<void> => {
     await haltNode(plan, node);
     await endProcesses(await clusterProcesses(name), 0);
     await removeBridge(plan);
     await unmountBelow(plan.run);
     await removeCgroups(plan.cgroup);
     for (const directory of [plan.run, plan.disk]) await rm(directory, { recursive: true, force: true });
+  };
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    await remove();
     await writeSysctls(sysctls);
   });
-  await haltNode(plan, node);
+  // A run that was killed leaves all of it.
+  await remove();
   const upper = `${node.disk}/upper`;
   await mkdir(upper, { recursive: true });
   await mkdir(`${plan.disk}/logs`, { recursive: true });
@@ -243,6 +249,7 @@ export async function startEngineNode(options: EngineNodeOptions): Promise<Engin
       await call("POST", "/v1/desired", JSON.stringify({ generation, profiles }));
     },
     kubectl: kube,
+    through: ({ status }) => status.observedGeneration === generation,
     report: async () => JSON.parse(await call("GET", `/v1/report?instance=${randomUUID()}`)) as Report,
     [Symbol.asyncDispose]: () => moved.disposeAsync(),
   };

@@ -46,10 +46,13 @@ export const copied = (name: string, revision: string, image: string): Profile =
 export const statusOf = async (node: EngineNode, name: string) =>
   (await node.report()).status.profiles?.find((each) => each.name === name);
 
-export const settled = (node: EngineNode, name: string, want: object, seconds = 90): Promise<void> =>
+/** The agent is through, and the profile is as it should be. */
+export const settled = (node: EngineNode, name: string, want: object, seconds = 200): Promise<void> =>
   eventually(async () => {
-    const status = await statusOf(node, name);
+    const report = await node.report();
+    const status = report.status.profiles?.find((each) => each.name === name);
     expect(status, status?.message).toMatchObject(want);
+    expect(node.through(report)).toBe(true);
   }, seconds);
 
 export const pidOf = async (node: EngineNode, unit: string): Promise<string> =>
@@ -89,7 +92,11 @@ export const withoutOthers = (lines: string[]): string[] =>
 /** All profiles go, and with them everything of Bulkhead's. */
 export const leave = async (node: EngineNode): Promise<void> => {
   await node.want([]);
-  await eventually(async () => expect((await node.report()).status.profiles).toEqual([]), 60);
+  await eventually(async () => {
+    const report = await node.report();
+    expect(report.status.profiles).toEqual([]);
+    expect(node.through(report)).toBe(true);
+  }, 200);
   await eventually(async () => expect((await node.try(["ls", "/opt/bulkhead"])).code).not.toBe(0), 60);
   await node.exec(["systemctl", "stop", "installer"]);
 };
