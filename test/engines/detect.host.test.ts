@@ -4,7 +4,7 @@ import { mkdtempSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { findEngine } from "../../node-agent/src/engine/detect.ts";
+import { findEngine, programAt } from "../../node-agent/src/engine/detect.ts";
 import { realIn, resolveIn } from "../../node-agent/src/installer/host.ts";
 
 /**
@@ -33,6 +33,7 @@ afterEach(async () => {
     child.kill("SIGKILL");
     await once(child, "exit");
   }
+  child = undefined;
   rmSync(directory, { recursive: true, force: true });
 });
 
@@ -94,4 +95,14 @@ describe("an engine is refused", () => {
     await expect(asked).rejects.toThrow(`${socket}: Version was not answered in time`);
     process.kill(pid ?? 0, "SIGCONT");
   });
+});
+
+test("a program of many names is run by the one that the daemon was started by", () => {
+  const bin = "/var/lib/rancher/k3s/data/0/bin";
+  const there = (path: string): boolean => path === `${bin}/containerd`;
+  expect(programAt(`${bin}/k3s`, ["containerd", "-c", "/f"], there)).toBe(`${bin}/containerd`);
+  expect(programAt("/usr/bin/containerd", ["/usr/bin/containerd"], there)).toBe("/usr/bin/containerd");
+  expect(programAt("/usr/lib/engine/containerd-2", ["containerd"], there)).toBe(
+    "/usr/lib/engine/containerd-2",
+  );
 });

@@ -52,7 +52,11 @@ export async function findEngine(
   const unit = /\/([^/\n]+\.service)(?:\/|$)/m.exec((await text(`/proc/${daemon.pid}/cgroup`)) ?? "")?.[1];
   if (unit === undefined) return refuse(`process ${daemon.pid} belongs to no systemd service`);
   const shown = await host.run(["systemctl", "show", unit, "-p", "KillMode", "--value"], { signal });
-  const program = (await readlink(`/proc/${daemon.pid}/exe`)).replace(/ \(deleted\)$/, "");
+  const program = programAt(
+    (await readlink(`/proc/${daemon.pid}/exe`)).replace(/ \(deleted\)$/, ""),
+    daemon.argv,
+    (path) => existsSync(host.at(path)),
+  );
   return {
     kind,
     version: answer.runtimeVersion,
@@ -65,6 +69,15 @@ export async function findEngine(
     startedAt: await startOf(daemon.pid),
     files: await readFiles(host, kind, daemon.argv, record),
   };
+}
+
+/**
+ * The path to run a daemon's program by. k3s' one file is containerd by the name that it is started by: that of a link
+ * beside it.
+ */
+export function programAt(exe: string, [started = ""]: string[], exists: (path: string) => boolean): string {
+  const link = join(dirname(exe), basename(started));
+  return basename(exe) !== basename(started) && exists(link) ? link : exe;
 }
 
 /** conmon's processes in the cgroup of a unit: a restart of it that ends all that is in there ends their containers. */

@@ -8,6 +8,13 @@ import { installed, versionDirectory } from "./files.ts";
 import type { Host } from "./host.ts";
 import { vmFacts } from "./kata/facts.ts";
 import type { VmFacts } from "./kata/node.ts";
+import {
+  holderOf,
+  k3sKubelet,
+  kubeliteArgs,
+  kubeliteArgsFile,
+  type RunningKubelet,
+} from "./kubelet/holder.ts";
 import { byWalk, findSetting, type KubeletView, type TextFile } from "./kubelet/setting.ts";
 import { type Ownership, sha256 } from "./ownership.ts";
 import type { Facts } from "./plan.ts";
@@ -124,13 +131,15 @@ async function* processes(): AsyncGenerator<{ pid: number; argv: string[] }> {
   }
 }
 
-/** The kubelet that runs as a systemd service of this host. */
-export async function findKubelet(): Promise<{ pid: number; argv: string[]; unit: string } | undefined> {
+/** The kubelet that runs as a systemd service of this host, in a process of its own or inside a distribution's. */
+export async function findKubelet(): Promise<RunningKubelet | undefined> {
   for await (const { pid, argv } of processes()) {
-    if (argv[0]?.split("/").at(-1) !== "kubelet") continue;
+    const inside = holderOf(argv);
+    if (inside === undefined) continue;
+    const program = await readlink(`/proc/${pid}/exe`).catch(() => "");
     const cgroups = (await read(`/proc/${pid}/cgroup`)) ?? "";
     const unit = /\/([^/\n]+\.service)$/m.exec(cgroups)?.[1];
-    if (unit !== undefined) return { pid, argv, unit };
+    if (unit !== undefined) return { pid, argv, unit, program, inside };
   }
   return undefined;
 }
@@ -139,15 +148,24 @@ async function kubeletFacts(host: Host, signal: AbortSignal): Promise<Facts["kub
   const kubelet = await findKubelet();
   if (kubelet === undefined) return undefined;
   const view = await kubeletView(host, kubelet, signal);
-  return { unit: kubelet.unit, view, setting: findSetting(view) };
+  return { unit: kubelet.unit, inside: kubelet.inside, view, setting: findSetting(view) };
 }
 
 /** The files that a running kubelet's settings come from. */
 export async function kubeletView(
   host: Host,
-  kubelet: { argv: string[]; unit: string },
+  kubelet: RunningKubelet,
   signal: AbortSignal,
 ): Promise<KubeletView> {
+  if (kubelet.inside === "k3s") {
+    const { argv, endpoint } = k3sKubelet(kubelet.program);
+    return { ...(await viewOf(host, argv, [])), fallback: endpoint };
+  }
+  if (kubelet.inside === "microk8s") {
+    const file = host.real(kubeliteArgsFile(kubelet.argv));
+    const environ = (await read(`/proc/${kubelet.pid}/environ`)) ?? "";
+    return viewOf(host, kubeliteArgs((await read(host.at(file))) ?? "", environ), []);
+  }
   const shown = await host.run(
     ["systemctl", "show", kubelet.unit, "-p", "FragmentPath", "-p", "DropInPaths", "-p", "EnvironmentFiles"],
     { signal },

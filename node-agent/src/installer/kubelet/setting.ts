@@ -21,6 +21,8 @@ export type KubeletView = {
   config?: TextFile;
   /** The directory of --config-dir with the *.conf files in it and below, in the order in which the kubelet reads them. */
   dropins?: { directory: string; files: TextFile[] };
+  /** Its endpoint where nothing sets it, of a kubelet that has another default than the kubelet's own. */
+  fallback?: string;
 };
 
 export type Setting = {
@@ -57,7 +59,7 @@ export const socketOf = (endpoint: string): string => endpoint.replace(/^unix:(\
 
 /** The endpoint in force. */
 export const findSetting = (view: KubeletView): Setting =>
-  find(view, keys.runtime) ?? { value: defaultEndpoint, from: "default", files: [] };
+  find(view, keys.runtime) ?? { value: view.fallback ?? defaultEndpoint, from: "default", files: [] };
 
 /** The changes that point the kubelet at `endpoint`; none when it is there already. */
 export function pointAt(view: KubeletView, endpoint: string): Edit[] {
