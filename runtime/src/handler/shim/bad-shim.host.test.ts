@@ -469,6 +469,24 @@ test("a shim that lives and does not answer at the daemon's start costs nothing:
   await removeAll(handler, pod, [ref]);
 });
 
+test("what outlived containers and holds their pipes is waited for once, however many they are, when the daemon starts", async () => {
+  const daemon = await openDaemon([]);
+  const pod = await daemon.runPod();
+  const refs: ContainerRef[] = [];
+  for (let count = 0; count < 14; count++)
+    refs.push(await run(daemon.handler, pod, ["sh", "-c", "sleep 1000 & sleep 2; echo bye; exit 3"]));
+  await daemon[Symbol.asyncDispose]();
+  await vi.waitFor(() => expect(refs.some((ref) => alive(pidOf(ref)))).toBe(false), 20_000);
+  await using next = await daemon.again();
+  const { containers } = await next.handler.recover(pod, refs, signal());
+  for (const ref of refs) {
+    expect(containers.get(ref.id)).toMatchObject({ state: "exited", exit: { code: 3 } });
+    expect(readFileSync(ref.logPath, "utf8")).toMatch(/ stdout F bye\n$/);
+    process.kill(-pidOf(ref), "SIGKILL");
+  }
+  await removeAll(next.handler, pod, refs);
+});
+
 test("what a container writes is logged whole and once while its shim is stopped, over a restart of the daemon too", async () => {
   const daemon = await openDaemon([]);
   const pod = await daemon.runPod();

@@ -51,14 +51,20 @@ const recoverWith = async (
 ): Promise<Recovered> => {
   if (!pod) await shims.endMachine(ref.id, ref.stateDir);
   const found: Recovered["containers"] = new Map();
+  const taken: Promise<void>[] = [];
   for (const container of containers) {
     const exit = readExit(container.stateDir) ?? (await exitOf(shims, pod, container, signal));
     if (exit === "created" || exit === "running") found.set(container.id, { state: exit });
     else if (exit === "unknown") found.set(container.id, { state: "unknown" });
     else found.set(container.id, { state: "exited", exit });
     const early = shims.early.take(container.id);
-    if (early) await takeUp(shims, pod, container, exit, early);
+    if (!early) continue;
+    const done = takeUp(shims, pod, container, exit, early);
+    done.catch(() => {});
+    taken.push(done);
   }
+  // At a time, for the daemon's start waits: what outlived a container may hold its pipes.
+  await Promise.all(taken);
   if (!pod) {
     await shims.deleteLeftovers(ref.id, bundleOf(ref.stateDir, ref.id), signal);
     shims.killProcess(shimStateOf(ref)?.process);
