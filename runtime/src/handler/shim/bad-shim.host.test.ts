@@ -299,6 +299,25 @@ test("execs that a shim never says the end of take no descriptor once they were 
   await removeAll(handler, pod, [ref]);
 });
 
+test("an exec that a hung shim does not take fails when its caller's time is over, and leaves nothing here", async () => {
+  await using daemon = await openDaemon(["endless-exec"]);
+  const { handler } = daemon;
+  const pod = await daemon.runPod();
+  const ref = await run(handler, pod, ["sleep", "1000"]);
+  for (const { pid } of processesIn(daemon.bundle)) process.kill(pid, "SIGSTOP");
+  const before = readdirSync("/proc/self/fd").length;
+  const begun = performance.now();
+  const execs = Array.from({ length: 5 }, () =>
+    handler.exec(ref, { process: host.base, tty: false }, AbortSignal.timeout(500)),
+  );
+  for (const exec of execs) await expect(exec).rejects.toMatchObject({ code: "deadline-exceeded" });
+  // The shim has twice ten seconds to undo it, which nobody here waits for.
+  expect(performance.now() - begun).toBeLessThan(18_000);
+  expect(readdirSync("/proc/self/fd").length).toBeLessThan(before + 10);
+  expect(readdirSync(ref.stateDir).filter((name) => name.startsWith("exec-"))).toEqual([]);
+  await removeAll(handler, pod, [ref]);
+});
+
 test("shims that flood us with events and with their logs cost no other pod its life, and us no memory", async () => {
   await using daemon = await openDaemon(["floods-events", "floods-log"]);
   const { handler } = daemon;
