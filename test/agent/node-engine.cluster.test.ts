@@ -1,4 +1,5 @@
 import type { ProfileStatus } from "@bulkhead/lib/api/node-runtime.ts";
+import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { bulkheadCluster, profileReady } from "../cluster/bulkhead.ts";
 import type { Cluster, Node } from "../cluster/cluster.ts";
@@ -30,6 +31,22 @@ const life = async (pod: string): Promise<unknown> => {
     status?.restartCount,
     await ns.exec(pod, "cut", "-d ", "-f22", "/proc/1/stat"),
   ];
+};
+
+/** What of the node's files can still be run: a program that needs nothing, the loader, a program that needs it. */
+const sightOf = async (node: Node): Promise<string> => {
+  const looks = [
+    ["/usr/local/bin/runc", "-v"],
+    ["/lib64/ld-linux-x86-64.so.2", "--version"],
+    ["/usr/bin/ls", "/"],
+  ];
+  const seen = await Promise.all(
+    looks.map(async (argv) => {
+      const { code, stdout, stderr } = await node.try(argv);
+      return `${argv.join(" ")}: ${code} ${`${stdout}${stderr}`.slice(0, 200)}`;
+    }),
+  );
+  return seen.join("\n");
 };
 
 beforeAll(async () => {
@@ -69,7 +86,11 @@ describe("A profile of the node's own engine", () => {
 
   test("runs a pod of its class behind that kernel: its log, exec and network", async () => {
     const command = ["sh", "-c", "echo here I am; httpd -f -p 8080 -h /etc"];
-    const pod = await ns.run(podOf("walled", name, image, { command }, { nodeName: node.name }));
+    const pod = await ns
+      .run(podOf("walled", name, image, { command }, { nodeName: node.name }))
+      .catch(async (error: unknown) => {
+        throw new Error(`${messageOf(error).slice(0, 1000)}\n${await sightOf(node)}`, { cause: error });
+      });
     expect(await ns.exec("walled", "dmesg")).toContain("gVisor");
     expect(await ns.exec("beside", "uname", "-r")).not.toBe(await ns.exec("walled", "uname", "-r"));
     expect(await ns.kubectl(["logs", "walled"])).toBe("here I am\n");
