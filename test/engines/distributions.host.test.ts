@@ -29,7 +29,9 @@ describe.each(distributions)("%s", { timeout: 400_000 }, (_, distribution) => {
   afterAll(() => node?.[Symbol.asyncDispose]());
 
   test("does not take Bulkhead's own runtime: the profile says why, and nothing comes to the node", async () => {
-    await node.want([own]);
+    // Nor its artifact, which nobody asks the registry for.
+    const image = `${node.registry}/artifacts/none@sha256:${"0".repeat(64)}`;
+    await node.want([{ ...own, artifact: { image } }]);
     await settled(node, "own", refused);
     expect((await node.try(["ls", "/opt/bulkhead"])).code).not.toBe(0);
     expect((await node.report()).status.engine).toMatchObject({ name: "containerd", fronted: false });

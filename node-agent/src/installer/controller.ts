@@ -9,8 +9,10 @@ import { type Desired, type Happening, isThrough } from "../protocol.ts";
 import { Artifacts } from "./artifact/artifacts.ts";
 import { podRecords } from "./artifact/run.ts";
 import { executorsOf, factsOf, type Installer, servesNow } from "./context.ts";
+import { findKubelet } from "./facts.ts";
+import { notServable } from "./kubelet/holder.ts";
 import { Ledger } from "./ledger.ts";
-import { formerSocket, planStale, unservable, usesRuntime } from "./plan.ts";
+import { formerSocket, planStale, usesRuntime } from "./plan.ts";
 import { listPods } from "./pods.ts";
 import { Profiles } from "./profiles.ts";
 import { removeOthers } from "./removal.ts";
@@ -134,16 +136,11 @@ export class Controller {
       ledger.apply(name, { on: "wanted", revision, ...(good === undefined ? {} : { good }) });
     }
     const supported = await this.#supported(desired.profiles);
-    let wanted = supported.filter(({ engine }) => engine === "bulkhead");
+    const wanted = supported.filter(({ engine }) => engine === "bulkhead");
     const onNode = supported.filter(({ engine }) => engine === "node");
 
     await this.#artifacts.look(supported, signal);
     const facts = await factsOf(this.#installer, wanted, signal);
-    const why = unservable(facts);
-    if (why !== undefined) {
-      for (const { name } of wanted) ledger.fail(name, "NotSupported", refused(name, why));
-      wanted = [];
-    }
     await removeOthers(this.#installer, this.#profiles, desired.profiles, facts, signal);
     await execute(planStale(facts, await podRecords(host)), executorsOf(this.#installer), signal, log);
     await this.#artifacts.collect(supported, [...facts.files.values()]);
@@ -168,9 +165,11 @@ export class Controller {
   async #supported(profiles: DesiredProfile[]): Promise<DesiredProfile[]> {
     const { walls, ledger } = this.#installer;
     await walls.look(profiles);
+    const held = notServable(await findKubelet());
     return profiles.filter((profile) => {
-      const why = walls.refusal(profile);
-      if (why !== undefined) ledger.fail(profile.name, "NotSupported", refused(profile.name, why));
+      const why = walls.refusal(profile) ?? (profile.engine === "bulkhead" ? held : undefined);
+      if (why !== undefined)
+        ledger.fail(profile.name, "NotSupported", `Cannot serve profile "${profile.name}": ${why}`);
       return why === undefined;
     });
   }
@@ -223,8 +222,6 @@ export class Controller {
     ledger.publish();
   }
 }
-
-const refused = (name: string, why: string): string => `Cannot serve profile "${name}": ${why}`;
 
 /** A canary of this profile passed and a handler of it is loaded. */
 function isProven(state: ProfileState | undefined): boolean {

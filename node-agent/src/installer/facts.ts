@@ -148,7 +148,7 @@ async function kubeletFacts(host: Host, signal: AbortSignal): Promise<Facts["kub
   const kubelet = await findKubelet();
   if (kubelet === undefined) return undefined;
   const view = await kubeletView(host, kubelet, signal);
-  return { unit: kubelet.unit, inside: kubelet.inside, view, setting: findSetting(view) };
+  return { unit: kubelet.unit, view, setting: findSetting(view) };
 }
 
 /** The files that a running kubelet's settings come from. */

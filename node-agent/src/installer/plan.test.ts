@@ -29,7 +29,6 @@ const empty: Facts = {
   unread: new Set(),
   kubelet: {
     unit: "kubelet.service",
-    inside: "process",
     view: {
       argv: ["kubelet", "--config=/k"],
       flagFiles: [],
@@ -321,7 +320,7 @@ describe("the kubelet", () => {
       config: { path: "/k", body: "containerRuntimeEndpoint: unix:///z\n" },
     };
     const setting = { value: "unix:///z", from: "config" as const, files: ["/k"] };
-    const [step] = planKubelet({ ...serving, kubelet: { ...empty.kubelet!, view, setting } });
+    const [step] = planKubelet({ ...serving, kubelet: { unit: "kubelet.service", view, setting } });
     expect(step).toMatchObject({ former: "unix:///run/containerd/containerd.sock" });
   });
 

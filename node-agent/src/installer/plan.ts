@@ -3,7 +3,6 @@ import { dirname } from "node:path";
 import { paths } from "@bulkhead/lib/api/paths.ts";
 import type { EngineKind, EngineRecord, Reload, UserEdit } from "../engine/engine.ts";
 import { installed, ofOneRevision, settingsDirectory, versionDirectory } from "./files.ts";
-import type { Holder } from "./kubelet/holder.ts";
 import { type Edit, type KubeletView, pointAt, type Setting, socketOf } from "./kubelet/setting.ts";
 import type { RecordFile } from "./ownership.ts";
 
@@ -69,7 +68,7 @@ export type Facts = {
   /** Of these, those changed since the runtime was started: it runs by what they said before. */
   unread: ReadonlySet<string>;
   /** undefined: no kubelet is running. */
-  kubelet: { unit: string; inside: Holder; view: KubeletView; setting: Setting } | undefined;
+  kubelet: { unit: string; view: KubeletView; setting: Setting } | undefined;
 };
 
 /** What the engine as a whole needs on the node. */
@@ -233,12 +232,6 @@ export function planKubelet(facts: Facts): Step[] {
   const edits = pointAt(view, `unix://${paths.socket}`);
   if (edits.length === 0) return [];
   return [{ do: "point-kubelet", unit, former: facts.record.kubelet?.former ?? setting.value, edits }];
-}
-
-/** Why the kubelet of this node cannot be served by our own runtime, whatever is tried, or undefined. */
-export function unservable({ kubelet }: Pick<Facts, "kubelet">): string | undefined {
-  if (kubelet === undefined || kubelet.inside === "process") return undefined;
-  return `the kubelet runs inside ${kubelet.inside} (${kubelet.unit}), which gives it its own containerd; expected engine: node`;
 }
 
 /** The engine that Bulkhead fronts, as the kubelet named it. */

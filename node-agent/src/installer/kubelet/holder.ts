@@ -22,6 +22,14 @@ export function holderOf(argv: string[]): Holder | undefined {
   return /^k3s\b/.test(name) && (command === "server" || command === "agent") ? "k3s" : undefined;
 }
 
+/** Why such a kubelet cannot be served by our own runtime, whatever is tried; undefined: it can, or none runs. */
+export function notServable(
+  kubelet: Pick<RunningKubelet, "inside" | "unit"> | undefined,
+): string | undefined {
+  if (kubelet === undefined || kubelet.inside === "process") return undefined;
+  return `the kubelet runs inside ${kubelet.inside} (${kubelet.unit}), which gives it its own containerd; expected engine: node`;
+}
+
 /** The end of a program's path that k3s was unpacked to, below its data directory. */
 const unpacked = /\/data\/[^/]+\/bin\/[^/]+$/;
 
