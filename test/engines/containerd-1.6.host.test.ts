@@ -5,6 +5,7 @@ import { tool } from "../tools/cache.ts";
 import { debianProgram } from "../tools/debian.ts";
 import { podBehind, podsBehind } from "./behind.ts";
 import { clampedGvisor, clampedRunc } from "./clamped.ts";
+import { oldConfig } from "./containerd-config.ts";
 import { frontedTests } from "./fronted.ts";
 import { type EngineNode, startEngineNode } from "./node.ts";
 import {
@@ -27,20 +28,6 @@ let artifacts: { gvisor: string; runc: string };
 const main = "/etc/containerd/config.toml";
 const own = "/etc/containerd/bulkhead.toml";
 
-/** Debian's file with what this machine and registry need. */
-const config = (registry: string): string => `version = 2
-
-[plugins]
-  [plugins."io.containerd.grpc.v1.cri"]
-    sandbox_image = "${registry}/pause:latest"
-    # The machine under the nodes cannot lower oom_score_adj.
-    restrict_oom_score_adj = true
-    [plugins."io.containerd.grpc.v1.cri".registry]
-      config_path = "/etc/containerd/certs.d"
-  [plugins."io.containerd.internal.v1.opt"]
-    path = "/var/lib/containerd/opt"
-`;
-
 const unit = `[Service]
 ExecStart=/usr/bin/containerd
 # Not the shim of the other containerd, which every node of ours has in /usr/local/bin.
@@ -56,7 +43,7 @@ beforeAll(async () => {
     name: "bulkhead-engine",
     api: true,
     debs: [["containerd", "usr/bin/containerd"]],
-    files: (registry) => ({ [main]: config(registry), "/etc/systemd/system/containerd.service": unit }),
+    files: (registry) => ({ [main]: oldConfig(registry), "/etc/systemd/system/containerd.service": unit }),
     programs: { "/opt/runc/runc": tool("runc") },
   });
   await podRuns(node);

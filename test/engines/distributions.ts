@@ -1,6 +1,7 @@
 import { dump } from "js-yaml";
 import { tool } from "../tools/cache.ts";
 import { chosenVersions, kube } from "../tools/kubernetes.ts";
+import { oldConfig } from "./containerd-config.ts";
 import type { EngineNodeOptions } from "./node.ts";
 
 /**
@@ -19,21 +20,12 @@ export type Distribution = {
   node: Pick<EngineNodeOptions, "files" | "programs" | "socket" | "debs">;
 };
 
-/** What every node of ours says of its containerd, in both versions of the configuration. */
-const settings = {
-  2: (registry: string): string => `version = 2
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "${registry}/pause:latest"
-  # The machine under the nodes cannot lower oom_score_adj.
-  restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".registry]
-  config_path = "/etc/containerd/certs.d"
+/** What every node of ours says of its containerd: until k3s' drop-ins, and with them. */
+const withoutDropins = (registry: string): string => `${oldConfig(registry)}
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.internal.v1.opt"]
-  path = "/var/lib/containerd/opt"
-`,
-  3: (registry: string): string => `version = 3
+`;
+const withDropins = (registry: string): string => `version = 3
 imports = ["/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/*.toml"]
 [plugins.'io.containerd.cri.v1.images'.registry]
   config_path = "/etc/containerd/certs.d"
@@ -43,8 +35,7 @@ imports = ["/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/*.toml"]
   restrict_oom_score_adj = true
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
-`,
-};
+`;
 
 const flags = [
   "--config=/etc/kubernetes/kubelet.yaml",
@@ -88,7 +79,7 @@ const k3sServer: Distribution = {
     programs: { [k3s]: program() },
     files: (registry) => ({
       ...instead(k3sSocket, "k3s.service"),
-      [`${etc}/containerd/base.toml`]: settings[3](registry),
+      [`${etc}/containerd/base.toml`]: withDropins(registry),
       [`${etc}/kubelet.conf.d/00-k3s-defaults.conf`]: dump({
         apiVersion: "kubelet.config.k8s.io/v1beta1",
         kind: "KubeletConfiguration",
@@ -115,7 +106,7 @@ const k3sAgent: Distribution = {
     programs: { [k3s]: program(), "/opt/runc/runc": tool("runc") },
     files: (registry) => ({
       ...instead(k3sSocket, "k3s-agent.service"),
-      [`${etc}/containerd/base.toml`]: settings[2](registry),
+      [`${etc}/containerd/base.toml`]: withoutDropins(registry),
       "/etc/rancher/k3s/kubelet.args": flags.join("\n"),
       "/etc/systemd/system/k3s-agent.service": service(
         `@${k3s} /usr/local/bin/k3s agent`,
@@ -151,7 +142,7 @@ const microk8s: Distribution = {
         ...flags,
         "--container-runtime-endpoint=$SNAP_COMMON/run/containerd.sock",
       ].join("\n"),
-      [`${snap}/args/containerd-template.toml`]: settings[2](registry).replace(
+      [`${snap}/args/containerd-template.toml`]: withoutDropins(registry).replace(
         "io.containerd.runc.v2",
         `\${RUNTIME_TYPE}`,
       ),
