@@ -97,8 +97,14 @@ const ShimHandler = z
           .object({ vcpus: z.number().min(0), memoryMiB: z.int().min(0) })
           .strict()
           .optional(),
-        /** Size of the huge pages that the guest's memory is made of; left out: it is of ordinary ones. */
-        hugepageMiB: z.int().min(1).optional(),
+        /**
+         * Size of the huge pages that the guest's memory is made of, and what it has of them without the pod's limits;
+         * left out: it is of ordinary ones.
+         */
+        hugepages: z
+          .object({ pageMiB: z.int().min(1), machineMiB: z.int().min(1) })
+          .strict()
+          .optional(),
         /** Whether the shim may be asked for metrics: some end themselves, and the pod with them, when they are. */
         metrics: z.boolean().default(false),
       })

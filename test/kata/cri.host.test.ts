@@ -41,7 +41,7 @@ beforeAll(async () => {
     join(daemon.handlersDir, "huge.yaml"),
     JSON.stringify({
       ...{ kind: "shim", name: "huge", ...fake.config },
-      kata: { runtime: "go", rootfs: "virtio-fs", hugepageMiB: 2 },
+      kata: { runtime: "go", rootfs: "virtio-fs", hugepages: { pageMiB: 2, machineMiB: 512 } },
     }),
   );
   await daemon.start();

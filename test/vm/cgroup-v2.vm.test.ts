@@ -330,4 +330,23 @@ describe("With the cgroupfs driver", () => {
     await remove(pod);
     expect((await machine.trySh(`ls -d ${cgroup}`)).code).not.toBe(0);
   });
+
+  test("a machine of more huge pages than its pod's cgroup may have is refused before its shim is asked", async () => {
+    const handler = {
+      ...{ kind: "shim", name: "huge", binary: "/bin/false", wall: "vm" },
+      kata: { runtime: "go", rootfs: "virtio-fs", hugepages: { pageMiB: 2, machineMiB: 64 } },
+    };
+    // As the kubelet makes it for a pod whose RuntimeClass declares 32 MiB.
+    await machine.sh(`
+      echo '${JSON.stringify(handler)}' >/etc/bulkhead/handlers.d/huge.yaml
+      systemctl restart bulkhead-runtime.service
+      ${untilServed}
+      mkdir -p /sys/fs/cgroup/kubepods/pod-huge
+      for parent in /sys/fs/cgroup /sys/fs/cgroup/kubepods; do echo +hugetlb >$parent/cgroup.subtree_control; done
+      echo ${32 << 20} >/sys/fs/cgroup/kubepods/pod-huge/hugetlb.2MB.max`);
+    await expect(running({}, { handler: "huge", parent: "/kubepods/pod-huge" })).rejects.toThrow(
+      /takes 64 MiB of them .* may have 32 MiB/,
+    );
+    await machine.sh("rm /etc/bulkhead/handlers.d/huge.yaml; rmdir /sys/fs/cgroup/kubepods/pod-huge");
+  });
 });

@@ -55,10 +55,11 @@ describe("a pod's machine", () => {
   const cpu = { cpuPeriod: 50_000n, cpuQuota: 25_000n };
   const memory = { memoryLimitInBytes: BigInt(257 << 20) };
   const withoutLimit = { vcpus: 1.8, memoryMiB: 480 };
+  const hugepages = { pageMiB: 2, machineMiB: 512 };
 
   test.each<[string, object, Parameters<typeof sandboxAnnotations>[2], string[]]>([
     ["is its limits", { ...memory, ...cpu }, { withoutLimit }, ["269484032", "50000", "25000"]],
-    ["is in whole huge pages", memory, { hugepageMiB: 2 }, ["270532608", "0", "0"]],
+    ["is in whole huge pages", memory, { hugepages }, ["270532608", "0", "0"]],
     ["has the profile's memory beside a CPU limit", cpu, { withoutLimit }, ["503316480", "50000", "25000"]],
     [
       "has the profile's vCPUs beside a memory limit",
@@ -66,7 +67,7 @@ describe("a pod's machine", () => {
       { withoutLimit },
       ["269484032", "100000", "180000"],
     ],
-    ["is the profile's without limits", {}, { withoutLimit, hugepageMiB: 2 }, ["0", "0", "0"]],
+    ["is the profile's without limits", {}, { withoutLimit, hugepages }, ["0", "0", "0"]],
     ["is left to a runtime that adds", cpu, {}, ["0", "50000", "25000"]],
   ])("%s", (_title, resources, machine, expected) => {
     expect(sized(resources, machine)).toEqual(expected);

@@ -67,14 +67,14 @@ const podAnnotations = (podId: string, pod: PodSandboxConfig): Record<string, st
 };
 
 /** What Kata is to be told of a pod's size. */
-type Machine = Pick<NonNullable<ShimHandlerConfig["kata"]>, "hugepageMiB" | "withoutLimit">;
+type Machine = Pick<NonNullable<ShimHandlerConfig["kata"]>, "hugepages" | "withoutLimit">;
 
 const cpuPeriod = 100_000;
 
 /** The limits of a pod as its virtual machine is to be made for them. */
-const sizeOf = (pod: PodSandboxConfig, { hugepageMiB, withoutLimit }: Machine): Record<string, string> => {
+const sizeOf = (pod: PodSandboxConfig, { hugepages, withoutLimit }: Machine): Record<string, string> => {
   const { memoryLimitInBytes: memory = 0n, cpuQuota = 0n } = pod.linux?.resources ?? {};
-  const page = BigInt(hugepageMiB ?? 0) << 20n;
+  const page = BigInt(hugepages?.pageMiB ?? 0) << 20n;
   const size: Record<string, string> = {};
   // A machine that is made of huge pages is made of whole ones, or its hypervisor ends.
   if (memory > 0n && page > 0n)

@@ -20,8 +20,10 @@ test.each<[object, boolean]>([
 });
 
 test("the runtime is told of huge pages, for it sizes machines of pods with limits", () => {
-  expect(handlerOf({ shim: "go", hugepages: true })).toMatchObject({ kata: { hugepageMiB: 2 } });
-  expect(handlerOf({ shim: "go" })).not.toHaveProperty("kata.hugepageMiB");
+  expect(handlerOf({ shim: "go", hugepages: true })).toMatchObject({
+    kata: { hugepages: { pageMiB: 2, machineMiB: 2048 } },
+  });
+  expect(handlerOf({ shim: "go" })).not.toHaveProperty("kata.hugepages");
 });
 
 test("a pod with one limit has the profile's machine in the other: runtime-rs is told so, the older runtime adds", () => {

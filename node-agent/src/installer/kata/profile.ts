@@ -37,7 +37,9 @@ export function vmFiles(
       wall: "vm",
       kata: {
         ...{ runtime: vm.shim, rootfs: vm.rootfs, diskMiB: vm.diskMiB, metrics: servesMetrics(vm) },
-        ...(vm.hugepageMiB === undefined ? {} : { hugepageMiB: vm.hugepageMiB }),
+        ...(vm.hugepageMiB === undefined
+          ? {}
+          : { hugepages: { pageMiB: vm.hugepageMiB, machineMiB: vm.memoryMiB } }),
         ...(vm.shim === "rust" ? { withoutLimit: withoutLimit(vm) } : {}),
       },
       allowedAnnotations: vm.enableAnnotations.map((each) => `io.katacontainers.config.hypervisor.${each}`),

@@ -7,6 +7,7 @@ import type { HandlerState, SandboxLaunch, SandboxRef } from "../handler.ts";
 import { bundleOf, groupedSpec, type RootfsMount } from "./bundle.ts";
 import { connectShim } from "./connection.ts";
 import { files, writeState } from "./files.ts";
+import { requireHugepages } from "./huge-pages.ts";
 import { removeKataRemains } from "./kata-remains.ts";
 import { launchShim } from "./launch.ts";
 import { processesIn } from "./processes.ts";
@@ -36,6 +37,7 @@ export async function runSandbox(
     );
   if (launch.awaitsRestore && !config.runsc)
     throw new RuntimeError("unimplemented", `Handler "${config.name}" restores no pods: gVisor's do`);
+  requireHugepages(config.kata, launch.spec, shims.cgroupLayout);
   const deadline = within(signal, createMs);
   await using undo = new AsyncDisposableStack();
   const { bundle, rootfs } = shims.writeBundle(launch, groupedSpec(launch.spec, "sandbox", launch.id));

@@ -113,7 +113,7 @@ export class Shims {
   readonly #pods = new Map<string, ShimPod>();
   /** Pods whose shim did not answer when they were to be taken up: until it has, nothing else is asked of it. */
   readonly #silent = new Set<string>();
-  readonly #layout: CgroupLayout = readLayout();
+  readonly cgroupLayout: CgroupLayout = readLayout();
 
   constructor(config: ShimHandlerConfig, deps: ShimHandlerDeps) {
     this.config = config;
@@ -532,7 +532,7 @@ export class Shims {
 
   /** A shim that was killed half-way leaves a cgroup that nobody else knows of. */
   async removeCgroup(id: string, bundle: string): Promise<void> {
-    await removeCgroup(await specCgroup(join(bundle, "config.json"), id, this.#layout), this.deps.linux);
+    await removeCgroup(await specCgroup(join(bundle, "config.json"), id, this.cgroupLayout), this.deps.linux);
   }
 
   /** Writes the bundle of a container; returns its path, and what the shim is to mount as its root. */
