@@ -71,7 +71,9 @@ export const runTests = async (
       }
     });
   await Promise.all(running);
-  for (const failure of failures) process.stdout.write(`FAILED ${failure}\n`);
+  // Who reads the end of a log reads all names: the more failed, the less is said of each.
+  const room = Math.max(300, Math.min(2000, Math.floor(6000 / failures.length)));
+  for (const failure of failures) process.stdout.write(`FAILED ${failure.slice(0, room)}\n`);
   process.stdout.write(`${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped\n`);
   return code;
 };
@@ -136,8 +138,8 @@ const failsOutsideTests = ({ status, assertionResults }: Report["testResults"][n
 const failuresOf = (project: Project, { testResults }: Report): string[] =>
   testResults.flatMap((result) => {
     const file = `${project} ${relative(root, result.name)}`;
-    if (failsOutsideTests(result)) return [`${file}: ${result.message.slice(0, 2000)}`];
+    if (failsOutsideTests(result)) return [`${file}: ${result.message}`];
     return result.assertionResults
       .filter((test) => test.status === "failed")
-      .map((test) => `${file} > ${test.fullName}: ${test.failureMessages.join("\n").slice(0, 2000)}`);
+      .map((test) => `${file} > ${test.fullName}: ${test.failureMessages.join("\n")}`);
   });
