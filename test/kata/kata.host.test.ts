@@ -482,7 +482,10 @@ describe.each(Object.keys(walls) as (keyof typeof walls)[])("Kata with %s", (wal
   test(
     "passes the agent's canary, a pod of its own after this one",
     async () => {
-      const canary = await runCanary(cri, wall, call(), { deadlines: { exec: 300, remove: 300 } });
+      const canary = await runCanary(cri, wall, call(), {
+        logs: { node: join(scratch, "canary"), here: join(scratch, "canary") },
+        deadlines: { exec: 300, remove: 300 },
+      });
       const verdict = judge(
         "vm",
         canary.view,

@@ -21,6 +21,12 @@ let registry: RunningRegistry;
 let daemon: Daemon;
 const loaded = join(tmpdir(), `bh-loaded-${process.pid}`);
 
+/** The canaries' log directory. */
+const logs = {
+  node: join(tmpdir(), `bh-canary-${process.pid}`),
+  here: join(tmpdir(), `bh-canary-${process.pid}`),
+};
+
 /** Writes down the modules that a daemon loads whose names say OpenTelemetry. */
 const hook = `${loaded}.mjs`;
 const watched = `import { registerHooks } from "node:module";
@@ -62,7 +68,7 @@ const canaryTrace = async (handler: string): Promise<ReceivedSpan[]> => {
     });
     using cri = connectCri(daemon.socket);
     await cri.image.removeImage({ image: { image: canaryImage } }, AbortSignal.timeout(10_000));
-    await rootSpan("a caller", {}, () => runCanary(cri, handler, AbortSignal.timeout(60_000)));
+    await rootSpan("a caller", {}, () => runCanary(cri, handler, AbortSignal.timeout(60_000), { logs }));
   }
   const own = async (): Promise<ReceivedSpan[]> => {
     const spans = await receiver.spans();
@@ -177,12 +183,12 @@ test("what a kubelet asks every second begins no trace", async () => {
 test("a receiver that is gone costs no pod, and is told once", async () => {
   await receiver[Symbol.asyncDispose]();
   using cri = connectCri(daemon.socket);
-  for (let n = 0; n < 2; n++) await runCanary(cri, "runc", AbortSignal.timeout(60_000));
+  for (let n = 0; n < 2; n++) await runCanary(cri, "runc", AbortSignal.timeout(60_000), { logs });
   const told = async () =>
     (await readFile(daemon.logFile, "utf8")).split("spans cannot be exported").length - 1;
   await expect.poll(told, { timeout: 30_000 }).toBe(1);
   // The daemon ends in time with spans that nobody takes.
-  await runCanary(cri, "runc", AbortSignal.timeout(60_000));
+  await runCanary(cri, "runc", AbortSignal.timeout(60_000), { logs });
   const started = performance.now();
   await daemon.end("SIGTERM");
   expect(performance.now() - started).toBeLessThan(5_000);
@@ -199,7 +205,7 @@ test("without an endpoint the daemon loads no tracer and no exporter; with one i
   await using _ = quiet;
   await quiet.start();
   using cri = connectCri(quiet.socket);
-  await runCanary(cri, "runc", AbortSignal.timeout(60_000));
+  await runCanary(cri, "runc", AbortSignal.timeout(60_000), { logs });
   // prom-client takes OpenTelemetry's API along for its exemplars, with or without traces.
   const all = (await readFile(loaded, "utf8").catch(() => "")).split("\n").filter((url) => url !== "");
   expect(all.filter((url) => !url.includes("@opentelemetry/api/"))).toEqual([]);

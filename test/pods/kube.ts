@@ -26,6 +26,7 @@ type ContainerStatus = {
   ready: boolean;
   restartCount: number;
   containerID: string;
+  imageID: string;
   state: State;
   lastState: State;
 };

@@ -19,6 +19,7 @@ const { vm, view: outer } = await hostFacts(host, probe);
 const trials = await tryPlatforms(host, runsc, vm.kvm, signal, 120_000);
 using cri = connectCri(socket);
 const { view, outside } = await runCanary(cri, handler, signal, {
+  logs: { node: "/run/canary", here: "/run/canary" },
   deadlines: { exec: 120, remove: 120 },
 });
 const mark = { engine: "gvisor", network: "sandbox", platform: promised } as const;

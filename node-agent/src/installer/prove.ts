@@ -68,14 +68,14 @@ export async function prove(
         ...rest,
       });
     const deadlines = canaryDeadlinesOf(profile);
-    const logs = `/run/bulkhead-canary-${name}`;
-    const output = { node: logs, here: host.at(logs) };
+    const directory = `/run/bulkhead-canary-${name}`;
+    const logs = { node: directory, here: host.at(directory) };
     const soon = AbortSignal.any([signal, AbortSignal.timeout(probeDeadlineOf(profile))]);
     const result = await (at === undefined
-      ? runCanary(cri, name, soon, { deadlines, output, volume: join(paths.state, "canary") })
+      ? runCanary(cri, name, soon, { logs, deadlines, volume: join(paths.state, "canary") })
       : runSeenCanary(cri, name, soon, {
+          logs,
           deadlines,
-          output,
           elsewhere: at,
           tryMs: probeDeadlineOf(profile) / 6,
         })

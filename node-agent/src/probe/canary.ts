@@ -1,12 +1,12 @@
 import { randomInt, randomUUID } from "node:crypto";
-import { rm } from "node:fs/promises";
+import { mkdir, rm } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { canaryImage, canaryNamespace, labels } from "@bulkhead/lib/api/group.ts";
 import type { CriClient } from "@bulkhead/lib/cri/client.ts";
 import { ContainerState, NamespaceMode, PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { lookOutside, type Outside } from "./outside.ts";
-import { type OutputDirectory, outputLog, outputOf } from "./own-output.ts";
+import { type LogDirectory, logOf, outputOf } from "./own-output.ts";
 import { parseView, type View, viewCommand } from "./wall.ts";
 
 /**
@@ -42,13 +42,13 @@ export type CanaryDeadlines = { exec: number; remove: number };
 const usual: CanaryDeadlines = { exec: 30, remove: 30 };
 
 type CanaryOptions = {
+  /**
+   * Its pod's log directory, of which nothing is left. A kubelet that finds a dead container removes every file whose name
+   * begins with the container's log path: of one without a path, those that stand in the node's root, /bin among them.
+   */
+  logs: LogDirectory;
   elsewhere?: Elsewhere;
   deadlines?: CanaryDeadlines | undefined;
-  /**
-   * Its pod's log directory, of which nothing is left: where a canary in which nothing can be executed writes what it sees.
-   * Left out: such a one fails.
-   */
-  output?: OutputDirectory;
   /**
    * A directory of the node, made where it is missing, that the canary gets read-only as the kubelet gives volumes:
    * under its own SELinux label. A node that cannot do that serves no pod.
@@ -94,7 +94,7 @@ export async function runCanary(
   cri: CriClient,
   handler: string,
   signal: AbortSignal,
-  { elsewhere, deadlines = usual, output, volume }: CanaryOptions = {},
+  { logs, elsewhere, deadlines = usual, volume }: CanaryOptions,
 ): Promise<CanaryResult> {
   const { runtime, image: images } = cri;
   const name = elsewhere?.id ?? canaryImage;
@@ -115,7 +115,7 @@ export async function runCanary(
     metadata: { name: `canary-${handler}`, namespace: canaryNamespace, uid, attempt: 0 },
     hostname: "canary",
     labels: { ...kubeletsOf(uid), [labels.canary]: handler },
-    ...(output && { logDirectory: output.node }),
+    logDirectory: logs.node,
     linux: { securityContext: { namespaceOptions: { pid: NamespaceMode.CONTAINER } } },
   });
   const uid = randomUUID();
@@ -129,22 +129,23 @@ export async function runCanary(
     else image.image = await elsewhere.pull(cri, signal);
   }
   await using undo = new AsyncDisposableStack();
-  // A shim's own logs, too: gVisor's writes there whatever the canary says.
-  if (output) undo.defer(() => rm(output.here, { recursive: true, force: true }));
+  // A shim's own logs, too: gVisor's writes there.
+  undo.defer(() => rm(logs.here, { recursive: true, force: true }));
+  await mkdir(logs.here, { recursive: true, mode: 0o700 });
   // Undo has its own deadline: it must run when the probe's own is over.
   undo.defer(() => removeCanaries(cri, handler, AbortSignal.timeout(deadlines.remove * 1000)));
   if (elsewhere?.awaitsLook === true) await untilLook(cri, handler, sandboxOf(randomUUID()), signal);
   const startedAt = performance.now();
   const { podSandboxId } = await runtime.runPodSandbox({ config: sandbox, runtimeHandler: handler }, signal);
   try {
-    const containerOf = (name: string, command: string[], logPath = "") => ({
+    const containerOf = (name: string, command: string[]) => ({
       podSandboxId,
       sandboxConfig: sandbox,
       config: {
         metadata: { name, attempt: 0 },
         image,
         command,
-        logPath,
+        logPath: logOf(name),
         labels: { ...kubelets, [labels.canary]: handler },
         mounts:
           volume === undefined
@@ -167,8 +168,8 @@ export async function runCanary(
       );
     }
     const said = await execute(cri, containerId, deadlines.exec, signal).catch((error: unknown) => {
-      if (output === undefined || !hasCode(error, "unimplemented")) throw error;
-      return outputOf(cri, containerOf("view", viewCommand, outputLog), output, signal);
+      if (!hasCode(error, "unimplemented")) throw error;
+      return outputOf(cri, containerOf("view", viewCommand), logs, signal);
     });
     const outside = await lookOutside([podSandboxId, containerId], token);
     // What ended while it was looked at was not seen.

@@ -1,15 +1,15 @@
-import { mkdir, open } from "node:fs/promises";
+import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { CriClient } from "@bulkhead/lib/cri/client.ts";
 import { ContainerState } from "@bulkhead/lib/gen/cri_pb.js";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 
-/** A directory for a canary's output: as the node names it, and as this program reaches it. */
-export type OutputDirectory = { node: string; here: string };
+/** The log directory of a canary's pod: as the node names it, and as this program reaches it. */
+export type LogDirectory = { node: string; here: string };
 
-/** Its name there, which is the container's logPath. */
-export const outputLog = "output.log";
+/** A container's logPath there. */
+export const logOf = (container: string): string => `${container}.log`;
 
 /** More than a view is. */
 const maxOutput = 64 << 10;
@@ -26,15 +26,14 @@ export const outputIn = (log: string): string =>
 
 /**
  * Runs a container to its end and returns its standard output, by its log: for walls in which no second program can be
- * executed. Its pod's log directory is `directory`, which is the caller's to remove.
+ * executed.
  */
 export async function outputOf(
   { runtime }: CriClient,
   container: Parameters<CriClient["runtime"]["createContainer"]>[0],
-  directory: OutputDirectory,
+  logs: LogDirectory,
   signal: AbortSignal,
 ): Promise<string> {
-  await mkdir(directory.here, { recursive: true, mode: 0o700 });
   const { containerId } = await runtime.createContainer(container, signal);
   await runtime.startContainer({ containerId }, signal);
   for (;;) {
@@ -45,7 +44,7 @@ export async function outputOf(
     }
     await sleep(100, undefined, { signal });
   }
-  await using file = await open(join(directory.here, outputLog));
+  await using file = await open(join(logs.here, container.config?.logPath ?? ""));
   const { buffer, bytesRead } = await file.read(Buffer.alloc(maxOutput), 0, maxOutput, 0);
   return outputIn(buffer.toString("utf8", 0, bytesRead));
 }

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { logPathOf } from "./log-path.ts";
+import { logPathOf, shownLogPath } from "./log-path.ts";
 
 test.each([
   ["/var/log/pods/ns_p_u", "app/0.log", "/var/log/pods/ns_p_u/app/0.log"],
@@ -10,6 +10,11 @@ test.each([
   ["", "0.log", ""],
 ])("logPathOf(%j, %j)", (directory, path, expected) => {
   expect(logPathOf(directory, path)).toBe(expected);
+});
+
+test("no path is told as one that is there for nobody: a kubelet removes what begins with it", () => {
+  expect(shownLogPath("")).toBe("/run/bulkhead/no-log");
+  expect(shownLogPath("/var/log/pods/a/0.log")).toBe("/var/log/pods/a/0.log");
 });
 
 test("a log never lies outside the pod's own directory (CVE-2025-0750, CVE-2024-5154)", () => {

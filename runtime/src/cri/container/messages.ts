@@ -8,6 +8,7 @@ import {
 } from "@bulkhead/lib/gen/cri_pb.js";
 import type { Visible } from "../../container/state.ts";
 import type { Images } from "../../image/images.ts";
+import { shownLogPath } from "../../spec/log-path.ts";
 import { criStopSignal } from "../../spec/stop-signal.ts";
 import { oncePerRecord } from "../once-per-record.ts";
 
@@ -70,7 +71,7 @@ export const containerStatusMessage = (container: Visible, images: Pick<Images, 
     labels: container.config.labels,
     annotations: container.config.annotations,
     mounts: container.config.mounts,
-    logPath: container.logPath,
+    logPath: shownLogPath(container.logPath),
     ...(resources && { resources: { linux: resources } }),
     user: {
       linux: {

@@ -19,6 +19,7 @@ import {
   VersionRequestSchema,
 } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { shownLogPath } from "../../spec/log-path.ts";
 import { Credentials } from "./credentials.ts";
 import { LastKnown } from "./last-known.ts";
 import { mergeFsInfo, mergeImages, mergeStatus, mergeVersion } from "./merge.ts";
@@ -194,7 +195,11 @@ export function front(own: CriServices, engine: CriClient, side: OwnSide): CriSe
     startContainer: byContainer(r.startContainer, er.startContainer),
     stopContainer: byContainer(r.stopContainer, er.stopContainer),
     removeContainer: byContainer(r.removeContainer, er.removeContainer),
-    containerStatus: byContainer(r.containerStatus, er.containerStatus),
+    containerStatus: byContainer(r.containerStatus, async (request, signal) => {
+      const answer = await er.containerStatus(request, signal);
+      if (answer.status) answer.status.logPath = shownLogPath(answer.status.logPath);
+      return answer;
+    }),
     updateContainerResources: byContainer(r.updateContainerResources, er.updateContainerResources),
     reopenContainerLog: byContainer(r.reopenContainerLog, er.reopenContainerLog),
     execSync: byContainer(r.execSync, er.execSync),
