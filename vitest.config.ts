@@ -1,5 +1,4 @@
 import { defineConfig } from "vitest/config";
-import { BaseSequencer, type TestSpecification } from "vitest/node";
 
 // A test of real processes may meet a machine that is busy with others; CI tries it once more and says so.
 const retry = process.env.CI ? 1 : 0;
@@ -7,23 +6,9 @@ const retry = process.env.CI ? 1 : 0;
 // What is awaited comes at once or, on a busy machine, later: a far deadline costs nothing but when a test fails.
 const poll = { timeout: 20_000 };
 
-/**
- * The longest first, as usual, but for what wants nodes that have just booted: twice, after 23 minutes of other tests, that
- * file's node lost sight of its dynamic programs (docs/ROADMAP.md).
- */
-class FreshNodesFirst extends BaseSequencer {
-  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
-    const sorted = await super.sort(files);
-    const first = ({ moduleId }: TestSpecification): boolean =>
-      /node-engine\.cluster\.test\.ts$/.test(moduleId);
-    return [...sorted.filter(first), ...sorted.filter((file) => !first(file))];
-  }
-}
-
 // unit: pure, no root. host: root on this machine, real kernel and runtimes. cluster: the real control plane and nodes.
 export default defineConfig({
   test: {
-    sequence: { sequencer: FreshNodesFirst },
     projects: [
       {
         test: {
