@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { mkdtemp, writeFile } from "node:fs/promises";
+import { mkdtempDisposable, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Config } from "@bulkhead/lib/api/runtime-config.ts";
@@ -69,7 +69,8 @@ test("a file that was named must be there", async () => {
 });
 
 test("a file that was named is read", async () => {
-  const file = join(await mkdtemp(join(tmpdir(), "bulkhead-config-")), "runtime.yaml");
+  await using scratch = await mkdtempDisposable(join(tmpdir(), "bulkhead-config-"));
+  const file = join(scratch.path, "runtime.yaml");
   await writeFile(file, "defaultHandler: crun\n");
   expect((await readConfig(file)).defaultHandler).toBe("crun");
   expect(readFileSync(file, "utf8")).toContain("crun");

@@ -2,6 +2,7 @@ import { spawn } from "node:child_process";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { unmountBelow } from "../cluster/mounts.ts";
 import { ensureTestImages } from "../images/build.ts";
 import { startRegistry } from "../images/registry.ts";
 import { inCache, tool } from "../tools/cache.ts";
@@ -53,7 +54,7 @@ export const critestOn = async (daemon: Pick<Daemon, "socket">, args: readonly s
   try {
     const report = join(scratch, "report.json");
     const { argv, env } = critestCommand(daemon.socket, [`--ginkgo.json-report=${report}`, ...args]);
-    const said = await outcome(argv, { cwd: scratch, env });
+    const said = await outcome(argv, { cwd: scratch, env: { ...env, TMPDIR: scratch } });
     const text = await readFile(report, "utf8").catch(() => {
       throw new Error(`critest made no report:\n${`${said.stdout}${said.stderr}`.slice(-4000)}`);
     });
@@ -66,6 +67,8 @@ export const critestOn = async (daemon: Pick<Daemon, "socket">, args: readonly s
         message: each.Failure?.Message ?? "",
       }));
   } finally {
+    // Of what its specs mount there it leaves some.
+    await unmountBelow(scratch);
     await rm(scratch, { recursive: true, force: true });
   }
 };

@@ -202,7 +202,10 @@ describe.each<Form>(["shared", "disk", "device"])("a fake of Kata's shim, roots 
     const opened = await host.openHandler(config);
     const pod = await runPod(opened.handler, form);
     await opened[Symbol.asyncDispose]();
-    process.kill((pod.state.shim as { pid: number }).pid, "SIGKILL");
+    const { pid } = pod.state.shim as { pid: number };
+    process.kill(pid, "SIGKILL");
+    // Killed is not gone: for a moment it may still be there to be found.
+    await host.until(() => !existsSync(`/proc/${pid}`), "the shim's end");
     await using again = await host.openHandler(config);
     expect((await again.handler.recover(pod, [], signal())).sandboxAlive).toBe(false);
     expect(machinesOf(pod.id)).toEqual([]);

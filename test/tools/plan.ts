@@ -78,6 +78,7 @@ const packages = {
   "libcap2-bin": "setcap: layers with file capabilities",
   conmon: "the runtime's monitor of OCI containers",
   crun: "the agent's bundle: the other OCI runtime",
+  "protobuf-compiler": "runwasi's build makes Rust of containerd's .proto files",
   skopeo: "a second opinion on images and registries",
   umoci: "a second opinion on what a layer unpacks to",
   "erofs-utils": "fsck.erofs judges the images that we write",

@@ -1,8 +1,8 @@
 import { execFileSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test } from "vitest";
 import { readInRoot, resolveInRoot } from "./rootfs.ts";
 
 let root: string;
@@ -10,6 +10,7 @@ beforeEach(() => {
   root = mkdtempSync(join(tmpdir(), "bulkhead-rootfs-"));
   mkdirSync(join(root, "etc"));
 });
+afterEach(() => rmSync(root, { recursive: true, force: true }));
 
 test("an absolute link stays inside the root", async () => {
   symlinkSync("/etc/shadow", join(root, "etc/passwd"));

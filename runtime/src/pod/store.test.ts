@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import { HandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { PodSandboxConfigSchema } from "@bulkhead/lib/gen/cri_pb.js";
-import { expect, test } from "vitest";
+import { expect, onTestFinished, test } from "vitest";
 import { hold, lost, newPod, type Pod, ready, requireReady, stopped, stopping } from "./state.ts";
 import { openPods } from "./store.ts";
 
@@ -17,7 +17,11 @@ const pod = (id: string, attempt = 0): Pod =>
     handler: HandlerConfig.parse({ name: "runc", kind: "oci", binary: "/runc" }),
     hostname: "a",
   });
-const directory = () => mkdtempSync(join(tmpdir(), "bulkhead-pods-"));
+const directory = () => {
+  const dir = mkdtempSync(join(tmpdir(), "bulkhead-pods-"));
+  onTestFinished(() => rmSync(dir, { recursive: true, force: true }));
+  return dir;
+};
 const fail = (error: Error) => {
   throw error;
 };
