@@ -102,7 +102,7 @@ beforeAll(async () => {
 });
 afterAll(() => node?.[Symbol.asyncDispose]());
 
-const skipped = there ? "" : " (skipped: ./dev setup makes CRI-O)";
+const skipped = there ? "" : " (skipped: ./dev tools makes CRI-O)";
 describe.skipIf(!there)(`CRI-O${skipped}`, { timeout: 400_000 }, () => {
   test("serves an OCI handler; it is told by SIGHUP, is seen not to take it up and restarted; its containers do not notice", async () => {
     const before = { pod: await podRuns(node), kubelet: await pidOf(node, "kubelet") };

@@ -94,7 +94,7 @@ afterAll(() => node?.[Symbol.asyncDispose]());
 const runtimes = async (): Promise<string[]> =>
   Object.keys(JSON.parse(await node.exec(["docker", "info", "-f", "{{json .Runtimes}}"])) as object);
 
-const skipped = there ? "" : " (skipped: ./dev setup makes cri-dockerd and fetches Docker)";
+const skipped = there ? "" : " (skipped: ./dev tools makes cri-dockerd and fetches Docker)";
 describe.skipIf(!there)(`Docker${skipped}`, { timeout: 240_000 }, () => {
   test("serves gVisor after a SIGHUP; nothing is restarted, and daemon.json keeps what was there", async () => {
     const before = { pod: await podRuns(node), docker: await pidOf(node, "docker") };

@@ -328,7 +328,7 @@ describe("A hostile artifact is refused in words, and leaves nothing:", () => {
 
 const cosign = inCache("bin", "cosign");
 describe.runIf(existsSync(cosign))(
-  `A signature by cosign${existsSync(cosign) ? "" : " (skipped: ./dev setup makes cosign)"}`,
+  `A signature by cosign${existsSync(cosign) ? "" : " (skipped: ./dev tools makes cosign)"}`,
   () => {
     let publicKey: string;
     let otherKey: string;

@@ -54,7 +54,7 @@ export const buildCrate = async (build: CrateBuild, signal?: AbortSignal): Promi
 /** Whether a program in Rust is there; where not, the test that wants it says so and is left out. */
 export const built = (program: string): boolean => {
   if (existsSync(tool(program))) return true;
-  console.log(`skipped: ${program} was not built (\`./dev setup\` does, where there is Rust)`);
+  console.log(`skipped: ${program} was not built (\`./dev tools\` does, where there is Rust)`);
   return false;
 };
 

@@ -68,7 +68,7 @@ runtime_root = "${dir}/runc"
 };
 const there = existsSync(crio.argv("")[0] ?? "");
 const kinds = there ? [containerd, crio] : [containerd];
-if (!there) test.skip("in front of cri-o (skipped: ./dev setup makes CRI-O)");
+if (!there) test.skip("in front of cri-o (skipped: ./dev tools makes CRI-O)");
 
 describe.each(kinds)("in front of $name", ({ name, config, argv }) => {
   let dir: string;
