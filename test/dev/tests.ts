@@ -50,6 +50,7 @@ export const runTests = async (
 ): Promise<number> => {
   const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
   const failures: string[] = [];
+  const retried: string[] = [];
   let code = 0;
   // In CI nobody works with a cluster: one that is there was left by a run that was cut off, half of its processes ended.
   if (process.env.CI) for (const { description } of await listRecords()) await stopCluster(description.name);
@@ -66,13 +67,14 @@ export const runTests = async (
       for (const project of lane) {
         if (signal.aborted) break;
         // Only the first lane writes as it goes: two at once would be unreadable.
-        const failed = await runProject(project, filters, index > 0, { counts, failures }, signal);
+        const failed = await runProject(project, filters, index > 0, { counts, failures, retried }, signal);
         code ||= failed;
       }
     });
   await Promise.all(running);
   // Who reads the end of a log reads all names: the more failed, the less is said of each.
   const room = Math.max(300, Math.min(2000, Math.floor(6000 / failures.length)));
+  for (const each of retried) process.stdout.write(`PASSED AT THE SECOND TRY ${each.slice(0, 1000)}\n`);
   for (const failure of failures) process.stdout.write(`FAILED ${failure.slice(0, room)}\n`);
   process.stdout.write(`${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped\n`);
   return code;
@@ -82,7 +84,7 @@ const runProject = async (
   project: Project,
   filters: readonly string[],
   later: boolean,
-  { counts, failures }: { counts: Counts; failures: string[] },
+  { counts, failures, retried }: { counts: Counts; failures: string[]; retried: string[] },
   signal: AbortSignal,
 ): Promise<number> => {
   const dir = await mkdtemp(join(tmpdir(), "bulkhead-tests-"));
@@ -124,6 +126,7 @@ const runProject = async (
     counts.passed += result.numPassedTests;
     counts.failed += result.numFailedTests + result.testResults.filter(failsOutsideTests).length;
     failures.push(...failuresOf(project, result));
+    retried.push(...toldOf(project, result, "passed"));
     counts.skipped += result.numPendingTests + result.numTodoTests;
     return code;
   } finally {
@@ -135,11 +138,19 @@ const runProject = async (
 const failsOutsideTests = ({ status, assertionResults }: Report["testResults"][number]): boolean =>
   status === "failed" && assertionResults.every((test) => test.status !== "failed");
 
-const failuresOf = (project: Project, { testResults }: Report): string[] =>
-  testResults.flatMap((result) => {
-    const file = `${project} ${relative(root, result.name)}`;
-    if (failsOutsideTests(result)) return [`${file}: ${result.message}`];
-    return result.assertionResults
-      .filter((test) => test.status === "failed")
-      .map((test) => `${file} > ${test.fullName}: ${test.failureMessages.join("\n")}`);
-  });
+const failuresOf = (project: Project, result: Report): string[] => [
+  ...result.testResults
+    .filter(failsOutsideTests)
+    .map(({ name, message }) => `${project} ${relative(root, name)}: ${message}`),
+  ...toldOf(project, result, "failed"),
+];
+
+/** What tests that ended so say of their failures; one that passed had them at its first try. */
+const toldOf = (project: Project, { testResults }: Report, ended: "failed" | "passed"): string[] =>
+  testResults.flatMap(({ name, assertionResults }) =>
+    assertionResults
+      .filter(({ status, failureMessages }) => status === ended && failureMessages.length > 0)
+      .map(
+        (test) => `${project} ${relative(root, name)} > ${test.fullName}: ${test.failureMessages.join("\n")}`,
+      ),
+  );
