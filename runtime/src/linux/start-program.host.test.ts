@@ -11,7 +11,7 @@ import { type StartOptions, startProgram } from "./start-program.ts";
 
 const piped = { stdio: ["pipe", "pipe", "pipe"] } satisfies StartOptions;
 const openFiles = (): number => readdirSync("/proc/self/fd").length;
-const hung = AbortSignal.timeout(20_000);
+const hung = () => AbortSignal.timeout(20_000);
 
 test("a program gets its input, and gives its output and its exit code", { timeout: 20_000 }, async () => {
   const child = startProgram("sh", ["-c", "cat; echo bad >&2; exit 7"], piped);
@@ -19,7 +19,7 @@ test("a program gets its input, and gives its output and its exit code", { timeo
   const [said, complained, ended] = await Promise.all([
     text(child.stdout),
     text(child.stderr),
-    once(child, "close", { signal: hung }),
+    once(child, "close", { signal: hung() }),
   ]);
   expect({ said, complained, ended }).toEqual({ said: "hello", complained: "bad\n", ended: [7, null] });
   expect(child.hasEnded).toBe(true);
@@ -49,7 +49,7 @@ test("environment, directory, session and descriptors are as they were asked for
   const [echoed, open] = await Promise.all([
     text(child.stdio[3]!),
     text(child.stdio[4]!),
-    once(child, "close", { signal: hung }),
+    once(child, "close", { signal: hung() }),
   ]);
   expect(echoed).toBe("both ways\n");
   // The shell keeps a copy of what it redirects, above.
@@ -65,7 +65,7 @@ test("signals that Node ignores or that are blocked are as a new program expects
 
 test("how a program was killed is told; an abort kills it and is told as an error", async () => {
   const killed = startProgram("sleep", ["100"], { stdio: "ignore" });
-  const end = once(killed, "exit", { signal: hung });
+  const end = once(killed, "exit", { signal: hung() });
   expect(killed.kill("SIGINT")).toBe(true);
   expect(await end).toEqual([null, "SIGINT"]);
 
@@ -73,12 +73,12 @@ test("how a program was killed is told; an abort kills it and is told as an erro
     const abort = new AbortController();
     if (aborted) abort.abort(new Error("enough"));
     const child = startProgram("sleep", ["100"], { ...piped, signal: abort.signal, killSignal: "SIGKILL" });
-    const closed = once(child, "close", { signal: hung }).catch((error) => error);
+    const closed = once(child, "close", { signal: hung() }).catch((error) => error);
     const failed = new Promise((resolve) => child.once("error", resolve));
     if (!aborted) abort.abort(new Error("enough"));
     expect(await failed).toMatchObject({ name: "AbortError", cause: new Error("enough") });
     expect(await closed).toMatchObject({ name: "AbortError" });
-    if (!child.hasEnded) await once(child, "exit", { signal: hung });
+    if (!child.hasEnded) await once(child, "exit", { signal: hung() });
     expect(() => process.kill(child.pid!, 0)).toThrow("ESRCH");
   }
 });
@@ -105,7 +105,7 @@ test("of many at once each end is seen, whoever else has children", { timeout: 6
     Array.from({ length: 200 }, async (_, index) => {
       const child = startProgram("sh", ["-c", `exit ${index}`], piped);
       if (index % 20 === 0) execFileSync("true");
-      const [code] = await once(child, "close", { signal: hung });
+      const [code] = await once(child, "close", { signal: hung() });
       return code;
     }),
   );
@@ -124,7 +124,7 @@ test("output of a program that ended long ago is not lost, and what nobody reads
   });
   expect(await length).toBe(100_000);
   const unread = startProgram("sh", ["-c", "head -c 1000 /dev/zero"], piped);
-  expect(await once(unread, "close", { signal: hung })).toEqual([0, null]);
+  expect(await once(unread, "close", { signal: hung() })).toEqual([0, null]);
 });
 
 test("without file descriptors it throws, and the process lives on", () => {

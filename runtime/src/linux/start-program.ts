@@ -4,6 +4,7 @@ import { Socket } from "node:net";
 import { constants } from "node:os";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import koffi from "koffi";
+import { isExhausted } from "./exhausted.ts";
 import { check, cstring, errnoError } from "./libc.ts";
 
 /**
@@ -165,11 +166,6 @@ export const startProgram = (file: string, args: readonly string[], options: Sta
     libc.endActions(actions);
   }
   return new Running(failure === undefined ? pid[0]! : failure, kinds, ours, options);
-};
-
-const isExhausted = (error: unknown): boolean => {
-  const { code } = (error ?? {}) as NodeJS.ErrnoException;
-  return code === "EMFILE" || code === "ENFILE";
 };
 
 class Running extends EventEmitter implements Program {

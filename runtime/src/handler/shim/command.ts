@@ -2,7 +2,7 @@ import { dirname, join } from "node:path";
 import type { ShimHandlerConfig } from "@bulkhead/lib/api/handler-config.ts";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { type Program, startProgram } from "../../linux/start-program.ts";
-import { identify } from "../../monitor/process.ts";
+import { identifyStarted } from "./processes.ts";
 
 /** Shims keep what they own apart by namespace; Bulkhead has one. */
 export const namespace = "bulkhead";
@@ -83,13 +83,23 @@ export async function runShim(
     detached: true,
     stdio: ["pipe", "pipe", "pipe"],
   });
-  const since = (child.pid === undefined ? undefined : identify(child.pid)?.startTime) ?? 0n;
   child.stdin.on("error", () => {});
+  const since = sinceOf(child);
   child.stdin.end(stdin ?? "");
   const [stdout, stderr] = [bounded(child.stdout), bounded(child.stderr)];
   const code = await exitOf(child, `"${context.config.binary} … ${command.at(-1)}"`, signal);
   return { code, stdout: stdout(), stderr: stderr().toString().trim(), since };
 }
+
+/** When it was started, in clock ticks since boot; 0 for one that is gone again. */
+const sinceOf = (child: Program): bigint => {
+  try {
+    return identifyStarted(child)?.startTime ?? 0n;
+  } catch (error) {
+    for (const stream of child.stdio) stream?.destroy();
+    throw error;
+  }
+};
 
 const exitOf = (child: Program, what: string, signal: AbortSignal): Promise<number> =>
   new Promise((resolve, reject) => {

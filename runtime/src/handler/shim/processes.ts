@@ -1,11 +1,30 @@
 import { readdirSync, readlinkSync } from "node:fs";
-import { identify } from "../../monitor/process.ts";
+import type { Program } from "../../linux/start-program.ts";
+import { identify, type ProcessId } from "../../monitor/process.ts";
 import type { ProcessState } from "./state.ts";
 
 /** A process by its number, as it can be found again. */
 export const processState = (pid: number): ProcessState | undefined => {
   const id = identify(pid);
   return id && { pid, startTime: String(id.startTime) };
+};
+
+/**
+ * The identity of a program that was just started as the leader of its own session (`detached`); undefined when it did not
+ * start or is gone again. One that cannot be looked at is killed: it would stay, for nobody could find it again.
+ */
+export const identifyStarted = ({ pid }: Pick<Program, "pid">): ProcessId | undefined => {
+  if (pid === undefined) return undefined;
+  try {
+    return identify(pid);
+  } catch (error) {
+    try {
+      process.kill(-pid, "SIGKILL");
+    } catch {
+      // It has ended.
+    }
+    throw error;
+  }
 };
 
 /**

@@ -3,7 +3,8 @@ import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Linux } from "../../linux/linux.ts";
 import { startProgram } from "../../linux/start-program.ts";
-import { identify, type ProcessId } from "../../monitor/process.ts";
+import type { ProcessId } from "../../monitor/process.ts";
+import { identifyStarted } from "./processes.ts";
 
 /** FIFOs of one process. An absent one is "", as the shim wants it. */
 export type Stdio = { stdin: string; stdout: string; stderr: string };
@@ -83,7 +84,7 @@ export function startKeeper(program: string, stdio: Stdio): ProcessId {
   });
   child.on("error", () => {});
   child.unref();
-  const keeper = child.pid === undefined ? undefined : identify(child.pid);
+  const keeper = identifyStarted(child);
   if (!keeper) throw new RuntimeError("failed-precondition", `Cannot run ${program}`);
   return keeper;
 }
