@@ -5,6 +5,7 @@ import { endianness, networkInterfaces, constants as os } from "node:os";
 import { basename, dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import koffi from "koffi";
+import { throwExhausted } from "./exhausted.ts";
 import { check, cstring, errnoError, libc, offThread, sys } from "./libc.ts";
 import { type FilePath, type Linux, MountFlags } from "./linux.ts";
 import { acknowledged, newAddress } from "./netlink.ts";
@@ -499,7 +500,8 @@ const startTimeOf = (pid: number): bigint | undefined => {
     // The command's name may hold spaces and parentheses: fields count from the last ")".
     const field = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
     return field === undefined ? undefined : BigInt(field);
-  } catch {
+  } catch (error) {
+    throwExhausted(error);
     return undefined;
   }
 };

@@ -36,12 +36,30 @@ test("who cannot be looked at, for want of file descriptors, is not gone", () =>
   ]);
 });
 
-test("the processes of a cgroup are not none for want of file descriptors", () => {
+test("nor is anything else that is to be ended, removed or given back", () => {
+  const module = (path: string) => JSON.stringify(import.meta.resolve(path));
   expect(
     exhausted(`
-      import { processesOf } from ${JSON.stringify(import.meta.resolve("../stats/cgroup.ts"))};
-      console.log(processesOf({ "": "/sys/fs/cgroup/none" }).length);
+      import { createAttachments } from ${module("../network/attachments.ts")};
+      import { createLinux } from ${module("../linux/linux-ffi.ts")};
+      import { processesOf } from ${module("../stats/cgroup.ts")};
+      import { specCgroup } from ${module("../stats/cgroup-removal.ts")};
+      import { readCgroups } from ${module("../stats/layout.ts")};
+      const layout = { version: 2, mounts: { "": { mountpoint: "/sys/fs/cgroup", root: "/" } } };
+      const linux = createLinux();
+      const looks = {
+        processes: () => processesOf({ "": "/sys/fs/cgroup" }).length,
+        cgroups: () => Object.keys(readCgroups(process.pid, layout)).length,
+        cgroup: () => specCgroup("/etc/hostname", "id", layout),
+        attachment: () => createAttachments("/tmp").of("id"),
+      };
+      const say = async (what, look) => {
+        try { console.log(what, await look()); } catch ({ code }) { console.log(what, code); }
+      };
       take();
-      try { console.log(processesOf({ "": "/sys/fs/cgroup" })); } catch ({ code }) { console.log(code); }`),
-  ).toEqual(["0", "EMFILE"]);
+      for (const [what, look] of Object.entries(looks)) await say(what, look);
+      // The one left is the process's own, and its start time cannot be read any more.
+      give(1);
+      await say("kill", () => linux.kill(process.pid, 1n, 0));`),
+  ).toEqual(["processes EMFILE", "cgroups EMFILE", "cgroup EMFILE", "attachment EMFILE", "kill EMFILE"]);
 });

@@ -2,6 +2,7 @@ import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { replaceFile } from "@bulkhead/lib/std/replace-file.ts";
 import * as z from "zod";
+import { throwExhausted } from "../linux/exhausted.ts";
 import type { NetworkPod } from "./network.ts";
 
 /**
@@ -47,7 +48,8 @@ export const createAttachments = (dir: string) => ({
   async of(id: string): Promise<Attachment | undefined> {
     try {
       return Attachment.parse(JSON.parse(await readFile(join(dir, `${id}.json`), "utf8")));
-    } catch {
+    } catch (error) {
+      throwExhausted(error);
       return undefined;
     }
   },

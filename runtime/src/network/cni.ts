@@ -3,6 +3,7 @@ import { Socket } from "node:net";
 import { join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
+import { throwExhausted } from "../linux/exhausted.ts";
 import { type Linux, MountFlags } from "../linux/linux.ts";
 import { createAttachments } from "./attachments.ts";
 import { createConfig } from "./config.ts";
@@ -169,7 +170,10 @@ export const createNetwork = (options: CniOptions, linux: NetworkLinux): Network
   /** What was written down of an attachment; of a pod of an earlier version, in its own directory, too. */
   const keptOf = async (pod: NetworkPod): Promise<Kept | undefined> => {
     const noted = await attachments.of(pod.id);
-    const text = await readFile(join(pod.dir, KEPT), "utf8").catch(() => undefined);
+    const text = await readFile(join(pod.dir, KEPT), "utf8").catch((error: unknown) => {
+      throwExhausted(error);
+      return undefined;
+    });
     if (text === undefined) return noted;
     return { ...Kept.parse(JSON.parse(text)), ...noted };
   };

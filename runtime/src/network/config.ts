@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { readBounded } from "@bulkhead/lib/std/bounded-file.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
+import { throwExhausted } from "../linux/exhausted.ts";
 import { type CniNetwork, candidates, networkOf } from "./plan.ts";
 
 const FILE_MAX = 1024 * 1024;
@@ -64,7 +65,8 @@ const foldedIn = (dir: string): string[] => {
   let names: string[];
   try {
     names = readdirSync(dir);
-  } catch {
+  } catch (error) {
+    throwExhausted(error);
     return [];
   }
   return candidates(names)

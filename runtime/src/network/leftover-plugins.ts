@@ -1,5 +1,6 @@
 import { readdir, readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
+import { throwExhausted } from "../linux/exhausted.ts";
 
 /** How long a killed process is waited for. */
 const GONE_MS = 2_000;
@@ -33,7 +34,10 @@ const pluginsOf = async (id: string): Promise<number[]> => {
   const found = await Promise.all(
     pids.map(async (pid) => {
       // That of a zombie is empty. A pod's process that says the same harms its own pod alone.
-      const environment = await readFile(`/proc/${pid}/environ`, "latin1").catch(() => "");
+      const environment = await readFile(`/proc/${pid}/environ`, "latin1").catch((error: unknown) => {
+        throwExhausted(error);
+        return "";
+      });
       return `\0${environment}`.includes(wanted) ? [pid] : [];
     }),
   );

@@ -2,6 +2,7 @@ import { readdir, readFile, rmdir } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
+import { throwExhausted } from "../linux/exhausted.ts";
 import type { Linux } from "../linux/linux.ts";
 import { readProcess } from "../monitor/process.ts";
 import { processesOf } from "./cgroup.ts";
@@ -20,7 +21,8 @@ export const specCgroup = async (file: string, id: string, layout: CgroupLayout)
     return path !== undefined && [id, `bulkhead-${id}.scope`].includes(basename(path))
       ? everywhere(path, layout)
       : {};
-  } catch {
+  } catch (error) {
+    throwExhausted(error);
     return {};
   }
 };

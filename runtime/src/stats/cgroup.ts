@@ -2,7 +2,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { Usage } from "../handler/handler.ts";
-import { isExhausted } from "../linux/exhausted.ts";
+import { throwExhausted } from "../linux/exhausted.ts";
 import { V1_METRIC_FILES, V2_METRIC_FILES, v1Samples, v2Samples } from "./cgroup-metrics.ts";
 import type { CgroupLayout, CgroupPaths } from "./layout.ts";
 import type { Sample } from "./metric-catalog.ts";
@@ -79,7 +79,7 @@ export const processesOf = (paths: CgroupPaths): number[] => {
         if (pid !== "" && pid !== "0") pids.add(Number(pid));
     } catch (error) {
       // Nobody in it, or nobody looked: whoever kills them must know which.
-      if (isExhausted(error)) throw error;
+      throwExhausted(error);
       return;
     }
     for (const entry of entries) if (entry.isDirectory()) walk(join(path, entry.name));

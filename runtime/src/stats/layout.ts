@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { throwExhausted } from "../linux/exhausted.ts";
 
 /** Where the kernel shows cgroups: controller → mount. With v2 the one hierarchy is at "". */
 export type CgroupLayout = {
@@ -107,7 +108,8 @@ export const readLayout = (): CgroupLayout => parseLayout(readFileSync("/proc/se
 export const readCgroups = (pid: number, layout: CgroupLayout): CgroupPaths => {
   try {
     return parseCgroups(readFileSync(`/proc/${pid}/cgroup`, "utf8"), layout);
-  } catch {
+  } catch (error) {
+    throwExhausted(error);
     return {};
   }
 };

@@ -2,6 +2,7 @@ import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import { RemoveContainerResponseSchema } from "@bulkhead/lib/gen/cri_pb.js";
+import { throwExhausted } from "../../linux/exhausted.ts";
 import { notify } from "../notify.ts";
 import { cleanup, containerDir, containerRef, type Runtime, type RuntimeMethods } from "../runtime.ts";
 import { endSilentPodOf } from "../take-up.ts";
@@ -44,13 +45,18 @@ export const releaseMounts = async (
 ): Promise<void> => {
   const dir = containerDir(runtime, id);
   await runtime.snapshotter.unmount(join(dir, "rootfs"));
-  for (const name of await readdir(dir).catch(() => [])) {
+  for (const name of await readdir(dir).catch(nothingThere)) {
     if (!name.startsWith("image-")) continue;
     await runtime.snapshotter.unmount(join(dir, name));
     await runtime.snapshotter.removeContainer(`${id}-${name}`);
   }
   await runtime.snapshotter.removeContainer(id);
   await runtime.disks.remove(id);
+};
+
+const nothingThere = (error: unknown): string[] => {
+  throwExhausted(error);
+  return [];
 };
 
 /** Takes away everything of a container that does not run: the way down of create, remove and recovery. */

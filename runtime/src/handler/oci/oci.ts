@@ -5,6 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { span } from "@bulkhead/lib/tracing/span.ts";
 import type { Logger } from "pino";
+import { throwExhausted } from "../../linux/exhausted.ts";
 import type { Linux } from "../../linux/linux.ts";
 import { connectMonitor } from "../../monitor/attach.ts";
 import { monitorFiles, startMonitor } from "../../monitor/conmon.ts";
@@ -546,7 +547,10 @@ const ownCgroups = (pid: number, layout: CgroupLayout): CgroupPaths => {
 
 /** Waits for the monitor to end, as it does when its container is gone, and ends it if it does not. */
 const endMonitor = async (stateDir: string, signal: AbortSignal): Promise<void> => {
-  const text = await readFile(monitorFiles(stateDir).monitorPid, "utf8").catch(() => "");
+  const text = await readFile(monitorFiles(stateDir).monitorPid, "utf8").catch((error: unknown) => {
+    throwExhausted(error);
+    return "";
+  });
   const monitor = identify(Number(text));
   // The number may be another process's by now: only one that runs in this directory is meant.
   if (monitor === undefined) return;

@@ -4,6 +4,7 @@ import { fromBinary } from "@bufbuild/protobuf";
 import type { Any } from "@bufbuild/protobuf/wkt";
 import { MetricsSchema as MetricsV1 } from "@bulkhead/lib/gen/cgroups_v1_pb.js";
 import { MetricsSchema as MetricsV2 } from "@bulkhead/lib/gen/cgroups_v2_pb.js";
+import { throwExhausted } from "../../linux/exhausted.ts";
 import type { Usage } from "../handler.ts";
 
 /** Cgroup v1 says "no limit" by a number close to 2^63, and v2 by all ones. */
@@ -75,7 +76,8 @@ export function parseCgroups(text: string, root = "/sys/fs/cgroup"): Cgroups | u
 export const cgroupsOf = (pid: number): Cgroups | undefined => {
   try {
     return parseCgroups(readFileSync(`/proc/${pid}/cgroup`, "utf8"));
-  } catch {
+  } catch (error) {
+    throwExhausted(error);
     return undefined;
   }
 };
