@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { type Cluster, startCluster, stopCluster } from "../cluster/cluster.ts";
 import { sharedDescription } from "../cluster/shared.ts";
@@ -198,9 +199,17 @@ describe("With systemd's cgroups", () => {
 });
 
 test("KubeletTracing: a pod's start is one trace, from the kubelet's sync to the phases in the runtime", async () => {
-  await using receiver = await startReceiverOn(cluster.node("node-1"));
-  await ns.apply(pod("traced"));
-  const { metadata } = await ns.until("traced", ready);
+  const node = cluster.node("node-1");
+  await using receiver = await startReceiverOn(node);
+  // Nobody was there so far, and a kubelet that found nobody tries again after as much as two minutes.
+  await node.exec(["systemctl", "restart", "kubelet.service"]);
+  await vi.waitFor(
+    async () => expect((await receiver.spans()).map(({ service }) => service)).toContain("kubelet"),
+    { timeout: 60_000, interval: 500 },
+  );
+  const name = `traced-${randomUUID()}`;
+  await ns.apply(pod(name));
+  const { metadata } = await ns.until(name, ready);
   const start = async () => {
     const spans = await receiver.spans();
     const run = spans.find(
