@@ -96,7 +96,8 @@ test("what cannot be started says why by an event, and leaves nothing open", asy
     expect(child.pid).toBeUndefined();
   }
   expect(() => startProgram("true", ["a\0b"], piped)).toThrow("NUL");
-  await expect.poll(openFiles).toBe(before);
+  // Those of the tests before may still be on their way out.
+  await expect.poll(openFiles, { timeout: 20_000 }).toBeLessThanOrEqual(before);
 });
 
 test("of many at once each end is seen, whoever else has children", { timeout: 60_000 }, async () => {
@@ -110,7 +111,7 @@ test("of many at once each end is seen, whoever else has children", { timeout: 6
     }),
   );
   expect(codes).toEqual(Array.from({ length: 200 }, (_, index) => index));
-  await expect.poll(openFiles).toBe(before);
+  await expect.poll(openFiles, { timeout: 20_000 }).toBeLessThanOrEqual(before);
 });
 
 test("output of a program that ended long ago is not lost, and what nobody reads holds nothing up", async () => {
