@@ -1,7 +1,7 @@
 import { mkdir, readFile, rmdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { readProcess } from "../../runtime/src/monitor/process.ts";
+import { readProcess } from "../../runtime/src/linux/process.ts";
 import { cgroupDirs } from "../cluster/mounts.ts";
 import { tool } from "../tools/cache.ts";
 import { built } from "../tools/cargo.ts";

@@ -1,14 +1,14 @@
-import { closeSync, constants, openSync, readFileSync, readSync, statfsSync, writeSync } from "node:fs";
+import { closeSync, constants, openSync, readSync, statfsSync, writeSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { isIPv6 } from "node:net";
 import { endianness, networkInterfaces, constants as os } from "node:os";
 import { basename, dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import koffi from "koffi";
-import { throwExhausted } from "./exhausted.ts";
 import { check, cstring, errnoError, libc, offThread, sys } from "./libc.ts";
 import { type FilePath, type Linux, MountFlags } from "./linux.ts";
 import { acknowledged, newAddress } from "./netlink.ts";
+import { readProcess } from "./process.ts";
 
 const AF_UNIX = 1;
 const AF_INET = 2;
@@ -257,7 +257,7 @@ export const createLinux = (): Linux => ({
     }
     try {
       // The pidfd holds on to one process; if its start time is right it is the one that was meant.
-      if (startTimeOf(pid) !== startTime) return false;
+      if (readProcess(pid)?.startTime !== startTime) return false;
       const sent = libc.syscall(
         sys.pidfd_send_signal,
         ...["int", pidfd, "int", signo, "void *", null, "uint", 0],
@@ -491,19 +491,6 @@ const sockaddrUn = (path: string): Buffer => {
 const deviceNumber = (major: number, minor: number): bigint => {
   const [a, b] = [BigInt(major), BigInt(minor)];
   return ((a & 0xfffff000n) << 32n) | ((a & 0xfffn) << 8n) | ((b & 0xffffff00n) << 12n) | (b & 0xffn);
-};
-
-/** Field 22 of proc_pid_stat(5); undefined when the process is gone. */
-const startTimeOf = (pid: number): bigint | undefined => {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    // The command's name may hold spaces and parentheses: fields count from the last ")".
-    const field = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
-    return field === undefined ? undefined : BigInt(field);
-  } catch (error) {
-    throwExhausted(error);
-    return undefined;
-  }
 };
 
 const fsconfig = (

@@ -3,8 +3,8 @@ import { dirname, join } from "node:path";
 import type { Readable } from "node:stream";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import * as z from "zod";
+import { identify, type ProcessId } from "../linux/process.ts";
 import { startProgram } from "../linux/start-program.ts";
-import { identify, type ProcessId } from "./process.ts";
 
 /** One container as conmon (2.1.6) shall watch it. */
 export type MonitorPlan = {

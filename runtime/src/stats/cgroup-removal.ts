@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { throwExhausted } from "../linux/exhausted.ts";
 import type { Linux } from "../linux/linux.ts";
-import { readProcess } from "../monitor/process.ts";
+import { readProcess } from "../linux/process.ts";
 import { processesOf } from "./cgroup.ts";
 import { type CgroupLayout, type CgroupPaths, everywhere, pathOf } from "./layout.ts";
 

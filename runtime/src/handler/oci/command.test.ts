@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
+import { parseProcessStat } from "../../linux/process.ts";
 import { monitorArguments, parseReport } from "../../monitor/conmon.ts";
-import { parseProcessStat } from "../../monitor/process.ts";
 import { failureOf } from "./command.ts";
 import { parseFeatures, specVersion } from "./features.ts";
 import { holderSpec } from "./holder.ts";

@@ -1,7 +1,7 @@
 import { chmod, chown, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Linux, MountFlags } from "../../linux/linux.ts";
-import { identify, isAlive, type ProcessId } from "../../monitor/process.ts";
+import { identify, isAlive, type ProcessId } from "../../linux/process.ts";
 import type { Process, Spec } from "../../spec/oci.ts";
 import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";
 import { readLayout } from "../../stats/layout.ts";

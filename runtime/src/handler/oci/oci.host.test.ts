@@ -16,7 +16,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { createLinux } from "../../linux/linux-ffi.ts";
-import { readProcess } from "../../monitor/process.ts";
+import { readProcess } from "../../linux/process.ts";
 import { holderProgram } from "../../spec/holder-program.ts";
 import type { Process, Spec } from "../../spec/oci.ts";
 import { readLayout } from "../../stats/layout.ts";

@@ -1,6 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { runHostProgram } from "../../linux/host-program.ts";
-import { isAlive } from "../../monitor/process.ts";
+import { isAlive } from "../../linux/process.ts";
 import type { ProcessState } from "./state.ts";
 
 /**

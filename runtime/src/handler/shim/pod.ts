@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { Status } from "@bulkhead/lib/gen/shim_types_v1_pb.js";
 import { hasCode } from "@bulkhead/lib/std/errors.ts";
-import { isAlive } from "../../monitor/process.ts";
+import { isAlive } from "../../linux/process.ts";
 import type { Exit, HandlerEvents } from "../handler.ts";
 import { bundleOf } from "./bundle.ts";
 import type { ShimConnection, TaskClient } from "./connection.ts";

@@ -1,6 +1,6 @@
 import { readdirSync, readlinkSync } from "node:fs";
+import { identify, type ProcessId } from "../../linux/process.ts";
 import type { Program } from "../../linux/start-program.ts";
-import { identify, type ProcessId } from "../../monitor/process.ts";
 import type { ProcessState } from "./state.ts";
 
 /** A process by its number, as it can be found again. */

@@ -9,7 +9,7 @@ import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { CallOptions } from "@bulkhead/lib/ttrpc/client.ts";
 import type { Logger } from "pino";
 import type { Linux } from "../../linux/linux.ts";
-import { isAlive, readProcess } from "../../monitor/process.ts";
+import { isAlive, readProcess } from "../../linux/process.ts";
 import type { Network } from "../../network/network.ts";
 import type { Spec } from "../../spec/oci.ts";
 import { removeCgroup, specCgroup } from "../../stats/cgroup-removal.ts";

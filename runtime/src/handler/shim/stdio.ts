@@ -2,8 +2,8 @@ import { closeSync, constants, existsSync, mkdirSync, openSync, rmSync } from "n
 import { join } from "node:path";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import type { Linux } from "../../linux/linux.ts";
+import type { ProcessId } from "../../linux/process.ts";
 import { startProgram } from "../../linux/start-program.ts";
-import type { ProcessId } from "../../monitor/process.ts";
 import { identifyStarted } from "./processes.ts";
 
 /** FIFOs of one process. An absent one is "", as the shim wants it. */

@@ -41,7 +41,7 @@ test("nor is anything else that is to be ended, removed or given back", () => {
   expect(
     exhausted(`
       import { createAttachments } from ${module("../network/attachments.ts")};
-      import { createLinux } from ${module("../linux/linux-ffi.ts")};
+      import { createLinux } from ${module("./linux-ffi.ts")};
       import { processesOf } from ${module("../stats/cgroup.ts")};
       import { specCgroup } from ${module("../stats/cgroup-removal.ts")};
       import { readCgroups } from ${module("../stats/layout.ts")};
@@ -61,5 +61,11 @@ test("nor is anything else that is to be ended, removed or given back", () => {
       // The one left is the process's own, and its start time cannot be read any more.
       give(1);
       await say("kill", () => linux.kill(process.pid, 1n, 0));`),
-  ).toEqual(["processes EMFILE", "cgroups EMFILE", "cgroup EMFILE", "attachment EMFILE", "kill EMFILE"]);
+  ).toEqual([
+    "processes EMFILE",
+    "cgroups EMFILE",
+    "cgroup EMFILE",
+    "attachment EMFILE",
+    "kill resource-exhausted",
+  ]);
 });

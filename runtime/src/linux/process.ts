@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { isExhausted } from "../linux/exhausted.ts";
+import { isExhausted } from "./exhausted.ts";
 
 /** A process that cannot be mistaken for a later one with the same number. */
 export type ProcessId = { pid: number; startTime: bigint };
