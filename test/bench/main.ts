@@ -1,6 +1,7 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { cpus, release, totalmem } from "node:os";
-import { parseArgs } from "node:util";
+import { Argument, Command } from "commander";
+import { wholeNumber } from "../dev/numbers.ts";
 import { tool } from "../tools/cache.ts";
 import { outcome } from "../tools/run.ts";
 import { critest } from "./critest.ts";
@@ -17,25 +18,27 @@ import { start } from "./start.ts";
  */
 const benches: Record<string, (bench: Bench) => Promise<Row[]>> = { start, exec, many, pull, critest };
 
-const { values, positionals } = parseArgs({
-  allowPositionals: true,
-  options: {
-    rounds: { type: "string", default: "20" },
-    pods: { type: "string", default: "0,40,100" },
-    json: { type: "string" },
-    svg: { type: "string" },
-    list: { type: "boolean", default: false },
-  },
-});
-if (values.list) {
-  process.stdout.write(`${Object.keys(benches).join("\n")}\n`);
-  process.exit(0);
-}
-const names = positionals.length > 0 ? positionals : Object.keys(benches);
-const unknown = names.find((name) => benches[name] === undefined);
-if (unknown !== undefined) {
-  process.stderr.write(`Cannot find benchmark "${unknown}" in ${Object.keys(benches).join(", ")}\n`);
-  process.exit(2);
+const program = new Command("./dev bench")
+  .description("Bulkhead beside containerd, same runc, images and CNI, in turns in one run.")
+  .addArgument(
+    new Argument("[names...]", "what to measure; all of it if none is named").choices(Object.keys(benches)),
+  )
+  .option("--rounds <number>", "how often each is measured", wholeNumber(1), 20)
+  .option("--pods <numbers>", "of many: at how many pods", podCounts, [0, 40, 100])
+  .option("--json <file>", "also write the figures there")
+  .option("--svg <file>", "also draw them there")
+  .showHelpAfterError()
+  .parse();
+const names = program.args.length > 0 ? program.args : Object.keys(benches);
+const { rounds, pods, json, svg } = program.opts<{
+  rounds: number;
+  pods: number[];
+  json?: string;
+  svg?: string;
+}>();
+
+function podCounts(text: string): number[] {
+  return text.split(",").map(wholeNumber(0));
 }
 
 const version = async (argv: string[]): Promise<string> => {
@@ -47,11 +50,7 @@ const rows: Row[] = [];
 {
   await using undo = new AsyncDisposableStack();
   const say = (line: string): void => void process.stderr.write(`  ${line}\n`);
-  const bench = await prepare(
-    undo,
-    { rounds: Number(values.rounds), levels: values.pods.split(",").map(Number) },
-    say,
-  );
+  const bench = await prepare(undo, { rounds, levels: pods }, say);
   for (const name of names) {
     say(`${name} …`);
     rows.push(...(await benches[name]!(bench)));
@@ -62,7 +61,7 @@ const date = new Date().toISOString().slice(0, 10);
 const [load = ""] = (await readFile("/proc/loadavg", "utf8")).split(" ");
 const about = {
   date,
-  rounds: Number(values.rounds),
+  rounds,
   machine: `${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB, Linux ${release()}, load ${load} at the end`,
   versions: {
     containerd: await version([tool("containerd"), "--version"]),
@@ -72,9 +71,8 @@ const about = {
   },
 };
 process.stdout.write(`${tableOf(rows)}\n`);
-if (values.json !== undefined) {
+if (json !== undefined) {
   const figures = rows.map((row) => ({ ...row, ratio: Math.round(ratioOf(row) * 1000) / 1000 }));
-  await writeFile(values.json, `${JSON.stringify({ ...about, figures }, undefined, 2)}\n`);
+  await writeFile(json, `${JSON.stringify({ ...about, figures }, undefined, 2)}\n`);
 }
-if (values.svg !== undefined)
-  await writeFile(values.svg, chartOf(rows, `Bulkhead beside containerd 2.4.2, ${date}`));
+if (svg !== undefined) await writeFile(svg, chartOf(rows, `Bulkhead beside containerd 2.4.2, ${date}`));

@@ -11,6 +11,7 @@ import type { Need } from "../tools/plan.ts";
 import { setup } from "../tools/setup.ts";
 import { critest } from "./critest.ts";
 import { inherit, logNames, nodeOf, showLogs } from "./logs.ts";
+import { wholeNumber } from "./numbers.ts";
 import { progress, reportSetup } from "./progress.ts";
 import { crictl, type RuntimeOptions, runtimeDown, runtimeRecord, runtimeUp } from "./runtime.ts";
 import { statusText } from "./status.ts";
@@ -86,12 +87,10 @@ program
 program
   .command("up")
   .description("start a cluster without Bulkhead, or mend the one that runs")
-  .option("--nodes <number>", "how many nodes", "1")
-  .action(async ({ nodes }: { nodes: string }) => {
-    if (!/^\d+$/.test(nodes) || Number(nodes) < 1)
-      throw new RuntimeError("invalid-argument", `Cannot start ${nodes} nodes`);
+  .option("--nodes <number>", "how many nodes", wholeNumber(1), 1)
+  .action(async ({ nodes }: { nodes: number }) => {
     await prepare("up");
-    const cluster = await startCluster(defaultDescription(chosen() ?? "demo", Number(nodes)), {
+    const cluster = await startCluster(defaultDescription(chosen() ?? "demo", nodes), {
       signal,
       progress,
     });
@@ -277,17 +276,12 @@ program
   .addOption(new Option("--engine <name>", "what the nodes run on").choices(engines).default(engines[0]))
   .option("--focus <regexp>", "only specs whose name matches; may be repeated", each, [])
   .option("--skip <regexp>", "none whose name matches; may be repeated", each, [])
-  .option("--procs <number>", "specs side by side", "4")
-  .action(async (options: { engine: Engine; focus: string[]; skip: string[]; procs: string }) => {
+  .option("--procs <number>", "specs side by side", wholeNumber(1), 4)
+  .action(async (options: { engine: Engine; focus: string[]; skip: string[]; procs: number }) => {
     await prepare("e2e-upstream");
     const focus = options.focus.length > 0 ? options.focus : ["\\[NodeConformance\\]"];
     const { e2eUpstream } = await import("./e2e-upstream.ts");
-    process.exitCode = await e2eUpstream(
-      { ...options, focus, procs: Number(options.procs) },
-      progress,
-      print,
-      signal,
-    );
+    process.exitCode = await e2eUpstream({ ...options, focus }, progress, print, signal);
   });
 
 function each(value: string, before: string[]): string[] {
@@ -295,29 +289,17 @@ function each(value: string, before: string[]): string[] {
 }
 
 for (const [name, file, description] of [
-  [
-    "bench",
-    "bench/main.ts",
-    "Bulkhead beside containerd: start, exec, many, pull, critest, or all of them: [NAME…] [--rounds N] [--pods 0,40,100] [--json F] [--svg F]",
-  ],
-  [
-    "faults",
-    "faults/main.ts",
-    "random work with things going wrong, compared with the truth: [--rounds N] [--seed S] [--round K] [--minutes M]",
-  ],
-  [
-    "soak",
-    "soak/main.ts",
-    "10,000 containers in one life of the daemon, memory and descriptors flat: [--containers N]",
-  ],
+  ["bench", "bench/main.ts", "Bulkhead beside containerd: start, exec, many, pull, critest, or all of them"],
+  ["faults", "faults/main.ts", "random work with things going wrong, compared with the truth"],
+  ["soak", "soak/main.ts", "10,000 containers in one life of the daemon, memory and descriptors flat"],
   [
     "scale",
     "scale/main.ts",
-    "the real API server and operator with thousands of nodes whose agents are a fake: [--nodes N] [--profiles N] [--output F]",
+    "the real API server and operator with thousands of nodes whose agents are a fake",
   ],
 ] as const)
-  passing(name, description).action(async (args: string[]) => {
-    await prepare("bench");
+  passing(name, `${description}; --help says how`).action(async (args: string[]) => {
+    if (!args.some((arg) => arg === "--help" || arg === "-h")) await prepare("bench");
     process.exitCode = await inherit([process.execPath, join(import.meta.dirname, "..", file), ...args]);
   });
 

@@ -1,24 +1,25 @@
 import { writeFile } from "node:fs/promises";
-import { parseArgs } from "node:util";
+import { Command } from "commander";
+import { wholeNumber } from "../dev/numbers.ts";
 import { missed } from "./goals.ts";
 import { simulate } from "./simulate.ts";
 
 /** `./dev scale`: measures, prints a table, and fails when a goal of SPECIFICATION.md is missed. */
-const { values } = parseArgs({
-  options: {
-    nodes: { type: "string", default: "5000" },
-    profiles: { type: "string", default: "20" },
-    /** Minutes that each phase may take. */
-    minutes: { type: "string", default: "15" },
-    output: { type: "string" },
-  },
-});
+const { nodes, profiles, minutes, output } = new Command("./dev scale")
+  .description("The real API server and operator with thousands of nodes, whose agents are a fake.")
+  .option("--nodes <number>", "how many nodes", wholeNumber(1), 5000)
+  .option("--profiles <number>", "how many profiles", wholeNumber(1), 20)
+  .option("--minutes <number>", "as long each phase may take", wholeNumber(1), 15)
+  .option("--output <file>", "also write the figures there, as JSON")
+  .showHelpAfterError()
+  .parse()
+  .opts<{ nodes: number; profiles: number; minutes: number; output?: string }>();
 
 const result = await simulate({
-  nodes: Number(values.nodes),
-  profiles: Number(values.profiles),
+  nodes,
+  profiles,
   habits: { seconds: { median: 2, longest: 20 }, failAtFirst: 0.005, flap: 0.001, heartbeatSeconds: 30 },
-  phaseMs: Number(values.minutes) * 60_000,
+  phaseMs: minutes * 60_000,
   quietMs: 60_000,
   say: (text) => void process.stderr.write(`${text}\n`),
 });
@@ -40,7 +41,7 @@ process.stdout.write(
     "",
   ].join("\n"),
 );
-if (values.output) await writeFile(values.output, `${JSON.stringify(result, null, 2)}\n`);
+if (output) await writeFile(output, `${JSON.stringify(result, null, 2)}\n`);
 
 const missing = missed(result, true);
 for (const miss of missing) process.stderr.write(`missed: ${miss}\n`);

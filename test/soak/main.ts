@@ -1,21 +1,22 @@
 import { readdir, readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
-import { parseArgs } from "node:util";
 import { create } from "@bufbuild/protobuf";
 import * as cri from "@bulkhead/lib/gen/cri_pb.js";
+import { Command } from "commander";
 import { quantile } from "../bench/figures.ts";
 import { prepare } from "../bench/machine.ts";
 import { endPod, startPod } from "../bench/pod.ts";
+import { wholeNumber } from "../dev/numbers.ts";
 
 /** `./dev soak`: containers by the thousand in one life of the daemon, and whether its memory and files stay as they are. */
-const { values } = parseArgs({
-  options: {
-    containers: { type: "string", default: "10000" },
-    minutes: { type: "string", default: "120" },
-  },
-});
-const wanted = Number(values.containers);
-const end = Date.now() + Number(values.minutes) * 60_000;
+const { containers: wanted, minutes } = new Command("./dev soak")
+  .description("Containers in one life of the daemon; memory and descriptors stay flat.")
+  .option("--containers <number>", "how many", wholeNumber(100), 10_000)
+  .option("--minutes <number>", "no more are begun after so many", wholeNumber(1), 120)
+  .showHelpAfterError()
+  .parse()
+  .opts<{ containers: number; minutes: number }>();
+const end = Date.now() + minutes * 60_000;
 const [clients, perPod, everyContainers] = [4, 20, Math.max(100, Math.round(wanted / 40))];
 /** Growth that is allowed between the first and the last third of the samples. */
 const [mostMegabytes, mostFiles] = [8, 4];
