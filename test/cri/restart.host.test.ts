@@ -317,6 +317,30 @@ test("a container whose shim hangs is logged whole and once over kill -9 of the 
   await rm(join(daemon.handlersDir, "fake.yaml"));
 }, 240_000);
 
+test("a shim that takes a connection and then says nothing keeps the daemon from nobody at its start, and its pod can be removed", async () => {
+  const binary = join(scratch, "containerd-shim-mute-v1");
+  const fake = `#!/bin/sh\nFAKE_SHIM=state-hangs exec '${fakeShim(scratch)}' "$@"\n`;
+  await writeFile(binary, fake, { mode: 0o755 });
+  const handler = { name: "mute", kind: "shim", binary, wall: "vm", deadlines: { stop: 60 } };
+  await writeFile(join(daemon.handlersDir, "mute.yaml"), JSON.stringify(handler));
+  await expect.poll(() => daemon.crictl("info")).toContain(binary);
+  const other = await running("exec sleep 1000");
+  serial++;
+  const mute = await running("exec sleep 1000", "mute");
+  await daemon.end("SIGKILL");
+  const before = (await readFile(daemon.logFile, "utf8")).length;
+  await daemon.start();
+  const log = (await readFile(daemon.logFile, "utf8")).slice(before);
+  expect(log).toContain("pods are taken up while the others are served");
+  expect(log).not.toContain("what holds the pod does not answer");
+  expect((await statusOf(mute.container)).state).toBe("CONTAINER_RUNNING");
+  expect(await daemon.crictl("exec", other.container, "echo", "still here")).toContain("still here");
+  await daemon.crictl("--timeout", "120s", "stop", "--timeout", "1", mute.container);
+  expect(await statusOf(mute.container)).toMatchObject({ state: "CONTAINER_EXITED", exitCode: 137 });
+  await clean();
+  await rm(join(daemon.handlersDir, "mute.yaml"));
+}, 240_000);
+
 test("a creation that could not be rolled back says what failed first, and the next try clears it away", async () => {
   const broken = join(scratch, "broken");
   const fails = `if [ -e ${broken} ]; then

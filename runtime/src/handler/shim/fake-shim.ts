@@ -57,6 +57,8 @@ export type Fault =
   | "late-create"
   /** Names process 1 as its own and its containers'. */
   | "wrong-pid"
+  /** State is answered never. */
+  | "state-hangs"
   /** Wait is answered never. */
   | "no-wait"
   /** Wait fails, always. */
@@ -333,6 +335,7 @@ const methods: Record<string, Method> = {
     return { pid: has("wrong-pid") ? 1 : containerOf(name).pid };
   },
   State: async ({ id: name }) => {
+    if (has("state-hangs")) await forEver;
     const { status, pid, code } = containerOf(name);
     return {
       id: name,

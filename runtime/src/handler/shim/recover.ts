@@ -34,7 +34,11 @@ export const recoverPod = async (
   };
   readAll();
   try {
-    return await shims.takeUp(ref, end, signal, (pod) => recoverWith(shims, ref, pod, containers, signal));
+    return await shims.takeUp(ref, end, signal, (pod, deadline) => {
+      // Of those that an attempt before had in its hands.
+      readAll();
+      return recoverWith(shims, ref, pod, containers, deadline);
+    });
   } catch (error) {
     // Those that had been handed over already.
     readAll();

@@ -61,6 +61,8 @@ const shutdownMs = 3_000;
 const connectMs = 5_000;
 /** How long a shim that is to be ended may take to answer before it is ended unasked. */
 const patienceMs = 20_000;
+/** The same of one that has been silent since the daemon's start. */
+const endMs = 10_000;
 /** How long until a Delete that came too early is tried again. */
 const deleteAgainMs = 250;
 
@@ -111,7 +113,7 @@ export class Shims {
   /** Outputs of containers that are not taken up yet after a restart of the daemon. */
   readonly early = new EarlyOutputs((container) => this.openOutput(container));
   readonly #pods = new Map<string, ShimPod>();
-  /** Pods whose shim did not answer when they were to be taken up: until it has, nothing else is asked of it. */
+  /** Pods that are being taken up, or whose shim did not answer then: until it has, nothing else is asked of it. */
   readonly #silent = new Set<string>();
   readonly cgroupLayout: CgroupLayout = readLayout();
 
@@ -217,9 +219,9 @@ export class Shims {
     return await this.#toEnd(ref, signal);
   }
 
-  async #toEnd(ref: SandboxRef, signal: AbortSignal, ms = this.#patience(ref)): Promise<ShimPod | undefined> {
+  async #toEnd(ref: SandboxRef, signal: AbortSignal): Promise<ShimPod | undefined> {
     try {
-      return await unlessGone(this.#reach(ref, signal, ms));
+      return await unlessGone(this.#reach(ref, signal, this.#patience(ref)));
     } catch (error) {
       if (signal.aborted || !hasCode(error, "deadline-exceeded")) throw error;
       this.failed(error, `The shim of pod ${ref.id} does not answer and is killed`);
@@ -229,35 +231,40 @@ export class Shims {
   }
 
   /**
-   * Takes a pod up after a restart of the daemon: `work` is given its shim, undefined when that is gone. While its
-   * process lives and does not answer this fails as `deadline-exceeded` or `unavailable`, all calls on the pod do, and
-   * it can be tried again; with `end` it is killed instead.
+   * Takes a pod up after a restart of the daemon: `work` is given its shim, undefined when that is gone, and until when it
+   * may take. While its process lives and does not answer this fails as `deadline-exceeded` or `unavailable`, all calls on
+   * the pod do, and it can be tried again; with `end` it is killed instead, and `work` is done without it.
    */
   async takeUp<T>(
     ref: SandboxRef,
     end: boolean,
     signal: AbortSignal,
-    work: (pod: ShimPod | undefined) => Promise<T>,
+    work: (pod: ShimPod | undefined, deadline: AbortSignal) => Promise<T>,
   ): Promise<T> {
-    if (end) this.#silent.delete(ref.id);
-    // Not for long: the daemon's start waits for it and another try costs nothing, or one has waited before.
+    // Nobody else connects to it meanwhile: there would be two of us.
+    this.#silent.add(ref.id);
+    // Not for long: another try costs nothing, or one has waited before.
     const ms = Math.min(this.connectMs, this.stopMs / 2);
+    const deadline = end ? within(signal, Math.min(ms, endMs)) : signal;
     try {
-      const pod = isDead(ref)
-        ? await this.#toEnd(ref, signal)
-        : await (end ? this.#toEnd(ref, signal, ms) : this.#toKeep(ref, signal, ms));
-      // Nor one that takes no connection.
+      const pod = await (isDead(ref) ? this.#toEnd(ref, deadline) : this.#toKeep(ref, deadline, ms));
       if (end && !pod) this.killShim(ref, shimStateOf(ref));
-      const done = await work(pod);
+      const done = await work(pod, deadline);
       this.#silent.delete(ref.id);
       return done;
     } catch (error) {
       // The next try begins anew, as another daemon would.
       if (this.#pods.get(ref.id)?.alive === false) await this.gone(ref.id);
       await this.forget(ref.id);
-      const isSilent = signal.aborted || hasCode(error, "deadline-exceeded") || hasCode(error, "unavailable");
-      if (end || !isSilent) throw error;
-      this.#silent.add(ref.id);
+      const isSilent =
+        deadline.aborted || hasCode(error, "deadline-exceeded") || hasCode(error, "unavailable");
+      if (end || !isSilent) this.#silent.delete(ref.id);
+      if (!isSilent) throw error;
+      if (end) {
+        this.failed(error, `The shim of pod ${ref.id} does not answer and is killed`);
+        this.killShim(ref, shimStateOf(ref));
+        return await work(undefined, signal);
+      }
       throw error instanceof RuntimeError ? error : silent(ref, `took too long: ${messageOf(error)}`);
     }
   }
