@@ -39,6 +39,11 @@ export const endSilentPodOf = async (
   await runtime.locks.run(found.podId, signal, () => endSilent(runtime, found.podId));
 };
 
+/** Waits for a take-up that is under way, before something new begins in the pod. For a caller who holds no lock. */
+export const afterTakeUp = async (runtime: Runtime, podId: string, signal: AbortSignal): Promise<void> => {
+  if (runtime.silentPods.has(podId)) await runtime.locks.run(podId, signal, async () => {});
+};
+
 const attempt = async (runtime: Runtime, id: string, end: boolean): Promise<Outcome> => {
   const { pods, containers, handlers, exits, silentPods, log } = runtime;
   const pod = pods.get(id);

@@ -51,6 +51,7 @@ import {
   type RuntimeMethods,
   sandboxRef,
 } from "../runtime.ts";
+import { afterTakeUp } from "../take-up.ts";
 import { isVm, limitsOf } from "./guest.ts";
 import { discardContainer } from "./remove.ts";
 import { isCheckpoint, requireRestorable, type SavedContainer, takeCheckpoint } from "./restore.ts";
@@ -81,6 +82,7 @@ export const createIn = async (
   config: ContainerConfig,
   signal: AbortSignal,
 ): Promise<string> => {
+  await afterTakeUp(runtime, podId, signal);
   using _ = runtime.activity.begin(podId);
   const pod = runtime.pods.require(podId);
   requireReady(pod, "create a container");

@@ -11,6 +11,7 @@ import { timed } from "../../metrics.ts";
 import { type Pod, requireReady } from "../../pod/state.ts";
 import { notify } from "../notify.ts";
 import { cleanup, containerDir, containerRef, now, type Runtime, type RuntimeMethods } from "../runtime.ts";
+import { afterTakeUp } from "../take-up.ts";
 import { podAttributes } from "../trace.ts";
 import { forgetRestore } from "./restore.ts";
 
@@ -34,6 +35,7 @@ export const startContainer =
   (runtime: Runtime): RuntimeMethods["startContainer"] =>
   async (request, signal) => {
     const { id, podId } = runtime.containers.require(request.containerId);
+    await afterTakeUp(runtime, podId, signal);
     using _ = runtime.activity.begin(podId);
     await runtime.locks.run(id, signal, async () => {
       const container = runtime.containers.require(id);
