@@ -321,7 +321,7 @@ test("a shim that takes a connection and then says nothing keeps the daemon from
   const binary = join(scratch, "containerd-shim-mute-v1");
   const fake = `#!/bin/sh\nFAKE_SHIM=state-hangs exec '${fakeShim(scratch)}' "$@"\n`;
   await writeFile(binary, fake, { mode: 0o755 });
-  const handler = { name: "mute", kind: "shim", binary, wall: "vm", deadlines: { stop: 60 } };
+  const handler = { name: "mute", kind: "shim", binary, wall: "namespaces" };
   await writeFile(join(daemon.handlersDir, "mute.yaml"), JSON.stringify(handler));
   await expect.poll(() => daemon.crictl("info")).toContain(binary);
   const other = await running("exec sleep 1000");
