@@ -14,6 +14,7 @@ import { createLayerLabels, type LabelLinux } from "./labels.ts";
 import type { Sealed } from "./layer-tree.ts";
 import { contextOf, joinOptions } from "./mount-options.ts";
 import type { LayerSource, LayerUsage, Look, Snapshotter } from "./snapshotter.ts";
+import { createTrash } from "./trash.ts";
 import { createFileWorkers, type Unpacked } from "./workers.ts";
 
 export type OverlayOptions = {
@@ -97,33 +98,15 @@ export const overlay = async (
   /** False when a record could not be read: what seems to be nobody's may be what a running container stands on. */
   let isSure = true;
 
-  for (const dir of ["l", "m", "layers", "containers", "staging", "trash"])
+  for (const dir of ["l", "m", "layers", "containers", "staging"])
     await mkdir(at(dir), { recursive: true, mode: 0o700 });
   const labels = createLayerLabels(options.label, [at("l"), at("staging")], linux, options.onUnlabelled);
   const images = createImageMounts(at("m"), linux, labels.label);
   const isOneDisk = statSync(at("l")).dev === statSync(at("containers")).dev;
-  const trashOfContainers = isOneDisk ? at("trash") : at("containers", TRASH);
-  await mkdir(trashOfContainers, { recursive: true, mode: 0o700 });
+  const trash = await createTrash(at("trash"), workers.remove);
+  const trashOfContainers = isOneDisk ? trash : await createTrash(at("containers", TRASH), workers.remove);
   // Below what stands on nothing: overlayfs wants one directory at least, and two when all is read-only.
   for (const dir of NOTHING) await mkdir(at("l", dir), { recursive: true, mode: 0o755 });
-
-  /** Out of sight at once; where it is now. What a stop leaves of it is removed at the next start. */
-  const hide = async (path: string, trash: string): Promise<string | undefined> => {
-    const hidden = join(trash, `${process.pid}-${Date.now()}-${serial++}`);
-    try {
-      await rename(path, hidden);
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
-      throw error;
-    }
-    return hidden;
-  };
-  /** The same, and removed by a worker. */
-  const discard = async (path: string, trash = at("trash")): Promise<void> => {
-    const hidden = await hide(path, trash);
-    if (hidden !== undefined) await workers.remove(hidden);
-  };
-  const discardLater = (path: string, trash?: string): void => void discard(path, trash).catch(() => {});
 
   const open = async (): Promise<void> => {
     // As when a disk fails, or there are no descriptors.
@@ -146,16 +129,15 @@ export const overlay = async (
     const known = new Set<string>([...layers.values()].map(({ dir }) => dir).concat(NOTHING));
     const present = await readdir(at("l"));
     serial = 1 + Math.max(0, ...present.filter((dir) => !NOTHING.some((no) => no === dir)).map(serialOf));
-    for (const name of present) if (isSure && !known.has(name)) discardLater(at("l", name));
-    for (const name of await readdir(at("staging"))) discardLater(at("staging", name));
-    for (const trash of new Set([at("trash"), trashOfContainers]))
-      for (const name of await readdir(trash)) void workers.remove(join(trash, name)).catch(() => {});
+    for (const name of present) if (isSure && !known.has(name)) trash.discardLater(at("l", name));
+    for (const name of await readdir(at("staging"))) trash.discardLater(at("staging", name));
+    for (const each of new Set([trash, trashOfContainers])) void each.empty();
     for (const key of await readdir(at("containers"))) {
       if (key === TRASH) continue;
       const stand = await readJson(at("containers", key, "stand.json"), Stand).catch(unreadable);
       if (stand === "unreadable") continue;
       if (stand?.boot === boot) stands.set(key, stand);
-      else discardLater(at("containers", key), trashOfContainers);
+      else trashOfContainers.discardLater(at("containers", key));
     }
     const used = [...stands.values()].flatMap((stand) => stand.layers.map((id) => layers.get(id)?.dir ?? ""));
     await images.sweep(new Set(used));
@@ -224,7 +206,7 @@ export const overlay = async (
       // Gone: the next pull brings it again.
       layers.delete(layer.id);
       await rm(at("layers", fileOf(layer.id)), { force: true });
-      discardLater(at("l", layer.dir));
+      trash.discardLater(at("l", layer.dir));
       throw new RuntimeError(
         "failed-precondition",
         `layer "${layer.id}" is damaged on the disk: pull its image again`,
@@ -284,7 +266,7 @@ export const overlay = async (
       sealed = await last.seal(parents);
     } catch (error) {
       await unpacked?.abandon();
-      discardLater(staging);
+      trash.discardLater(staging);
       throw stopped(error, id, signal);
     }
     await rename(staging, at("l", dir));
@@ -437,9 +419,12 @@ export const overlay = async (
       if (inUse)
         throw new RuntimeError("failed-precondition", `Cannot remove layer "${id}": something stands on it`);
       layers.delete(id);
-      await rm(at("layers", fileOf(id)), { force: true });
+      await rm(at("layers", fileOf(id)), { force: true }).catch((error) => {
+        layers.set(id, layer);
+        throw error;
+      });
       if (layer.digest !== undefined) await images.unmount(layer.dir);
-      await discard(at("l", layer.dir));
+      await trash.discard(at("l", layer.dir));
     },
 
     async mountContainer(key, ids, target, { owners, label, changes } = {}) {
@@ -480,12 +465,11 @@ export const overlay = async (
       checkKey(key);
       const dir = at("containers", key);
       await releaseIdMapped(join(dir, "shifted"), linux);
-      const gone = await hide(dir, trashOfContainers);
+      await trashOfContainers.hide(dir);
       const stood = stands.get(key)?.layers ?? [];
       stands.delete(key);
       letGo(stood);
       measured.delete(key);
-      if (gone !== undefined) void workers.remove(gone).catch(() => {});
     },
 
     async usage(key) {
@@ -530,6 +514,7 @@ export const overlay = async (
 
     async [Symbol.asyncDispose]() {
       await labels.close();
+      for (const each of [trash, trashOfContainers]) each[Symbol.dispose]();
       clearTimeout(syncSoon);
       await syncBehind();
       await images.close((dir) =>
