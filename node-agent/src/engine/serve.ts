@@ -417,8 +417,11 @@ export class NodeEngine {
     this.#retryAt = performance.now() + retryDelay(this.#failures);
     ledger.condition("EngineConfigured", false, reason, message);
     const { record } = ownership;
-    for (const { name, revision } of profiles)
+    for (const { name, revision } of profiles) {
+      // Proven again as soon as the engine is back.
+      this.#due.delete(name);
       ledger.fail(name, reason, message, undefined, record.profiles[name]?.revision === revision);
+    }
   }
 }
 

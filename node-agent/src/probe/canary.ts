@@ -5,7 +5,7 @@ import { canaryImage, canaryNamespace, labels } from "@bulkhead/lib/api/group.ts
 import type { CriClient } from "@bulkhead/lib/cri/client.ts";
 import { ContainerState, NamespaceMode, PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { lookOutside, type Outside } from "./outside.ts";
+import { killLeft, lookOutside, type Outside } from "./outside.ts";
 import { type LogDirectory, logOf, outputOf } from "./own-output.ts";
 import { parseView, type View, viewCommand } from "./wall.ts";
 
@@ -122,7 +122,7 @@ export async function runCanary(
   const [sandbox, kubelets] = [sandboxOf(uid), kubeletsOf(uid)];
   // No process of the node has this argument but the canary's own, if it is one.
   const token = `3600.${randomInt(2 ** 47)}`;
-  await removeCanaries(cri, handler, signal);
+  await removeCanaries(cri, handler, signal, elsewhere !== undefined);
   if ((await images.imageStatus({ image }, signal)).image === undefined) {
     // Without a pod, for there is none yet: the image's handler alone says whose image it is.
     if (elsewhere === undefined) await images.pullImage({ image }, signal);
@@ -133,7 +133,9 @@ export async function runCanary(
   undo.defer(() => rm(logs.here, { recursive: true, force: true }));
   await mkdir(logs.here, { recursive: true, mode: 0o700 });
   // Undo has its own deadline: it must run when the probe's own is over.
-  undo.defer(() => removeCanaries(cri, handler, AbortSignal.timeout(deadlines.remove * 1000)));
+  undo.defer(() =>
+    removeCanaries(cri, handler, AbortSignal.timeout(deadlines.remove * 1000), elsewhere !== undefined),
+  );
   if (elsewhere?.awaitsLook === true) await untilLook(cri, handler, sandboxOf(randomUUID()), signal);
   const startedAt = performance.now();
   const { podSandboxId } = await runtime.runPodSandbox({ config: sandbox, runtimeHandler: handler }, signal);
@@ -177,7 +179,11 @@ export async function runCanary(
       throw new Error("it was looked at too late");
     return { view: parseView(said), outside, startSeconds };
   } catch (error) {
-    throw elsewhere !== undefined && (await endsSoon(cri, podSandboxId)) ? new CanaryEnded(error) : error;
+    // A tenth of what its end may take: a virtual machine's takes longer.
+    const within = deadlines.remove * 100;
+    throw elsewhere !== undefined && (await endsSoon(cri, podSandboxId, within))
+      ? new CanaryEnded(error)
+      : error;
   }
 }
 
@@ -213,7 +219,7 @@ async function untilLook(
 async function endsSoon(
   cri: CriClient,
   podSandboxId: string,
-  withinMs = 3000,
+  withinMs: number,
   signal?: AbortSignal,
 ): Promise<boolean> {
   const end = performance.now() + withinMs;
@@ -231,8 +237,17 @@ async function hasEnded({ runtime }: CriClient, podSandboxId: string): Promise<b
   return status?.state !== PodSandboxState.SANDBOX_READY;
 }
 
-/** Stops and removes every canary of `handler`, also those of a former life of the agent. */
-export async function removeCanaries(cri: CriClient, handler: string, signal: AbortSignal): Promise<void> {
+/**
+ * Stops and removes every canary of `handler`, also those of a former life of the agent. `seen`: by a kubelet, which may
+ * have ended one while its container was being started. Of Kata's shims (4.1) the Go one then refuses to kill that
+ * container ("Sandbox not running"), and containerd to stop the pod, until the shim has ended; the Rust one leaves QEMU.
+ */
+export async function removeCanaries(
+  cri: CriClient,
+  handler: string,
+  signal: AbortSignal,
+  seen = false,
+): Promise<void> {
   const { runtime } = cri;
   const { items } = await runtime.listPodSandbox(
     { filter: { labelSelector: { [labels.canary]: handler } } },
@@ -251,10 +266,16 @@ export async function removeCanaries(cri: CriClient, handler: string, signal: Ab
       }
       return undefined;
     };
-    if ((await remove()) === undefined) continue;
-    // A kubelet may have been removing it at the same moment: an engine then misses what is gone meanwhile.
-    await sleep(500, undefined, { signal });
-    const error = await remove();
+    let error = await remove();
+    if (error !== undefined) {
+      // A kubelet may have been removing it at the same moment: an engine then misses what is gone meanwhile.
+      await sleep(500, undefined, { signal });
+      error = await remove();
+    }
+    if (seen && (await killLeft(id)) && error !== undefined) {
+      await sleep(3000, undefined, { signal });
+      error = await remove();
+    }
     if (error !== undefined) failures.push(messageOf(error));
   }
   if (failures.length > 0) {

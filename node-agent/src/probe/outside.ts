@@ -1,4 +1,5 @@
 import { readdir, readFile } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
 
 /**
  * The other half of a canary: what the node sees of it while it runs. A wall that says of itself that it stands may
@@ -80,6 +81,25 @@ export function outsideChecks(outside: Outside, gvisor?: GvisorPromise): [name: 
       ? []
       : [["platform-as-profiled", sandbox?.platform === gvisor.platform] as [string, boolean]]),
   ];
+}
+
+/** Kills what still names a pod that has been ended: shim, hypervisor, file server. False where there is nothing. */
+export async function killLeft(podSandboxId: string): Promise<boolean> {
+  // Firecracker has an id of 32 characters.
+  const name = podSandboxId.slice(0, 32);
+  const naming = async (): Promise<Process[]> =>
+    (await readProcesses()).filter(({ argv }) => argv.some((argument) => argument.includes(name)));
+  if ((await naming()).length === 0) return false;
+  // They may be ending.
+  await sleep(1000);
+  for (const { pid } of await naming()) {
+    try {
+      process.kill(pid, "SIGKILL");
+    } catch {
+      // It has just ended.
+    }
+  }
+  return true;
 }
 
 /** One that ends meanwhile is left out. */
