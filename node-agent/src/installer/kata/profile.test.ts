@@ -11,7 +11,7 @@ const handlerOf = (kata: object) =>
 test.each<[object, boolean]>([
   [{ shim: "rust", hypervisor: "qemu" }, false],
   [{ shim: "rust", hypervisor: "firecracker" }, false],
-  [{ shim: "rust", hypervisor: "dragonball" }, true],
+  [{ shim: "rust", hypervisor: "dragonball" }, false],
   [{ shim: "rust", hypervisor: "cloud-hypervisor" }, true],
   [{ shim: "go", hypervisor: "qemu" }, true],
   [{ shim: "go", hypervisor: "firecracker" }, true],

@@ -61,10 +61,10 @@ const withoutLimit = (vm: VmSettings): { vcpus: number; memoryMiB: number } => {
 
 /**
  * Of QEMU and Firecracker runtime-rs knows no metrics, and as of 4.1 its handler of that question is a panic that ends
- * the shim.
+ * the shim. Under Dragonball a large answer of the guest can break its connection, and the pod ends with it.
  */
 const servesMetrics = ({ shim, hypervisor }: VmSettings): boolean =>
-  shim === "go" || hypervisor === "dragonball" || hypervisor === "cloud-hypervisor";
+  shim === "go" || hypervisor === "cloud-hypervisor";
 
 /** A command line that succeeds when the profile's shim runs on the node. */
 export const vmCheck = (profile: Pick<DesiredProfile, "handler">, root: string, node: NodeOfVm): string[] => [
