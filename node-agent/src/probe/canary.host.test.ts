@@ -1,5 +1,5 @@
 import { spawn } from "node:child_process";
-import { randomUUID } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { canaryNamespace } from "@bulkhead/lib/api/group.ts";
 import type { CriClient } from "@bulkhead/lib/cri/client.ts";
@@ -8,7 +8,7 @@ import { expect, test } from "vitest";
 import { removeCanaries } from "./canary.ts";
 
 test("a canary that a kubelet ended while it started is removed with its shim, where the engine refuses to stop it; nobody else's pod is", async () => {
-  const id = randomUUID();
+  const id = randomBytes(32).toString("hex");
   // As a shim's command line.
   const shim = spawn(process.execPath, ["-e", "setInterval(() => {}, 1e6)", "--", "-id", id], {
     stdio: "ignore",

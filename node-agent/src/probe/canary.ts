@@ -240,7 +240,7 @@ async function hasEnded({ runtime }: CriClient, podSandboxId: string): Promise<b
 /**
  * Stops and removes every canary of `handler`, also those of a former life of the agent. `seen`: by a kubelet, which may
  * have ended one while its container was being started. Of Kata's shims (4.1) the Go one then refuses to kill that
- * container ("Sandbox not running"), and containerd to stop the pod, until the shim has ended; the Rust one leaves QEMU.
+ * container, for ever, and containerd to stop the pod, until the shim is killed; the Rust one leaves its hypervisor.
  */
 export async function removeCanaries(
   cri: CriClient,
@@ -272,10 +272,12 @@ export async function removeCanaries(
       await sleep(500, undefined, { signal });
       error = await remove();
     }
-    if (seen && (await killLeft(id)) && error !== undefined) {
-      await sleep(3000, undefined, { signal });
-      error = await remove();
-    }
+    if (seen && (await killLeft(id)))
+      for (let tries = 0; error !== undefined && tries < 20; tries++) {
+        // Until the engine has seen it go.
+        await sleep(500, undefined, { signal });
+        error = await remove();
+      }
     if (error !== undefined) failures.push(messageOf(error));
   }
   if (failures.length > 0) {

@@ -85,7 +85,8 @@ export function outsideChecks(outside: Outside, gvisor?: GvisorPromise): [name: 
 
 /** Kills what still names a pod that has been ended: shim, hypervisor, file server. False where there is nothing. */
 export async function killLeft(podSandboxId: string): Promise<boolean> {
-  // Firecracker has an id of 32 characters.
+  // Engines' ids are of 64 digits: nobody else has that in a command line. Firecracker's has the first 32.
+  if (!/^[0-9a-f]{64}$/.test(podSandboxId)) return false;
   const name = podSandboxId.slice(0, 32);
   const naming = async (): Promise<Process[]> =>
     (await readProcesses()).filter(({ argv }) => argv.some((argument) => argument.includes(name)));
