@@ -1,5 +1,6 @@
-import { mkdir, readdir, readFile, rm } from "node:fs/promises";
+import { mkdir, rm } from "node:fs/promises";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
+import { killNaming } from "../processes.ts";
 import { mountsBelow } from "./facts.ts";
 import { type Gvisor, type Platform, platforms } from "./gvisor.ts";
 import { type Host, must } from "./host.ts";
@@ -74,6 +75,7 @@ async function failureOf(
       ? `a process on it did not end in ${timeoutMs / 1000} s`
       : messageOf(error).slice(0, maxMessage);
   } finally {
+    // What a sandbox that hung left behind.
     await killNaming(scratch);
     for (const point of await mountsBelow([scratch])) {
       const undo = { signal: AbortSignal.timeout(10_000) };
@@ -84,17 +86,3 @@ async function failureOf(
 }
 
 const lastWords = (text: string): string => (text.trim().split("\n").at(-1) ?? "").slice(0, maxMessage);
-
-/** Kills what a sandbox that hung left behind: processes that name our scratch directory on their command line. */
-async function killNaming(word: string): Promise<void> {
-  for (const pid of await readdir("/proc")) {
-    if (!/^[0-9]+$/.test(pid)) continue;
-    const line = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
-    if (!line.includes(word)) continue;
-    try {
-      process.kill(Number(pid), "SIGKILL");
-    } catch {
-      // It ended meanwhile.
-    }
-  }
-}

@@ -5,7 +5,8 @@ import { canaryImage, canaryNamespace, labels } from "@bulkhead/lib/api/group.ts
 import type { CriClient } from "@bulkhead/lib/cri/client.ts";
 import { ContainerState, NamespaceMode, PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { killLeft, lookOutside, type Outside } from "./outside.ts";
+import { killNaming, processesNaming } from "../processes.ts";
+import { lookOutside, type Outside } from "./outside.ts";
 import { type LogDirectory, logOf, outputOf } from "./own-output.ts";
 import { parseView, type View, viewCommand } from "./wall.ts";
 
@@ -283,4 +284,16 @@ export async function removeCanaries(
   if (failures.length > 0) {
     throw new RuntimeError("internal", `Cannot remove the canary of "${handler}": ${failures.join("; ")}`);
   }
+}
+
+/** Kills what still names a pod that has been ended: shim, hypervisor, file server. False where there is nothing. */
+async function killLeft(podSandboxId: string): Promise<boolean> {
+  // Engines' ids are of 64 digits: nobody else has that in a command line. Firecracker's has the first 32.
+  if (!/^[0-9a-f]{64}$/.test(podSandboxId)) return false;
+  const name = podSandboxId.slice(0, 32);
+  if ((await processesNaming(name)).length === 0) return false;
+  // They may be ending.
+  await sleep(1000);
+  await killNaming(name);
+  return true;
 }

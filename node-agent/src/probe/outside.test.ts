@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
-import { findCanary, type Outside, outsideChecks, type Process } from "./outside.ts";
+import type { Process } from "../processes.ts";
+import { findCanary, type Outside, outsideChecks } from "./outside.ts";
 
 const process = (pid: number, parent: number, ...argv: string[]): Process => ({ pid, parent, argv });
 const init = process(1, 0, "/sbin/init");

@@ -1,5 +1,5 @@
-import { readdir, readFile } from "node:fs/promises";
-import { setTimeout as sleep } from "node:timers/promises";
+import { readFile } from "node:fs/promises";
+import { type Process, readProcesses } from "../processes.ts";
 
 /**
  * The other half of a canary: what the node sees of it while it runs. A wall that says of itself that it stands may
@@ -17,8 +17,6 @@ export type Outside = {
 
 /** What gVisor is started with by the profile; undefined: any will do. */
 export type GvisorPromise = { network: string; platform?: string };
-
-export type Process = { pid: number; parent: number; argv: string[] };
 
 /** Looks at every process of the node. `names`: ids of the canary's pod and container; `token`: its argument. */
 export async function lookOutside(names: readonly string[], token: string): Promise<Outside> {
@@ -81,42 +79,6 @@ export function outsideChecks(outside: Outside, gvisor?: GvisorPromise): [name: 
       ? []
       : [["platform-as-profiled", sandbox?.platform === gvisor.platform] as [string, boolean]]),
   ];
-}
-
-/** Kills what still names a pod that has been ended: shim, hypervisor, file server. False where there is nothing. */
-export async function killLeft(podSandboxId: string): Promise<boolean> {
-  // Engines' ids are of 64 digits: nobody else has that in a command line. Firecracker's has the first 32.
-  if (!/^[0-9a-f]{64}$/.test(podSandboxId)) return false;
-  const name = podSandboxId.slice(0, 32);
-  const naming = async (): Promise<Process[]> =>
-    (await readProcesses()).filter(({ argv }) => argv.some((argument) => argument.includes(name)));
-  if ((await naming()).length === 0) return false;
-  // They may be ending.
-  await sleep(1000);
-  for (const { pid } of await naming()) {
-    try {
-      process.kill(pid, "SIGKILL");
-    } catch {
-      // It has just ended.
-    }
-  }
-  return true;
-}
-
-/** One that ends meanwhile is left out. */
-async function readProcesses(): Promise<Process[]> {
-  const pids = (await readdir("/proc")).filter((name) => /^[0-9]+$/.test(name));
-  const found = await Promise.all(
-    pids.map(async (pid): Promise<Process | undefined> => {
-      const text = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
-      if (text === "") return undefined;
-      const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "");
-      // The name in parentheses may hold anything.
-      const parent = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1] ?? 0);
-      return { pid: Number(pid), parent, argv: text.replace(/\0$/, "").split("\0") };
-    }),
-  );
-  return found.filter((process) => process !== undefined);
 }
 
 /** Pss: what is shared with others is counted in part. 0 for a process that ended. */
