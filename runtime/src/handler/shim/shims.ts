@@ -224,10 +224,14 @@ export class Shims {
       return await unlessGone(this.#reach(ref, signal, this.#patience(ref)));
     } catch (error) {
       if (signal.aborted || !hasCode(error, "deadline-exceeded")) throw error;
-      this.failed(error, `The shim of pod ${ref.id} does not answer and is killed`);
-      this.killShim(ref, shimStateOf(ref));
+      this.#endUnasked(ref, error);
       return undefined;
     }
+  }
+
+  #endUnasked(ref: SandboxRef, error: unknown): void {
+    this.failed(error, `The shim of pod ${ref.id} does not answer and is killed`);
+    this.killShim(ref, shimStateOf(ref));
   }
 
   /**
@@ -261,8 +265,7 @@ export class Shims {
       if (end || !isSilent) this.#silent.delete(ref.id);
       if (!isSilent) throw error;
       if (end) {
-        this.failed(error, `The shim of pod ${ref.id} does not answer and is killed`);
-        this.killShim(ref, shimStateOf(ref));
+        this.#endUnasked(ref, error);
         return await work(undefined, signal);
       }
       throw error instanceof RuntimeError ? error : silent(ref, `took too long: ${messageOf(error)}`);
