@@ -154,7 +154,7 @@ const change = async (engine: Engine, wanted: EngineHandler[]): Promise<string[]
   );
   const steps = [...files, ...load];
   for (const step of steps) {
-    if (step.do === "record-engine") await ownership.update({ engine: step.record });
+    if (step.do === "record-engine") await ownership.update(() => ({ engine: step.record }));
     if (step.do === "write") await ownership.write(step.path, step.body);
     if (step.do === "edit") await ownership.write(step.path, step.body, { base: step.base });
     if (step.do === "restore") await ownership.restore(step.path);

@@ -352,7 +352,7 @@ export class NodeEngine {
     const { ownership, ledger } = this.#installer;
     const { name, revision } = profile;
     const proven = goodOf(this.#installer, { revision, files, handler });
-    await ownership.update({ profiles: { ...ownership.record.profiles, [name]: proven } });
+    await ownership.update(({ profiles }) => ({ profiles: { ...profiles, [name]: proven } }));
     for (const path of Object.keys(good?.files ?? {})) if (!(path in files)) await ownership.restore(path);
     this.#due.set(name, performance.now() + secondsOf(profile.probe.interval) * 1000);
     ledger.sample(name, canary);

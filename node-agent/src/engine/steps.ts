@@ -23,7 +23,7 @@ export function engineExecutors({ host, ownership, note }: StepContext): Pick<Ex
     note("EngineRestarted", `${unit} was restarted with new handlers; its containers run on${reason}`);
   };
   return {
-    "record-engine": ({ record }) => ownership.update({ engine: record }),
+    "record-engine": ({ record }) => ownership.update(() => ({ engine: record })),
     edit: ({ path, body, base }) => ownership.write(path, body, { base }),
     "take-back": ({ path, edit }) => ownership.restore(path, (today) => takeBack(edit, today)),
     "check-engine": async ({ kind, argv, handlers }, signal) => {

@@ -129,3 +129,22 @@ test("absolute links of the host are followed inside the host's root", async () 
   await ownership.write("/var/run/file", "x");
   expect(readFileSync(join(root, "run/file"), "utf8")).toBe("x");
 });
+
+test("changes of the record that are made side by side are all in it", async () => {
+  const ownership = await reopened();
+  const names = Array.from({ length: 20 }, (_, i) => `profile-${i}`);
+  await Promise.all([
+    ...names.map((name) =>
+      ownership.update(({ profiles }) => ({
+        profiles: { ...profiles, [name]: { revision: "aaaaaaaaaa", files: {} } },
+      })),
+    ),
+    ...names.map((name) => ownership.write(`/etc/bulkhead/${name}`, name)),
+  ]);
+  const later = await reopened();
+  expect(Object.keys(later.record.profiles)).toEqual(names);
+  const files = later.record.entries.filter(({ kind }) => kind === "file").map(({ path }) => path);
+  expect(new Set(files)).toEqual(new Set(names.map((name) => `/etc/bulkhead/${name}`)));
+  await later.restoreAll();
+  expect(readdirSync(root, { recursive: true })).toEqual(["etc"]);
+});

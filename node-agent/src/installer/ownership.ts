@@ -132,6 +132,8 @@ export class Ownership {
   readonly #host: Host;
   readonly #path: string;
   #record: RecordFile = { version: 1, entries: [], profiles: {} };
+  /** One change of the record at a time. */
+  #turn: Promise<unknown> = Promise.resolve();
 
   constructor(host: Host, path: string) {
     this.#host = host;
@@ -161,8 +163,17 @@ export class Ownership {
     }
   }
 
-  async update(change: Partial<Omit<RecordFile, "version">>): Promise<void> {
-    const next = { ...this.#record, ...change };
+  /**
+   * Changes the record, on disk before it resolves. Artifacts are fetched and profiles proven side by side: `change` gets
+   * the record as those before it left it.
+   */
+  update(change: (record: Readonly<RecordFile>) => Partial<Omit<RecordFile, "version">>): Promise<void> {
+    const done = this.#turn.then(() => this.#write({ ...this.#record, ...change(this.#record) }));
+    this.#turn = done.catch(() => undefined);
+    return done;
+  }
+
+  async #write(next: RecordFile): Promise<void> {
     // The record's own directory is in the record too, so that leaving removes it.
     const missing = await this.#missingDirectories(dirname(this.#path));
     const entries = [...missing.filter((path) => !next.entries.some((entry) => entry.path === path))].map(
@@ -278,7 +289,7 @@ export class Ownership {
         if (!entry.existed) await rm(at, { recursive: true, force: true });
         break;
     }
-    await this.update({ entries: this.#record.entries.filter((candidate) => candidate !== entry) });
+    await this.update(({ entries }) => ({ entries: entries.filter((candidate) => candidate.path !== path) }));
   }
 
   /**
@@ -311,10 +322,14 @@ export class Ownership {
   }
 
   async #put(entry: Entry): Promise<void> {
-    const { entries } = this.#record;
-    const at = entries.findIndex((candidate) => candidate.path === entry.path);
-    if (at >= 0 && JSON.stringify(entries[at]) === JSON.stringify(entry)) return;
-    await this.update({ entries: at >= 0 ? entries.with(at, entry) : [...entries, entry] });
+    const placeIn = (entries: readonly Entry[]): number =>
+      entries.findIndex(({ path }) => path === entry.path);
+    const known = this.#record.entries[placeIn(this.#record.entries)];
+    if (JSON.stringify(known) === JSON.stringify(entry)) return;
+    await this.update(({ entries }) => {
+      const at = placeIn(entries);
+      return { entries: at >= 0 ? entries.with(at, entry) : [...entries, entry] };
+    });
   }
 
   async #missingDirectories(path: string): Promise<string[]> {

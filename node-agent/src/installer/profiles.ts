@@ -166,7 +166,7 @@ export class Profiles {
     const { ownership, ledger } = this.#installer;
     const { name, revision } = profile;
     const good = goodOf(this.#installer, { revision, files: plan.files });
-    await ownership.update({ profiles: { ...ownership.record.profiles, [name]: good } });
+    await ownership.update(({ profiles }) => ({ profiles: { ...profiles, [name]: good } }));
     ledger.sample(name, canary);
     this.#due.set(name, performance.now() + secondsOf(profile.probe.interval) * 1000);
     // Not Ready before pods of the profile can really come: the kubelet is pointed here first.

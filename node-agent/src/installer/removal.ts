@@ -38,8 +38,8 @@ export async function removeOthers(
       const steps = (onNode ? planNodeRemoval : planRemoval)(facts, name, files);
       await execute(steps, executorsOf(installer, name), signal, log);
     }
-    const { [name]: _, ...rest } = ownership.record.profiles;
-    if (good !== undefined) await ownership.update({ profiles: rest });
+    if (good !== undefined)
+      await ownership.update(({ profiles: { [name]: _, ...rest } }) => ({ profiles: rest }));
     ledger.forget(name);
     profiles.forget(name);
     if (state !== undefined)

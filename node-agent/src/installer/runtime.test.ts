@@ -75,9 +75,9 @@ test("settings that cannot be used change nothing on a new node, whose profiles 
 
 test("where this version runs already it goes on with what it was told, and is told of once", async () => {
   const use = installer(true);
-  await use.ownership.update({
+  await use.ownership.update(() => ({
     entries: [{ kind: "file", path: installed.unit, sha256: "", former: null }],
-  });
+  }));
   mkdirSync(join(root, dirname(installed.current)), { recursive: true });
   symlinkSync("versions/1.2", join(root, installed.current));
   mkdirSync(join(root, dirname(paths.config)), { recursive: true });

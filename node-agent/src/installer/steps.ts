@@ -152,8 +152,7 @@ export function executors(context: StepContext): Executors {
       undo.defer(async () => {
         const mine = undoSignal();
         for (const path of files) await ownership.restore(path);
-        const { kubelet: _, ...rest } = ownership.record;
-        await ownership.update({ ...rest, kubelet: undefined });
+        await ownership.update(() => ({ kubelet: undefined }));
         await reload(files, mine);
         // systemd refuses to start what failed too often, until it is told to forget that.
         await systemctl(["reset-failed", unit], mine).catch(() => undefined);
@@ -161,13 +160,9 @@ export function executors(context: StepContext): Executors {
         await kubeletServed(host, unit, socketOf(former), mine);
         note("RolledBack", `The kubelet is served by ${former} again`, "Warning");
       });
-      await ownership.update({
-        kubelet: {
-          unit,
-          former,
-          files: [...new Set([...(ownership.record.kubelet?.files ?? []), ...files])],
-        },
-      });
+      await ownership.update(({ kubelet }) => ({
+        kubelet: { unit, former, files: [...new Set([...(kubelet?.files ?? []), ...files])] },
+      }));
       for (const { path, after } of edits) await ownership.write(path, after);
       await reload(files, signal);
       try {
@@ -197,8 +192,7 @@ export function executors(context: StepContext): Executors {
       await reload(files, signal);
       await systemctl(["restart", unit], signal);
       await kubeletServed(host, unit, socketOf(former), signal);
-      const { kubelet: _, ...rest } = ownership.record;
-      await ownership.update({ ...rest, kubelet: undefined });
+      await ownership.update(() => ({ kubelet: undefined }));
       note("KubeletReturned", `The kubelet is served by ${former} again`);
     },
     "remove-dead-pods": async ({ handlers, socket }, cancelled) => {

@@ -130,7 +130,7 @@ describe("The artifacts of a node", () => {
     await ownership.tree(installed.artifacts);
     const hex = image.slice(-64);
     const half = { image, list: null, policies: [], repair: false };
-    await ownership.update({ artifacts: { [hex]: half } });
+    await ownership.update(() => ({ artifacts: { [hex]: half } }));
     await mkdir(at(image, "bin"), { recursive: true });
     await writeFile(at(image, "bin/half"), "half");
     const next = await open();

@@ -265,15 +265,14 @@ export class Artifacts {
     }
   }
 
-  async #record(hex: string, entry: ArtifactRecord): Promise<void> {
-    const { ownership } = this.#options;
-    await ownership.update({ artifacts: { ...ownership.record.artifacts, [hex]: entry } });
+  #record(hex: string, entry: ArtifactRecord): Promise<void> {
+    return this.#options.ownership.update(({ artifacts }) => ({ artifacts: { ...artifacts, [hex]: entry } }));
   }
 
-  async #forget(hex: string): Promise<void> {
-    const { ownership } = this.#options;
-    const { [hex]: _, ...artifacts } = ownership.record.artifacts ?? {};
-    await ownership.update({ artifacts });
+  #forget(hex: string): Promise<void> {
+    return this.#options.ownership.update(({ artifacts: { [hex]: _, ...artifacts } = {} }) => ({
+      artifacts,
+    }));
   }
 
   /** Everything of one artifact: its directory and what stands beside it. */
