@@ -43,5 +43,12 @@ export const finalizer = `${group}/in-use`;
  */
 export const canaryNamespace = "bulkhead.canary";
 
+/**
+ * Namespace of canaries that a kubelet runs as static pods, which it takes from names alone. None of the cluster has it:
+ * the kubelet shows such a pod to the API server as a mirror, and where there is no namespace it cannot, so that nobody
+ * counts it or has a policy for it. What is in a namespace of this name is a tenant's.
+ */
+export const staticCanaryNamespace = "bulkhead-canary";
+
 /** Image of the canary. The registry's name cannot resolve: the runtime's mirror of it is a directory of the bundle. */
 export const canaryImage = "canary.bulkhead.invalid/canary:1";

@@ -1,4 +1,5 @@
 import { readdir, readFile } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
 
 /** A process of the node, by proc(5). */
 export type Process = { pid: number; parent: number; argv: string[] };
@@ -33,4 +34,16 @@ export async function killNaming(word: string): Promise<void> {
       // It ended meanwhile.
     }
   }
+}
+
+/** Kills what still names a pod that has been ended: shim, hypervisor, file server. False where there is nothing. */
+export async function killLeft(podSandboxId: string): Promise<boolean> {
+  // Engines' ids are of 64 digits: nobody else has that in a command line. Firecracker's has the first 32.
+  if (!/^[0-9a-f]{64}$/.test(podSandboxId)) return false;
+  const name = podSandboxId.slice(0, 32);
+  if ((await processesNaming(name)).length === 0) return false;
+  // They may be ending.
+  await sleep(1000);
+  await killNaming(name);
+  return true;
 }

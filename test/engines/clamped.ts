@@ -78,6 +78,19 @@ export const clampedRunc = (registry: string, copied: string): Promise<string> =
     "containerd-shim-copied-v2": besideRunc,
   });
 
+/** The same, but each container takes `seconds` longer to be made, as in a virtual machine that is slow. */
+export const slowRunc = (registry: string, copied: string, seconds: number): Promise<string> =>
+  push(registry, `slow-${seconds}`, {
+    "runc-real": { from: tool("runc") },
+    "runc-clamped": clampedRuntime("runc-real"),
+    runc: `#!/bin/sh
+case " $* " in *" create "*) sleep ${seconds} ;; esac
+exec "$(dirname "$(readlink -f "$0")")/runc-clamped" "$@"
+`,
+    "copied-shim": { from: copied },
+    "containerd-shim-copied-v2": besideRunc,
+  });
+
 /** Pushes programs, each a copy or a script, as an artifact. */
 async function push(
   registry: string,

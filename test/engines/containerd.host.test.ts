@@ -3,9 +3,10 @@ import { eventually } from "../lifecycle/life.ts";
 import { difference, nodeListing } from "../lifecycle/listing.ts";
 import { tool } from "../tools/cache.ts";
 import { servesAnyShim } from "./behind.ts";
-import { clampedGvisor, clampedRunc } from "./clamped.ts";
+import { clampedGvisor, clampedRunc, slowRunc } from "./clamped.ts";
 import { type EngineNode, startEngineNode } from "./node.ts";
 import {
+  copied,
   leave,
   pidOf,
   podRuns,
@@ -34,6 +35,22 @@ beforeAll(async () => {
   await node.startInstaller();
 });
 afterAll(() => node?.[Symbol.asyncDispose]());
+
+/** The kubelet's static pods. */
+const manifests = async (): Promise<string[]> =>
+  (await node.exec(["ls", "-A", "/etc/kubernetes/manifests"])).trim().split("\n");
+/** The engine's pods that are canaries of this handler. */
+const canaries = (name: string): Promise<string> =>
+  node.exec(["crictl", "pods", "-q", "--label", `bulkhead.dev/canary=${name}`]);
+const runtimeClass = (handler: string): Promise<string> =>
+  node.kubectl(["apply", "-f", "-"], {
+    input: JSON.stringify({
+      apiVersion: "node.k8s.io/v1",
+      kind: "RuntimeClass",
+      metadata: { name: handler },
+      handler,
+    }),
+  });
 
 describe("containerd", { timeout: 400_000 }, () => {
   test("serves a profile of the node's engine; it is restarted once, and its containers do not notice", async () => {
@@ -99,6 +116,72 @@ describe("containerd", { timeout: 400_000 }, () => {
     await node.want([profile("walled", "aaaaaaaaab")]);
     await eventually(async () => expect(await node.exec(["cat", dropin])).not.toContain("overlaid"), 60);
     await settled(node, "walled", { phase: "Ready" });
+  });
+
+  test("proves a handler that is slower than the kubelet's looks by a pod of the kubelet's own", async () => {
+    const before = await podRuns(node);
+    const files = await manifests();
+    await runtimeClass("slow");
+    const slow = copied(
+      "slow",
+      "ffffffffff",
+      await slowRunc(node.registry, tool("containerd-shim-runc-v2"), 5),
+    );
+    await node.want([profile("walled", "aaaaaaaaab"), slow]);
+    await settled(node, "slow", {
+      phase: "Ready",
+      canary: { passed: true, assertions: expect.arrayContaining(["own-pid-namespace"]) },
+    });
+    // The pod's own container, and the canary in it.
+    expect((await statusOf(node, "slow"))?.canary?.startSeconds).toBeGreaterThan(10);
+    const log = await node.exec(["journalctl", "-u", "kubelet", "-o", "cat"]);
+    expect(log).toContain("bulkhead-canary/canary-slow-node-1");
+    // No API server hears of it.
+    expect(await node.kubectl(["get", "pods", "-A", "-o", "name"])).not.toContain("canary");
+    expect(await manifests()).toEqual(files);
+    expect(await canaries("slow")).toBe("");
+    await settled(node, "walled", { phase: "Ready" });
+    await runsAsBefore(node, before);
+  });
+
+  test("has no such pod of an installer that was killed meanwhile", async () => {
+    const files = await manifests();
+    const slow = copied(
+      "slow",
+      "fffffffff0",
+      await slowRunc(node.registry, tool("containerd-shim-runc-v2"), 5),
+    );
+    await node.want([profile("walled", "aaaaaaaaab"), slow]);
+    await eventually(async () => expect(await manifests()).toContain("bulkhead-canary-slow.json"), 60);
+    await node.startInstaller();
+    expect(await manifests()).toContain("bulkhead-canary-slow.json");
+    await node.want([profile("walled", "aaaaaaaaab")]);
+    await eventually(async () => expect(await manifests()).toEqual(files), 30);
+    await settled(node, "walled", { phase: "Ready" });
+    // The kubelet removes what it has ended within a minute or two.
+    await eventually(async () => expect(await canaries("slow")).toBe(""), 180);
+    await node.kubectl(["delete", "runtimeclass", "slow"]);
+  });
+
+  test("loses a handler that hangs as soon as it is wanted no more, whatever its canary still waits for", async () => {
+    const hangs = copied(
+      "hangs",
+      "abababab00",
+      await slowRunc(node.registry, tool("containerd-shim-runc-v2"), 900),
+    );
+    await node.want([profile("walled", "aaaaaaaaab"), hangs]);
+    await eventually(async () => expect((await node.try(["pgrep", "-f", "sleep 900"])).code).toBe(0), 60);
+    await node.want([profile("walled", "aaaaaaaaab")]);
+    await eventually(async () => expect(node.through(await node.report())).toBe(true), 60);
+    expect(await statusOf(node, "hangs")).toBeUndefined();
+    expect(await node.exec(["cat", dropin])).not.toContain("hangs");
+    await settled(node, "walled", { phase: "Ready" });
+    // The lines of shell that hung leave their sleep behind; the shim goes.
+    await eventually(
+      async () => expect((await node.try(["pgrep", "-f", "[b]in/copied-shim"])).code).toBe(1),
+      30,
+    );
+    await node.exec(["pkill", "-f", "sleep 900"]);
   });
 
   test("gets a lost drop-in back", async () => {

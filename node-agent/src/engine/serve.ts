@@ -9,11 +9,13 @@ import type { Artifacts } from "../installer/artifact/artifacts.ts";
 import { hasArtifact } from "../installer/artifact/gate.ts";
 import { executorsOf, goodOf, type Installer, servesNow } from "../installer/context.ts";
 import { checkOf, programsOf, versionDirectory } from "../installer/files.ts";
+import { staleStaticPods, staticPodsOf } from "../installer/kubelet/static-pods.ts";
 import type { RecordFile } from "../installer/ownership.ts";
 import type { Step } from "../installer/plan.ts";
 import { ProbeError, prove } from "../installer/prove.ts";
 import { type Canary, kubeletRetryDelay, retryDelay } from "../installer/state.ts";
 import { execute } from "../installer/steps.ts";
+import { NotWanted } from "../installer/wanted.ts";
 import { adapters } from "./adapters.ts";
 import { findEngine, monitorsIn } from "./detect.ts";
 import type { Engine, EngineHandler, Reload } from "./engine.ts";
@@ -52,6 +54,8 @@ export class NodeEngine {
   #distrusts = false;
   /** What the engine calls the canary's image since it pulled it. */
   #image: string | undefined;
+  /** Handlers whose canary is the kubelet's. */
+  readonly #slow = new Set<string>();
 
   constructor(installer: Installer, artifacts: Artifacts) {
     this.#installer = installer;
@@ -72,6 +76,8 @@ export class NodeEngine {
   /** Brings the engine behind `socket` to serve these profiles and none else of ours. Throws only when cancelled. */
   async converge(profiles: DesiredProfile[], socket: string | undefined, signal: AbortSignal): Promise<void> {
     const { ledger } = this.#installer;
+    const { ownership } = this.#installer;
+    for (const path of staleStaticPods(ownership.record)) await ownership.restore(path);
     const now = performance.now();
     for (const name of this.#due.keys())
       if (!profiles.some((profile) => profile.name === name)) this.#due.delete(name);
@@ -123,6 +129,11 @@ export class NodeEngine {
         await this.#passed(attempt, await this.#probe(engine, attempt.profile, signal));
       } catch (error) {
         signal.throwIfAborted();
+        if (error instanceof NotWanted) {
+          // What is wanted instead comes with the next pass, at once, and the engine is told of both.
+          await this.#putBack(attempt);
+          return;
+        }
         if (engine.kind === "crio") this.#distrusts = true;
         undo = (await this.#failed(attempt, error, signal)) || undo;
       }
@@ -322,6 +333,8 @@ export class NodeEngine {
       id: this.#image ?? idOf(engine, config),
       name: `127.0.0.1/bulkhead/canary@${manifest}`,
       awaitsLook: engine.kind === "crio",
+      slow: this.#slow,
+      staticPods: (each) => staticPodsOf(this.#installer, profile.name, each),
       pull: async (cri, each) => {
         await using registry = await host.serveLayout(layout, each);
         const image = `127.0.0.1:${registry.port}/bulkhead/canary@${manifest}`;
@@ -360,48 +373,52 @@ export class NodeEngine {
     ledger.publish();
   }
 
+  /** A profile's files as they were before a try that came to nothing. */
+  async #putBack({ profile, files, good }: Pick<Attempt, "profile" | "files" | "good">): Promise<void> {
+    // It served well before: pods of it run. The handler stays, and the next canary decides.
+    if (good?.revision === profile.revision) return;
+    const back = Object.keys(files).map((path): Step => {
+      const body = good?.files[path];
+      return body === undefined ? { do: "restore", path } : { do: "write", path, body };
+    });
+    const { log } = this.#installer;
+    await execute(back, executorsOf(this.#installer, profile.name), AbortSignal.timeout(60_000), log).catch(
+      (failure: unknown) => log.warn({ err: messageOf(failure) }, "cannot put a profile's files back"),
+    );
+  }
+
   /** Writes a failure down. True when the engine has to be told again: the handler that was tried goes. */
   async #failed(
-    { profile, files, good }: Pick<Attempt, "profile" | "files" | "good">,
+    attempt: Pick<Attempt, "profile" | "files" | "good">,
     error: unknown,
     signal: AbortSignal,
   ): Promise<boolean> {
-    const { ledger, log } = this.#installer;
+    const { ledger } = this.#installer;
+    const { profile, good } = attempt;
     const { name, revision } = profile;
     const canary = error instanceof ProbeError ? error.canary : undefined;
     const refused = hasCode(error, "unimplemented");
     const reason = canary !== undefined ? "CanaryFailed" : refused ? "NotSupported" : "InstallFailed";
     const message = messageOf(error);
     const served = good?.revision === revision;
-    if (served) {
-      // It served well before: pods of it run. The handler stays, and the next canary decides.
-      ledger.fail(name, reason, message, canary, true);
+    await this.#putBack(attempt);
+    signal.throwIfAborted();
+    if (served || good?.handler === undefined) {
+      ledger.fail(name, reason, message, canary, served);
     } else {
-      const back = Object.keys(files).map((path): Step => {
-        const body = good?.files[path];
-        return body === undefined ? { do: "restore", path } : { do: "write", path, body };
+      ledger.apply(name, {
+        on: "rolled-back",
+        good: servesNow(this.#installer, name) ?? "",
+        reason,
+        message,
+        ...(canary === undefined ? {} : { canary }),
       });
-      await execute(back, executorsOf(this.#installer, name), AbortSignal.timeout(60_000), log).catch(
-        (failure: unknown) => log.warn({ err: messageOf(failure) }, "cannot put a profile's files back"),
+      ledger.note(
+        "RolledBack",
+        `Revision ${revision} failed and ${good.revision} was put back: ${message}`,
+        "Warning",
+        name,
       );
-      signal.throwIfAborted();
-      if (good?.handler === undefined) {
-        ledger.fail(name, reason, message, canary);
-      } else {
-        ledger.apply(name, {
-          on: "rolled-back",
-          good: servesNow(this.#installer, name) ?? "",
-          reason,
-          message,
-          ...(canary === undefined ? {} : { canary }),
-        });
-        ledger.note(
-          "RolledBack",
-          `Revision ${revision} failed and ${good.revision} was put back: ${message}`,
-          "Warning",
-          name,
-        );
-      }
     }
     // A canary needs the engine restarted before it and, when it fails, after it: such a try comes less often.
     const delay = canary !== undefined && this.#restarts ? kubeletRetryDelay : retryDelay;

@@ -13,6 +13,7 @@ import type { Facts } from "./plan.ts";
 import { servesSince } from "./state.ts";
 import { type Executors, executors } from "./steps.ts";
 import type { Walls } from "./walls.ts";
+import type { Wanted } from "./wanted.ts";
 
 /** What every part of the installer works with. */
 export type Installer = {
@@ -35,6 +36,7 @@ export type Installer = {
   runtimeFiles: () => Promise<Record<string, string>>;
   ledger: Ledger;
   walls: Walls;
+  wanted: Wanted;
 };
 
 /** How steps are done; what happens in them is told of the profile, or of the node. */

@@ -20,6 +20,7 @@ import { OwnRuntime } from "./runtime.ts";
 import type { ProfileState } from "./state.ts";
 import { execute } from "./steps.ts";
 import { Walls } from "./walls.ts";
+import { Wanted } from "./wanted.ts";
 
 /**
  * Brings the node to what is desired and keeps it there. One pass at a time:
@@ -30,7 +31,7 @@ import { Walls } from "./walls.ts";
  * the kubelet's former endpoint. The kubelet is pointed at Bulkhead only after a canary has passed.
  */
 
-export type ControllerOptions = Omit<Installer, "ledger" | "walls"> & {
+export type ControllerOptions = Omit<Installer, "ledger" | "walls" | "wanted"> & {
   instance: string;
   /** HOST[:PORT][/PATH] that is asked for every artifact; undefined: the registry that its image names. */
   artifactRegistry?: string | undefined;
@@ -52,7 +53,7 @@ export class Controller {
 
   constructor(options: ControllerOptions) {
     const ledger = new Ledger(options);
-    this.#installer = { ...options, ledger, walls: new Walls(options) };
+    this.#installer = { ...options, ledger, walls: new Walls(options), wanted: new Wanted() };
     this.#artifacts = new Artifacts({
       ...options,
       registry: options.artifactRegistry,
@@ -71,6 +72,7 @@ export class Controller {
     this.#desired = desired;
     if (!changed) return;
     this.#traceparent = traceparent;
+    this.#installer.wanted.take(desired.profiles);
     this.#installer.log.info(
       { generation: desired.generation, profiles: desired.profiles.length },
       "desired state changed",

@@ -105,9 +105,9 @@ test("the record is written before the file: a crash between them loses no forme
   writeFileSync(join(root, "etc/k"), "old");
   const ownership = await reopened();
   // A directory where the temporary file must go makes the write itself fail.
-  mkdirSync(join(root, "etc/k.bulkhead-new"));
+  mkdirSync(join(root, "etc/.k.bulkhead-new"));
   await expect(ownership.write("/etc/k", "new")).rejects.toThrow();
-  rmSync(join(root, "etc/k.bulkhead-new"), { recursive: true });
+  rmSync(join(root, "etc/.k.bulkhead-new"), { recursive: true });
   const later = await reopened();
   expect(later.record.entries).toContainEqual(
     expect.objectContaining({

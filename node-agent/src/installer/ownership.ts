@@ -16,7 +16,7 @@ import {
   utimes,
   writeFile,
 } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { z } from "zod";
 import { EngineHandler, EngineRecord } from "../engine/engine.ts";
@@ -99,13 +99,16 @@ export type RecordFile = z.infer<typeof RecordFile>;
 export const sha256 = (bytes: string | Uint8Array): string =>
   createHash("sha256").update(bytes).digest("hex");
 
+/** Where a file is written before it is renamed: a name that programs which read all files of a directory pass over. */
+const temporaryOf = (path: string): string => join(dirname(path), `.${basename(path)}.bulkhead-new`);
+
 /** Writes a file whole or not at all: temporary file, fsync, rename. */
 export async function writeAtomically(
   path: string,
   body: string | Uint8Array,
   attributes: { mode: number; uid?: number; gid?: number },
 ): Promise<void> {
-  const temporary = `${path}.bulkhead-new`;
+  const temporary = temporaryOf(path);
   await rm(temporary, { force: true });
   const file = await open(temporary, "wx", attributes.mode);
   try {
@@ -226,9 +229,10 @@ export class Ownership {
     const known = this.#record.entries.find((entry) => entry.kind === "link" && entry.path === path);
     const former = known?.kind === "link" ? known.former : await readlink(at).catch(() => null);
     await this.#put({ kind: "link", path, target, former });
-    await rm(`${at}.bulkhead-new`, { force: true });
-    await symlink(target, `${at}.bulkhead-new`);
-    await rename(`${at}.bulkhead-new`, at);
+    const temporary = temporaryOf(at);
+    await rm(temporary, { force: true });
+    await symlink(target, temporary);
+    await rename(temporary, at);
   }
 
   /** Makes a directory that is ours with all that it will hold. */

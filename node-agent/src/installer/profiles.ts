@@ -9,6 +9,7 @@ import { type Facts, isFronted, type ProfilePlan, planProfile, planProfileRollba
 import { ProbeError, prove } from "./prove.ts";
 import { type Canary, retryDelay } from "./state.ts";
 import { type Executors, execute } from "./steps.ts";
+import { NotWanted } from "./wanted.ts";
 
 /**
  * The profiles that our own runtime serves: each one's handler loaded and proven, or its last good one put back.
@@ -71,7 +72,9 @@ export class Profiles {
         failure ?? (await prove(this.#installer, profile, signal).catch((error: unknown) => ({ error })));
       turn = turn.then(async () => {
         signal.throwIfAborted();
-        if ("error" in canary) await this.#failed(attempt, canary.error);
+        // What is wanted instead comes with the next pass, at once.
+        if ("error" in canary && canary.error instanceof NotWanted) await this.#putBack(attempt);
+        else if ("error" in canary) await this.#failed(attempt, canary.error);
         else await this.#passed(attempt, canary).catch((error: unknown) => this.#failed(attempt, error));
       });
       await turn;
@@ -131,32 +134,38 @@ export class Profiles {
     };
   }
 
-  async #failed({ profile, plan, facts, run, known }: Attempt, error: unknown): Promise<void> {
+  /** What stood before a try that came to nothing. Resolves to the error of that, if there is one. */
+  async #putBack({ profile, plan, facts, run, known }: Attempt): Promise<{ error: unknown } | undefined> {
+    // It served well before: pods of it run. The handler stays, and the next canary decides.
+    if (known?.revision === profile.revision) return undefined;
+    const rollback = planProfileRollback(facts, plan);
+    return execute(rollback, run, AbortSignal.timeout(60_000), this.#installer.log).then(
+      () => undefined,
+      (error: unknown) => ({ error }),
+    );
+  }
+
+  async #failed(attempt: Attempt, error: unknown): Promise<void> {
+    const { profile, known } = attempt;
     const { name } = profile;
-    const { log, ledger, metrics } = this.#installer;
+    const { ledger, metrics } = this.#installer;
     const canary = error instanceof ProbeError ? error.canary : undefined;
     const reason = error instanceof ProbeError ? "CanaryFailed" : "InstallFailed";
     const failed = { reason, message: messageOf(error), ...(canary === undefined ? {} : { canary }) };
-    if (known?.revision === profile.revision) {
-      // It served well before: pods of it run. The handler stays, and the next canary decides.
-      ledger.fail(name, reason, failed.message, canary, true);
+    const failure = await this.#putBack(attempt);
+    if (failure !== undefined)
+      failed.message = `${failed.message}; putting the former state back failed too: ${messageOf(failure.error)}`;
+    if (known === undefined || known.revision === profile.revision) {
+      ledger.fail(name, reason, failed.message, canary, known !== undefined);
     } else {
-      const rollback = planProfileRollback(facts, plan);
-      await execute(rollback, run, AbortSignal.timeout(60_000), log).catch((failure: unknown) => {
-        failed.message = `${failed.message}; putting the former state back failed too: ${messageOf(failure)}`;
-      });
-      if (known === undefined) {
-        ledger.fail(name, failed.reason, failed.message, canary);
-      } else {
-        ledger.apply(name, { on: "rolled-back", good: servesNow(this.#installer, name) ?? "", ...failed });
-        ledger.condition("RolledBack", true, reason, `Profile "${name}": ${failed.message}`);
-        ledger.note(
-          "RolledBack",
-          `Revision ${profile.revision} failed and ${known.revision} was put back: ${failed.message}`,
-          "Warning",
-          name,
-        );
-      }
+      ledger.apply(name, { on: "rolled-back", good: servesNow(this.#installer, name) ?? "", ...failed });
+      ledger.condition("RolledBack", true, reason, `Profile "${name}": ${failed.message}`);
+      ledger.note(
+        "RolledBack",
+        `Revision ${profile.revision} failed and ${known.revision} was put back: ${failed.message}`,
+        "Warning",
+        name,
+      );
     }
     this.#due.set(name, performance.now() + retryDelay(ledger.failures(name)));
     metrics.ready.set({ profile: name }, 0);

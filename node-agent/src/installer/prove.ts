@@ -11,6 +11,7 @@ import { judge } from "../probe/wall.ts";
 import type { Installer } from "./context.ts";
 import { wallOf } from "./files.ts";
 import type { Canary } from "./state.ts";
+import type { NotWanted } from "./wanted.ts";
 
 /** A canary that did not pass, with what it had seen. */
 export class ProbeError extends Error {
@@ -45,15 +46,16 @@ const canaryDeadlinesOf = ({ handler }: DesiredProfile): CanaryDeadlines | undef
 
 /**
  * One canary of a profile, and a second one before a handler that served well is called broken. On our runtime, or on
- * the engine behind `at`. Throws a {@link ProbeError} when it fails.
+ * the engine behind `at`. Throws a {@link ProbeError} when it fails, {@link NotWanted} when it need not be known any more.
  */
 export async function prove(
-  { host, hostFacts, metrics, walls, log }: Installer,
+  { host, hostFacts, metrics, walls, wanted, log }: Installer,
   profile: DesiredProfile,
-  signal: AbortSignal,
+  stop: AbortSignal,
   at?: { socket: string } & Elsewhere,
 ): Promise<Canary> {
   const { name } = profile;
+  const signal = AbortSignal.any([stop, wanted.signalOf(profile)]);
   const attempt = async (): Promise<Canary> => {
     using cri = connectCri(host.at(at === undefined ? paths.socket : host.real(at.socket)));
     const begun = new Date().toISOString();
@@ -114,7 +116,7 @@ export async function prove(
       metrics.failed(name);
       log.warn({ profile: name, tries, err: messageOf(error) }, "canary failed");
       if (tries === 2) throw error;
-      await sleep(1000, undefined, { signal });
+      await sleep(1000, undefined, { signal }).catch(() => signal.throwIfAborted());
     }
   }
 }

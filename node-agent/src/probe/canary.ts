@@ -5,9 +5,10 @@ import { canaryImage, canaryNamespace, labels } from "@bulkhead/lib/api/group.ts
 import type { CriClient } from "@bulkhead/lib/cri/client.ts";
 import { ContainerState, NamespaceMode, PodSandboxState } from "@bulkhead/lib/gen/cri_pb.js";
 import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
-import { killNaming, processesNaming } from "../processes.ts";
+import { killLeft } from "../processes.ts";
 import { lookOutside, type Outside } from "./outside.ts";
 import { type LogDirectory, logOf, outputOf } from "./own-output.ts";
+import { roomFor, type StaticPods, startStaticCanary } from "./static-pod.ts";
 import { parseView, type View, viewCommand } from "./wall.ts";
 
 /**
@@ -36,6 +37,10 @@ export type Elsewhere = {
   awaitsLook: boolean;
   /** Makes the engine pull it; resolves to what a container names it by. */
   pull(cri: CriClient, signal: AbortSignal): Promise<string>;
+  /** For a handler that is too slow for a pod that the kubelet does not know; undefined where it takes no static pods. */
+  staticPods(signal: AbortSignal): Promise<StaticPods | undefined>;
+  /** The handlers of which that is known. */
+  slow: Set<string>;
 };
 
 /** How long the command that looks may take, and to take the canary away. Seconds. */
@@ -70,8 +75,9 @@ export class CanaryEnded extends RuntimeError {
 /**
  * Runs a canary on an engine whose kubelet sees it. A kubelet looks every two seconds (housekeepingPeriod) and ends
  * pods that it does not know, within a second for one that runs. A canary that starts right after such a look has
- * until the next one, so one that was ended is tried again at once. `tryMs`: what one try may take; CRI-O may never
- * answer a StartContainer whose pod is being stopped.
+ * until the next one, so one that was ended is tried again at once. One that was ended twice is too slow for that, and the
+ * kubelet itself is asked to run it, where it can be. `tryMs`: what one try may take; CRI-O may never answer a
+ * StartContainer whose pod is being stopped.
  */
 export async function runSeenCanary(
   cri: CriClient,
@@ -79,10 +85,17 @@ export async function runSeenCanary(
   signal: AbortSignal,
   { tryMs, ...options }: CanaryOptions & { elsewhere: Elsewhere; tryMs: number },
 ): Promise<CanaryResult> {
+  const { staticPods, slow } = options.elsewhere;
   for (let tries = 1; ; tries++) {
     const late = AbortSignal.timeout(tryMs);
+    const soon = AbortSignal.any([signal, late]);
     try {
-      return await runCanary(cri, handler, AbortSignal.any([signal, late]), options);
+      const pods = tries > 2 || slow.has(handler) ? await staticPods(soon) : undefined;
+      if (pods === undefined || !(await roomFor(cri, pods, soon)))
+        return await runCanary(cri, handler, soon, options);
+      const result = await runStaticCanary(cri, handler, pods, soon, options);
+      slow.add(handler);
+      return result;
     } catch (error) {
       signal.throwIfAborted();
       if (!(error instanceof CanaryEnded || late.aborted) || tries === 6) throw error;
@@ -121,14 +134,12 @@ export async function runCanary(
   });
   const uid = randomUUID();
   const [sandbox, kubelets] = [sandboxOf(uid), kubeletsOf(uid)];
-  // No process of the node has this argument but the canary's own, if it is one.
-  const token = `3600.${randomInt(2 ** 47)}`;
+  const token = canaryToken();
   await removeCanaries(cri, handler, signal, elsewhere !== undefined);
-  if ((await images.imageStatus({ image }, signal)).image === undefined) {
-    // Without a pod, for there is none yet: the image's handler alone says whose image it is.
-    if (elsewhere === undefined) await images.pullImage({ image }, signal);
-    else image.image = await elsewhere.pull(cri, signal);
-  }
+  if (elsewhere !== undefined) image.image = await pulled(cri, elsewhere, handler, signal);
+  // Without a pod, for there is none yet: the image's handler alone says whose image it is.
+  else if ((await images.imageStatus({ image }, signal)).image === undefined)
+    await images.pullImage({ image }, signal);
   await using undo = new AsyncDisposableStack();
   // A shim's own logs, too: gVisor's writes there.
   undo.defer(() => rm(logs.here, { recursive: true, force: true }));
@@ -139,7 +150,11 @@ export async function runCanary(
   );
   if (elsewhere?.awaitsLook === true) await untilLook(cri, handler, sandboxOf(randomUUID()), signal);
   const startedAt = performance.now();
-  const { podSandboxId } = await runtime.runPodSandbox({ config: sandbox, runtimeHandler: handler }, signal);
+  // A caller that goes away while a guest boots leaves it to Kata's Rust shim, which leaves it for ever.
+  const patience = elsewhere === undefined ? signal : later(signal, 15_000);
+  const request = { config: sandbox, runtimeHandler: handler };
+  const { podSandboxId } = await runtime.runPodSandbox(request, patience);
+  signal.throwIfAborted();
   try {
     const containerOf = (name: string, command: string[]) => ({
       podSandboxId,
@@ -186,6 +201,52 @@ export async function runCanary(
       ? new CanaryEnded(error)
       : error;
   }
+}
+
+/** Runs one canary as the kubelet's own pod. Leaves nothing behind, whatever happens. */
+async function runStaticCanary(
+  cri: CriClient,
+  handler: string,
+  pods: StaticPods,
+  signal: AbortSignal,
+  { elsewhere, deadlines = usual }: CanaryOptions & { elsewhere: Elsewhere },
+): Promise<CanaryResult> {
+  const token = canaryToken();
+  const id = await pulled(cri, elsewhere, handler, signal);
+  const { image } = await cri.image.imageStatus({ image: { image: id, runtimeHandler: handler } }, signal);
+  const reference = image?.repoDigests[0];
+  if (reference === undefined)
+    throw new RuntimeError("internal", "The engine has no name for the canary's image");
+  const options = { image: reference, token, removeSeconds: deadlines.remove };
+  await using canary = await startStaticCanary(cri, handler, pods, options, signal);
+  const { podSandboxId, containerId, startSeconds } = canary;
+  const said = await execute(cri, containerId, deadlines.exec, signal);
+  const outside = await lookOutside([podSandboxId, containerId], token);
+  if (await hasEnded(cri, podSandboxId)) throw new CanaryEnded(new Error("it was looked at too late"));
+  return { view: parseView(said), outside, startSeconds };
+}
+
+/** No process of the node has this argument but the canary's own, if it is one. */
+const canaryToken = (): string => `3600.${randomInt(2 ** 47)}`;
+
+/** The canary's image on an engine that is not ours; resolves to what a container names it by. */
+async function pulled(
+  cri: CriClient,
+  { id, name, pull }: Elsewhere,
+  handler: string,
+  signal: AbortSignal,
+): Promise<string> {
+  const image = { image: id, userSpecifiedImage: name, runtimeHandler: handler };
+  return (await cri.image.imageStatus({ image }, signal)).image === undefined ? pull(cri, signal) : id;
+}
+
+/** Aborts `ms` after `signal` does. */
+function later(signal: AbortSignal, ms: number): AbortSignal {
+  const late = new AbortController();
+  const wait = (): void => void setTimeout(() => late.abort(signal.reason), ms).unref();
+  if (signal.aborted) wait();
+  else signal.addEventListener("abort", wait, { once: true });
+  return late.signal;
 }
 
 /** What the view's command says in the canary's container. */
@@ -284,16 +345,4 @@ export async function removeCanaries(
   if (failures.length > 0) {
     throw new RuntimeError("internal", `Cannot remove the canary of "${handler}": ${failures.join("; ")}`);
   }
-}
-
-/** Kills what still names a pod that has been ended: shim, hypervisor, file server. False where there is nothing. */
-async function killLeft(podSandboxId: string): Promise<boolean> {
-  // Engines' ids are of 64 digits: nobody else has that in a command line. Firecracker's has the first 32.
-  if (!/^[0-9a-f]{64}$/.test(podSandboxId)) return false;
-  const name = podSandboxId.slice(0, 32);
-  if ((await processesNaming(name)).length === 0) return false;
-  // They may be ending.
-  await sleep(1000);
-  await killNaming(name);
-  return true;
 }

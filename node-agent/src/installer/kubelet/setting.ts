@@ -43,7 +43,7 @@ const keys = {
   runtime: { flag: "container-runtime-endpoint", field: "containerRuntimeEndpoint" },
   image: { flag: "image-service-endpoint", field: "imageServiceEndpoint" },
 } as const;
-type Key = (typeof keys)[keyof typeof keys];
+type Key = { flag: string; field: string };
 
 /** The order in which a walk comes to paths: each directory's names are sorted, and one is walked where its name stands. */
 export const byWalk = (one: string, other: string): number => {
@@ -60,6 +60,15 @@ export const socketOf = (endpoint: string): string => endpoint.replace(/^unix:(\
 /** The endpoint in force. */
 export const findSetting = (view: KubeletView): Setting =>
   find(view, keys.runtime) ?? { value: view.fallback ?? defaultEndpoint, from: "default", files: [] };
+
+/** What the kubelet has for a setting, wherever it stands: a flag's text, or a field's value; undefined: its default. */
+export function settingOf(view: KubeletView, { flag, field }: Key): unknown {
+  const files = [view.config, ...(view.dropins?.files ?? [])].filter((file) => file !== undefined);
+  return (
+    flagValue(view.argv, flag) ??
+    files.map(({ body }) => parse(body)[field]).findLast((value) => value !== undefined)
+  );
+}
 
 /** The changes that point the kubelet at `endpoint`; none when it is there already. */
 export function pointAt(view: KubeletView, endpoint: string): Edit[] {
