@@ -17,13 +17,20 @@ let node: Node;
 let ns: Namespace;
 const name = "unshared";
 const binary = "/usr/local/bin/containerd-shim-unshare-v1";
+const deadlines = { create: 300, start: 300, stop: 30 };
 const profile = (options: object) => ({
   apiVersion: "bulkhead.dev/v1alpha1",
   kind: "RuntimeProfile",
   metadata: { name },
   spec: {
     handler: {
-      shim: { runtimeType: "io.containerd.unshare.v1", wall: "namespaces", sandboxApi: true, options },
+      shim: {
+        runtimeType: "io.containerd.unshare.v1",
+        wall: "namespaces",
+        sandboxApi: true,
+        deadlines,
+        options,
+      },
     },
     nodeSelector: { "kubernetes.io/hostname": "node-1" },
     runtimeClass: { overhead: { memory: "measured" } },
@@ -113,14 +120,31 @@ describe("A profile of a shim that is none of Bulkhead's", () => {
     await profileReady(cluster, name);
   });
 
-  test("leaves nothing on the node when it is deleted", async () => {
-    await ns.kubectl(["delete", "pod", "walled", "--grace-period=1"]);
-    await cluster.kubectl(["delete", "rtp", name]);
+  const leavesNothing = (): Promise<void> => {
     const left = `ls ${paths.handlers} /etc/bulkhead/shim 2>/dev/null | grep ${name}; pgrep -f ^${binary}`;
-    await until(AbortSignal.timeout(60_000), 60_000, "the handler to go", async () => {
+    return until(AbortSignal.timeout(60_000), 60_000, "the handler to go", async () => {
       const { stdout } = await node.try(["sh", "-c", left]);
       if (stdout === "") return true;
       throw new Error(stdout);
     });
+  };
+
+  test("leaves nothing on the node when it is deleted", async () => {
+    await ns.kubectl(["delete", "pod", "walled", "--grace-period=1"]);
+    await cluster.kubectl(["delete", "rtp", name]);
+    await leavesNothing();
+  });
+
+  test("goes at once when it is deleted while its shim hangs, whatever its canary still waits for", async () => {
+    const hanging = '#!/bin/sh\ncase " $* " in *" start "*) exec sleep 1800 ;; esac\n';
+    await node.exec(["sh", "-c", `printf %s "$1" >${binary}; chmod 755 ${binary}`, "sh", hanging]);
+    await apply({});
+    await statusIs(({ phase }) => phase === "Verifying", "the canary");
+    await until(AbortSignal.timeout(60_000), 60_000, "the shim to hang", async () => {
+      return (await node.exec(["pgrep", "-f", "sleep 1800"])) !== "";
+    });
+    await cluster.kubectl(["delete", "rtp", name, "--timeout=40s"]);
+    await leavesNothing();
+    expect((await node.try(["pgrep", "-f", "sleep 1800"])).code).toBe(1);
   });
 });

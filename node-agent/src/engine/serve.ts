@@ -9,7 +9,7 @@ import type { Artifacts } from "../installer/artifact/artifacts.ts";
 import { hasArtifact } from "../installer/artifact/gate.ts";
 import { executorsOf, goodOf, type Installer, servesNow } from "../installer/context.ts";
 import { checkOf, programsOf, versionDirectory } from "../installer/files.ts";
-import { staleStaticPods, staticPodsOf } from "../installer/kubelet/static-pods.ts";
+import { endStaleStaticPods, staticPodsOf } from "../installer/kubelet/static-pods.ts";
 import type { RecordFile } from "../installer/ownership.ts";
 import type { Step } from "../installer/plan.ts";
 import { ProbeError, prove } from "../installer/prove.ts";
@@ -76,8 +76,7 @@ export class NodeEngine {
   /** Brings the engine behind `socket` to serve these profiles and none else of ours. Throws only when cancelled. */
   async converge(profiles: DesiredProfile[], socket: string | undefined, signal: AbortSignal): Promise<void> {
     const { ledger } = this.#installer;
-    const { ownership } = this.#installer;
-    for (const path of staleStaticPods(ownership.record)) await ownership.restore(path);
+    await endStaleStaticPods(this.#installer, socket);
     const now = performance.now();
     for (const name of this.#due.keys())
       if (!profiles.some((profile) => profile.name === name)) this.#due.delete(name);

@@ -8,7 +8,7 @@ import { hasCode, messageOf, RuntimeError } from "@bulkhead/lib/std/errors.ts";
 import { killLeft } from "../processes.ts";
 import { lookOutside, type Outside } from "./outside.ts";
 import { type LogDirectory, logOf, outputOf } from "./own-output.ts";
-import { roomFor, type StaticPods, startStaticCanary } from "./static-pod.ts";
+import { roomFor, type StaticPods, standMs, startStaticCanary } from "./static-pod.ts";
 import { parseView, type View, viewCommand } from "./wall.ts";
 
 /**
@@ -76,7 +76,7 @@ export class CanaryEnded extends RuntimeError {
  * Runs a canary on an engine whose kubelet sees it. A kubelet looks every two seconds (housekeepingPeriod) and ends
  * pods that it does not know, within a second for one that runs. A canary that starts right after such a look has
  * until the next one, so one that was ended is tried again at once. One that was ended twice is too slow for that, and the
- * kubelet itself is asked to run it, where it can be. `tryMs`: what one try may take; CRI-O may never answer a
+ * kubelet itself is asked to run it, once, where it can be. `tryMs`: what one try may take; CRI-O may never answer a
  * StartContainer whose pod is being stopped.
  */
 export async function runSeenCanary(
@@ -85,20 +85,31 @@ export async function runSeenCanary(
   signal: AbortSignal,
   { tryMs, ...options }: CanaryOptions & { elsewhere: Elsewhere; tryMs: number },
 ): Promise<CanaryResult> {
-  const { staticPods, slow } = options.elsewhere;
+  const { slow } = options.elsewhere;
+  let own: string | undefined;
   for (let tries = 1; ; tries++) {
+    if (own === undefined && (tries > 2 || slow.has(handler))) {
+      const soon = AbortSignal.any([signal, AbortSignal.timeout(3 * tryMs)]);
+      try {
+        const result = await runKubelets(cri, handler, soon, options);
+        if (result !== undefined) {
+          slow.add(handler);
+          return result;
+        }
+      } catch (error) {
+        signal.throwIfAborted();
+        slow.delete(handler);
+        own = `; as a pod of the kubelet's own: ${messageOf(error)}`;
+      }
+    }
     const late = AbortSignal.timeout(tryMs);
-    const soon = AbortSignal.any([signal, late]);
     try {
-      const pods = tries > 2 || slow.has(handler) ? await staticPods(soon) : undefined;
-      if (pods === undefined || !(await roomFor(cri, pods, soon)))
-        return await runCanary(cri, handler, soon, options);
-      const result = await runStaticCanary(cri, handler, pods, soon, options);
-      slow.add(handler);
-      return result;
+      return await runCanary(cri, handler, AbortSignal.any([signal, late]), options);
     } catch (error) {
       signal.throwIfAborted();
-      if (!(error instanceof CanaryEnded || late.aborted) || tries === 6) throw error;
+      if (!(error instanceof CanaryEnded || late.aborted)) throw error;
+      if (tries === 6)
+        throw new RuntimeError("unavailable", `${messageOf(error)}${own ?? ""}`, { cause: error });
     }
   }
 }
@@ -150,8 +161,8 @@ export async function runCanary(
   );
   if (elsewhere?.awaitsLook === true) await untilLook(cri, handler, sandboxOf(randomUUID()), signal);
   const startedAt = performance.now();
-  // A caller that goes away while a guest boots leaves it to Kata's Rust shim, which leaves it for ever.
-  const patience = elsewhere === undefined ? signal : later(signal, 15_000);
+  // An engine cancels what it makes for a caller that goes away.
+  const patience = elsewhere === undefined ? signal : later(signal, standMs);
   const request = { config: sandbox, runtimeHandler: handler };
   const { podSandboxId } = await runtime.runPodSandbox(request, patience);
   signal.throwIfAborted();
@@ -203,14 +214,18 @@ export async function runCanary(
   }
 }
 
-/** Runs one canary as the kubelet's own pod. Leaves nothing behind, whatever happens. */
-async function runStaticCanary(
+/**
+ * Runs one canary as the kubelet's own pod; undefined where it takes none or has no room. Leaves nothing behind, whatever
+ * happens.
+ */
+async function runKubelets(
   cri: CriClient,
   handler: string,
-  pods: StaticPods,
   signal: AbortSignal,
   { elsewhere, deadlines = usual }: CanaryOptions & { elsewhere: Elsewhere },
-): Promise<CanaryResult> {
+): Promise<CanaryResult | undefined> {
+  const pods = await elsewhere.staticPods(signal);
+  if (pods === undefined || !(await roomFor(cri, pods, signal))) return undefined;
   const token = canaryToken();
   const id = await pulled(cri, elsewhere, handler, signal);
   const { image } = await cri.image.imageStatus({ image: { image: id, runtimeHandler: handler } }, signal);

@@ -17,7 +17,7 @@ export type StaticPods = {
   put(pod: object): Promise<void>;
   /** Has the kubelet end it. */
   remove(): Promise<void>;
-  /** Why the pod of this uid does not run, by what the kubelet said last; undefined while it said nothing. */
+  /** Why the pod of this uid does not run, by what the kubelet said last; undefined while it may be on its way. */
   trouble(uid: string, signal: AbortSignal): Promise<string | undefined>;
   /** Pods that the kubelet lets run at a time. */
   maxPods: number;
@@ -30,6 +30,12 @@ export type StaticCanary = {
   /** Seconds from the file to the container running. */
   startSeconds: number;
 } & AsyncDisposable;
+
+/**
+ * What a pod that is being made gets to stand before it is ended, in milliseconds: Kata's Rust shim leaves a guest for ever
+ * whose boot is cancelled. It is within the agent's terminationGracePeriodSeconds.
+ */
+export const standMs = 30_000;
 
 const uidLabel = "io.kubernetes.pod.uid";
 
@@ -113,33 +119,33 @@ export async function startStaticCanary(
   }
 }
 
-/** What a pod that is being made gets to stand before it is ended, in milliseconds. */
-const standMs = 15_000;
-
-async function endStaticCanary(
+/** Has the kubelet end a canary once it stands, and removes what is left of it. `refused`: it will not stand. */
+export async function endStaticCanary(
   { runtime }: CriClient,
-  pods: StaticPods,
+  pods: Pick<StaticPods, "remove">,
   { uid, refused, removeSeconds }: { uid: string; refused: boolean; removeSeconds: number },
 ): Promise<void> {
   const signal = AbortSignal.timeout(removeSeconds * 1000 + standMs);
   const sandboxes = async () =>
     (await runtime.listPodSandbox({ filter: { labelSelector: { [uidLabel]: uid } } }, signal)).items;
-  // A kubelet that ends a pod while its guest boots cancels that, and Kata's Rust shim then leaves the guest for ever.
+  // A kubelet that ends a pod while its guest boots cancels that.
   const stands = performance.now() + (refused ? 0 : standMs);
   while (performance.now() < stands && (await sandboxes()).length === 0) await sleep(100);
   await pods.remove();
-  const runs = (await sandboxes()).map(({ id }) => id);
+  let left = await sandboxes();
   try {
-    while ((await sandboxes()).some(({ state }) => state === PodSandboxState.SANDBOX_READY))
+    while (left.some(({ state }) => state === PodSandboxState.SANDBOX_READY)) {
       await sleep(100, undefined, { signal });
+      left = await sandboxes();
+    }
     // The kubelet would do so within a minute or two.
-    for (const podSandboxId of runs)
-      await runtime.removePodSandbox({ podSandboxId }, signal).catch((error: unknown) => {
+    for (const { id } of left)
+      await runtime.removePodSandbox({ podSandboxId: id }, signal).catch((error: unknown) => {
         if (!hasCode(error, "not-found")) throw error;
       });
   } catch (error) {
     // What the kubelet cannot stop, because its shim refuses to be, it can when that is gone.
-    for (const podSandboxId of runs) await killLeft(podSandboxId);
+    for (const { id } of left) await killLeft(id);
     const what = `The kubelet has not ended the canary's pod ${uid} within ${removeSeconds} s`;
     throw new RuntimeError("unavailable", `${what}: ${messageOf(error)}`, { cause: error });
   }

@@ -62,9 +62,11 @@ test("only a node with a tenth of its pods to spare has room: a kubelet ends oth
   ]);
 });
 
-test("why a pod does not run is the last thing that the kubelet said of it", () => {
+test("why a pod does not run is the last thing that the kubelet said of it, once it said so twice", () => {
   const line = (err: string, uid: string) =>
     `E1129 02:00:00.1 7 pod_workers.go:1324] "Error syncing pod, skipping" err="${err}" pod="bulkhead-canary/c" podUID="${uid}"`;
+  const waits = line("network is not ready: container runtime network not ready", "u1");
+  expect(troubleIn([waits, waits, line("first", "u1")].join("\n"), "u1")).toBeUndefined();
   const log = [
     line("first", "u1"),
     line('failed to \\"CreatePodSandbox\\": no such hypervisor', "u1"),

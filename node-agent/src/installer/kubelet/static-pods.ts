@@ -1,7 +1,9 @@
-import { lstat } from "node:fs/promises";
+import { lstat, readFile } from "node:fs/promises";
 import { basename, isAbsolute, join } from "node:path";
+import { connectCri } from "@bulkhead/lib/cri/client.ts";
 import { messageOf } from "@bulkhead/lib/std/errors.ts";
-import type { StaticPods } from "../../probe/static-pod.ts";
+import { z } from "zod";
+import { endStaticCanary, type StaticPods } from "../../probe/static-pod.ts";
 import type { Installer } from "../context.ts";
 import { findKubelet, kubeletView } from "../facts.ts";
 import type { RecordFile } from "../ownership.ts";
@@ -36,13 +38,39 @@ const prefix = "bulkhead-canary-";
 export const staleStaticPods = ({ entries }: Pick<RecordFile, "entries">): string[] =>
   entries.map(({ path }) => path).filter((path) => basename(path).startsWith(prefix));
 
+const Manifest = z.object({ metadata: z.object({ uid: z.string() }) });
+
+/** Ends those, on the engine behind `socket`. */
+export async function endStaleStaticPods(
+  { host, ownership, log }: Pick<Installer, "host" | "ownership" | "log">,
+  socket: string | undefined,
+): Promise<void> {
+  for (const path of staleStaticPods(ownership.record)) {
+    const remove = (): Promise<void> => ownership.restore(path);
+    try {
+      const { metadata } = Manifest.parse(JSON.parse(await readFile(host.at(path), "utf8")));
+      if (socket === undefined) throw new Error("the kubelet's engine was not found");
+      using cri = connectCri(host.at(host.real(socket)));
+      await endStaticCanary(cri, { remove }, { uid: metadata.uid, refused: false, removeSeconds: 60 });
+    } catch (error) {
+      log.warn({ path, err: messageOf(error) }, "a canary of a former life is left to the kubelet");
+      await remove();
+    }
+  }
+}
+
 /**
- * Why a pod does not run, by the kubelet's log. Its last line of a sync that failed counts, in klog's form:
- * `"Error syncing pod, skipping" err="…" pod="…" podUID="…"`. Pure.
+ * Why a pod does not run, by the kubelet's log: the last of its syncs that failed, in klog's form:
+ * `"Error syncing pod, skipping" err="…" pod="…" podUID="…"`. One may fail and the next not, as while the network comes
+ * up: undefined before two did. Pure.
  */
 export function troubleIn(log: string, uid: string): string | undefined {
-  const line = log.split("\n").findLast((line) => line.includes('"Error syncing pod') && line.includes(uid));
-  const quoted = /\berr=("(?:[^"\\]|\\.)*")/.exec(line ?? "")?.[1];
+  const lines = log
+    .split("\n")
+    .filter((line) => line.includes('"Error syncing pod') && line.includes(uid))
+    .filter((line) => !line.includes("network is not ready"));
+  if (lines.length < 2) return undefined;
+  const quoted = /\berr=("(?:[^"\\]|\\.)*")/.exec(lines.at(-1) ?? "")?.[1];
   if (quoted === undefined) return undefined;
   try {
     return String(JSON.parse(quoted)).slice(0, 1024);
