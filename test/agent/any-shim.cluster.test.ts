@@ -16,6 +16,7 @@ let cluster: Cluster;
 let node: Node;
 let ns: Namespace;
 const name = "unshared";
+const beside = "beside-unshared";
 const binary = "/usr/local/bin/containerd-shim-unshare-v1";
 const deadlines = { create: 300, start: 300, stop: 30 };
 const profile = (options: object) => ({
@@ -58,7 +59,7 @@ beforeAll(async () => {
 });
 afterAll(async () => {
   await ns?.destroy();
-  await cluster?.kubectl(["delete", "rtp", name, "--ignore-not-found"]);
+  await cluster?.kubectl(["delete", "rtp", name, beside, "--ignore-not-found"]);
   await node?.exec(["rm", "-f", binary]);
 });
 
@@ -135,7 +136,7 @@ describe("A profile of a shim that is none of Bulkhead's", () => {
     await leavesNothing();
   });
 
-  test("goes at once when it is deleted while its shim hangs, whatever its canary still waits for", async () => {
+  test("holds no other profile up while its shim hangs, and goes at once when it is deleted", async () => {
     const hanging = '#!/bin/sh\ncase " $* " in *" start "*) exec sleep 1800 ;; esac\n';
     await node.exec(["sh", "-c", `printf %s "$1" >${binary}; chmod 755 ${binary}`, "sh", hanging]);
     await apply({});
@@ -143,7 +144,16 @@ describe("A profile of a shim that is none of Bulkhead's", () => {
     await until(AbortSignal.timeout(60_000), 60_000, "the shim to hang", async () => {
       return (await node.exec(["pgrep", "-f", "sleep 1800"])) !== "";
     });
-    await cluster.kubectl(["delete", "rtp", name, "--timeout=40s"]);
+    const { nodeSelector } = profile({}).spec;
+    const other = {
+      ...profile({}),
+      metadata: { name: beside },
+      spec: { handler: { runc: {} }, nodeSelector },
+    };
+    await cluster.kubectl(["apply", "-f", "-"], { input: JSON.stringify(other) });
+    await profileReady(cluster, beside);
+    await statusIs(({ phase }) => phase === "Verifying", "the canary to wait as before");
+    await cluster.kubectl(["delete", "rtp", name, beside, "--timeout=40s"]);
     await leavesNothing();
     expect((await node.try(["pgrep", "-f", "sleep 1800"])).code).toBe(1);
   });

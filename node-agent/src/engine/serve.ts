@@ -15,7 +15,7 @@ import type { Step } from "../installer/plan.ts";
 import { ProbeError, prove } from "../installer/prove.ts";
 import { type Canary, kubeletRetryDelay, retryDelay } from "../installer/state.ts";
 import { execute } from "../installer/steps.ts";
-import { NotWanted } from "../installer/wanted.ts";
+import { NotWanted, Overtaken } from "../installer/wanted.ts";
 import { adapters } from "./adapters.ts";
 import { findEngine, monitorsIn } from "./detect.ts";
 import type { Engine, EngineHandler, Reload } from "./engine.ts";
@@ -128,8 +128,9 @@ export class NodeEngine {
         await this.#passed(attempt, await this.#probe(engine, attempt.profile, signal));
       } catch (error) {
         signal.throwIfAborted();
+        // What is wanted instead comes with the next pass, at once, and the engine is told of both.
+        if (error instanceof Overtaken) return;
         if (error instanceof NotWanted) {
-          // What is wanted instead comes with the next pass, at once, and the engine is told of both.
           await this.#putBack(attempt);
           return;
         }

@@ -98,6 +98,7 @@ export class Controller {
       });
       const desired = this.#desired;
       if (desired !== undefined) {
+        this.#installer.wanted.begin();
         try {
           const { generation } = desired;
           const attributes = { "bulkhead.generation": generation };

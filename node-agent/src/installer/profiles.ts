@@ -9,7 +9,7 @@ import { type Facts, isFronted, type ProfilePlan, planProfile, planProfileRollba
 import { ProbeError, prove } from "./prove.ts";
 import { type Canary, retryDelay } from "./state.ts";
 import { type Executors, execute } from "./steps.ts";
-import { NotWanted } from "./wanted.ts";
+import { NotWanted, Overtaken } from "./wanted.ts";
 
 /**
  * The profiles that our own runtime serves: each one's handler loaded and proven, or its last good one put back.
@@ -73,6 +73,7 @@ export class Profiles {
       turn = turn.then(async () => {
         signal.throwIfAborted();
         // What is wanted instead comes with the next pass, at once.
+        if ("error" in canary && canary.error instanceof Overtaken) return;
         if ("error" in canary && canary.error instanceof NotWanted) await this.#putBack(attempt);
         else if ("error" in canary) await this.#failed(attempt, canary.error);
         else await this.#passed(attempt, canary).catch((error: unknown) => this.#failed(attempt, error));

@@ -11,7 +11,7 @@ import { judge } from "../probe/wall.ts";
 import type { Installer } from "./context.ts";
 import { wallOf } from "./files.ts";
 import type { Canary } from "./state.ts";
-import type { NotWanted } from "./wanted.ts";
+import type { NotWanted, Overtaken } from "./wanted.ts";
 
 /** A canary that did not pass, with what it had seen. */
 export class ProbeError extends Error {
@@ -46,7 +46,8 @@ const canaryDeadlinesOf = ({ handler }: DesiredProfile): CanaryDeadlines | undef
 
 /**
  * One canary of a profile, and a second one before a handler that served well is called broken. On our runtime, or on
- * the engine behind `at`. Throws a {@link ProbeError} when it fails, {@link NotWanted} when it need not be known any more.
+ * the engine behind `at`. Throws a {@link ProbeError} when it fails, {@link NotWanted} or
+ * {@link Overtaken} when it need not be known any more, or not now.
  */
 export async function prove(
   { host, hostFacts, metrics, walls, wanted, log }: Installer,
