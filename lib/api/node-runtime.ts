@@ -52,7 +52,7 @@ export const ProfileStatus = z.object({
     .object({
       passed: z.boolean(),
       at: z.string().meta({ format: "date-time" }),
-      /** Seconds from RunPodSandbox to the canary's container running. */
+      /** Seconds from RunPodSandbox to the canary's container running; of one that the kubelet runs itself from its file. */
       startSeconds: z.number(),
       /** Kernel release that a process behind the wall sees. */
       kernel: z.string().max(256),
